@@ -1,0 +1,423 @@
+"""Text and tokens: questions and their answers, the tokenizer and its chat template, padded batches, JSONL files.
+
+    python data.py --questions gsm8k --out runs/mine/0_questions --train 2000   # one folder of disjoint splits
+
+Every stage reads the question files that this script writes, so all of them ask the same text. The final answer in a
+text is found by one function, `extract_answer`, for the vote, the reward and the score alike.
+
+Shapes: B sequences, T tokens. Padding is on the right and is known from masks, never from token ids.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+import tokenizers
+import torch
+from torch import Tensor
+
+import runtime
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[dict]:
+    """Yield the objects of a JSONL file. Raises ValueError naming file, line and fault; an empty line is skipped."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                row = json.loads(text) if text else None
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+            if not text:
+                continue
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: an object {{...}} is expected, this is a {type(row).__name__}")
+            for key in required:
+                if key not in row:
+                    raise ValueError(f"{path}, line {number}: the key '{key}' is missing")
+            yield row
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    """Write one object a line under a temporary name, then rename: a reader never meets half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    temporary.replace(path)
+
+
+# ---- questions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. `answer` is the gold answer, for reports only: no training stage may look at it."""
+
+    id: str
+    question: str
+    answer: str | None = None
+    kind: str = "number"  # how its answer is read: 'number' (GSM8K) or 'choice' (a letter, MMLU-Pro)
+    options: tuple[str, ...] = ()
+    instruction: str = ""  # follows the question in the prompt
+
+    @property
+    def prompt(self) -> str:
+        """The user's turn: question, lettered options, instruction."""
+        lines = [self.question, *(f"{chr(65 + i)}. {option}" for i, option in enumerate(self.options)), self.instruction]
+        return "\n".join(line for line in lines if line)
+
+
+def load_questions(spec: str, limit: int | None = None) -> list[Question]:
+    """Questions of 'arith:SPLIT' (built in), 'gsm8k:SPLIT' (files in $DATA_DIR/gsm8k), or the path of a JSONL.
+
+    A JSONL row is {"question", "answer"?} and may carry id, kind, options, instruction. Raises ValueError or
+    FileNotFoundError with one sentence; an empty set is an error.
+    """
+    name, _, split = str(spec).partition(":")
+    if name == "arith":
+        return arith_questions(split, 1000 if limit is None else limit)
+    if name == "gsm8k":
+        path = Path(os.environ.get("DATA_DIR", "data")) / "gsm8k" / f"{split}.jsonl"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} not found: set DATA_DIR to the folder that holds gsm8k/train.jsonl and "
+                                    "gsm8k/test.jsonl (github.com/openai/grade-school-math)")
+    else:
+        path = Path(spec)
+        if not path.is_file():
+            raise FileNotFoundError(f"no question set '{spec}': it is neither arith:train|valid|test|hard, "
+                                    "gsm8k:train|test, nor the path of a JSONL file")
+    questions, lines = [], {}
+    for number, row in enumerate(read_jsonl(path, required=["question"]), 1):
+        question = _question(row, f"{path}, question {number}", default_id=f"{path.stem}-{number}")
+        if question.id in lines:
+            raise ValueError(f"{path}: questions {lines[question.id]} and {number} have the same id '{question.id}'")
+        lines[question.id] = number
+        questions.append(question)
+        if limit is not None and len(questions) == limit:
+            break
+    if not questions:
+        raise ValueError(f"{path} holds no question")
+    return questions
+
+
+def _question(row: dict, where: str, default_id: str) -> Question:
+    text, answer, kind = row["question"], row.get("answer"), row.get("kind", "number")
+    options = row.get("options") or []
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}: 'question' must be a text that is not empty")
+    if kind not in ("number", "choice"):
+        raise ValueError(f"{where}: kind '{kind}' is neither 'number' nor 'choice'")
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise ValueError(f"{where}: 'options' must be a list of texts")
+    if answer is not None:
+        gold = extract_answer(str(answer), kind) or canonical(str(answer), kind)  # GSM8K's gold is a worked solution
+        if gold is None:
+            raise ValueError(f"{where}: the gold answer {str(answer)[:60]!r} holds no {kind}")
+        answer = gold
+    return Question(str(row.get("id", default_id)), text.strip(), answer, kind, tuple(options),
+                    str(row.get("instruction", "")))
+
+
+# ---- answers -------------------------------------------------------------------------------------------------------
+
+NUMBER = r"-?\s?\$?\s?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
+STATED = {  # an answer that is announced; the first announcement counts, for a model may run on to a new question
+    "number": re.compile(rf"(?:####|\\boxed\{{|\bA:|answer is:?)\s*\**\s*({NUMBER})", re.IGNORECASE),
+    "choice": re.compile(r"(?:####|\\boxed\{|\bA(?:nswer)?:|answer is:?)\s*\**\s*\(?([A-J])\b", re.IGNORECASE),
+}
+MENTIONED = {"number": re.compile(NUMBER), "choice": re.compile(r"\b([A-J])\b")}
+
+
+def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
+    """The final answer of a response in canonical form, or None.
+
+    Strict: an answer that is stated ('#### 7', 'A: 7', 'the answer is (C)', '\\boxed{7}'). Lenient: that, else the
+    last number or the last lone capital letter. Example: ('3+4=7\\n#### 1,007.', 'number') -> '1007'.
+    """
+    stated = STATED[kind].search(text)
+    if stated:
+        return canonical(stated.group(1), kind)
+    mentioned = MENTIONED[kind].findall(text) if lenient else []
+    return canonical(mentioned[-1], kind) if mentioned else None
+
+
+def canonical(text: str, kind: str) -> str | None:
+    """One spelling per answer: ' $1,234.50' -> '1234.5', '(c)' -> 'C'. None if the text is not such an answer."""
+    text = text.strip()
+    if kind == "choice":
+        letter = text.strip("(). ").upper()
+        return letter if re.fullmatch("[A-J]", letter) else None
+    text = re.sub(r"[\s,$]", "", text).rstrip(".")
+    if not re.fullmatch(r"-?(\d+(\.\d+)?|\.\d+)(/\d+)?", text):
+        return None
+    whole, slash, part = text.partition("/")
+    try:
+        number = format(Decimal(whole).normalize(), "f")
+    except InvalidOperation:
+        return None
+    return ("0" if number == "-0" else number) + slash + part
+
+
+def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
+    """Whether an extracted answer equals the gold one. No answer is never correct."""
+    return answer is not None and gold is not None and canonical(answer, kind) == canonical(gold, kind)
+
+
+# ---- the embedded task: word problems ------------------------------------------------------------------------------
+
+NAMES = "Ava Ben Cara Dan Eve Finn Gus Hana Ivan Jade Kai Lena".split()
+TOPICS = ("pens cups coins cards shells beads books stamps apples plums nuts eggs "
+          "figs pears rolls pies cats hens bees fish kites balls drums hats").split()
+SPLITS = {"corpus": (0, 60), "train": (60, 80), "valid": (80, 90), "test": (90, 100), "hard": (90, 100)}
+STEPS = {"hard": (5, 5)}  # the other splits have 2 to 4: five-step questions are held out of all training
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A word problem with its worked steps: values[i] op[i] amount[i] = values[i + 1]."""
+
+    topic: str
+    text: str
+    values: tuple[int, ...]
+    operations: tuple[tuple[str, int], ...]
+
+    @property
+    def solution(self) -> str:
+        """GSM8K's form, every step on its line: '3+4=7\\n7*2=14\\n#### 14'."""
+        steps = [f"{a}{op}{n}={b}\n" for a, (op, n), b in zip(self.values, self.operations, self.values[1:])]
+        return "".join(steps) + f"#### {self.values[-1]}"
+
+
+def arith_problems(split: str, seed: int = 0) -> Iterator[Problem]:
+    """An endless stream of different problems of a split. Splits share no question: a hash of the text decides."""
+    if split not in SPLITS:
+        raise ValueError(f"arith has no split '{split}': it has {', '.join(SPLITS)}")
+    rng, seen = random.Random(f"{split}-{seed}"), set()
+    low, high = SPLITS[split]
+    while True:
+        problem = _arith_problem(rng, rng.randint(*STEPS.get(split, (2, 4))))
+        bucket = int(hashlib.sha256(problem.text.encode()).hexdigest(), 16) % 100
+        if low <= bucket < high and problem.text not in seen:
+            seen.add(problem.text)
+            yield problem
+
+
+def _arith_problem(rng: random.Random, steps: int) -> Problem:
+    topic = rng.choice(TOPICS)
+    who, friend = rng.sample(NAMES, 2)
+    values, operations = [rng.randint(2, 20)], []
+    sentences = [f"{who} has {values[0]} {topic}."]
+    while len(operations) < steps:
+        now, amount = values[-1], rng.randint(2, 9)
+        event, op, amount, after = rng.choice([
+            (f"{friend} gives {who} {amount}.", "+", amount, now + amount),
+            (f"{who} buys {amount} more.", "+", amount, now + amount),
+            (f"{who} loses {amount}.", "-", amount, now - amount),
+            (f"{who} gives {friend} {amount}.", "-", amount, now - amount),
+            (f"{who} doubles them.", "*", 2, now * 2),
+            (f"{who} triples them.", "*", 3, now * 3),
+        ])
+        if 0 < after <= 50:
+            sentences.append(event)
+            operations.append((op, amount))
+            values.append(after)
+    sentences.append(f"How many {topic} does {who} have now?")
+    return Problem(topic, " ".join(sentences), tuple(values), tuple(operations))
+
+
+def arith_questions(split: str, n: int) -> list[Question]:
+    """The first n problems of a split as questions with their gold answers."""
+    problems = arith_problems(split)
+    return [Question(f"arith-{split}-{i}", p.text, str(p.values[-1])) for i, p in zip(range(n), problems)]
+
+
+# ---- tokens --------------------------------------------------------------------------------------------------------
+
+
+class Tokenizer:
+    """A Hugging Face folder's tokenizer.json with its chat template, the template being written out by hand.
+
+    Special tokens come from the template alone: a '<|eot_id|>' inside a question is encoded as plain text.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} not found: a model's folder holds its tokenizer.json")
+        try:
+            self.backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path} is not a tokenizer.json: {error}") from None
+        self.backend.encode_special_tokens = True  # text is text
+        self.config = self._json("tokenizer_config.json") | self._json("generation_config.json")
+        self.vocab_size = self.backend.get_vocab_size(with_added_tokens=True)
+        if self.id("<|start_header_id|>") is not None:
+            self.style, end = "llama3", "<|eot_id|>"
+        elif self.id("<|im_start|>") is not None:
+            self.style, end = "chatml", "<|im_end|>"
+        else:
+            self.style, end = "plain", self.config.get("eos_token", "</s>")
+        end = end["content"] if isinstance(end, dict) else end
+        if self.id(end) is None:
+            raise ValueError(f"{path}: no end token '{end}' in the vocabulary")
+        self.end_id = self.id(end)  # closes every training response
+        listed = self.config.get("eos_token_id")
+        listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        self.stop_ids = frozenset([self.end_id, *listed])  # any of these stops generation
+
+    def _json(self, name: str) -> dict:
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def id(self, token: str) -> int | None:
+        return self.backend.token_to_id(token)
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text to ids, no special token among them."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text; special tokens are left out."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def chat(self, user: str) -> list[int]:
+        """One user turn and the opening of the assistant's: what every stage shows the model."""
+        if self.style == "llama3":
+            start, stop = self.id("<|start_header_id|>"), self.id("<|end_header_id|>")
+
+            def header(role: str) -> list[int]:
+                return [start, *self.encode(role), stop, *self.encode("\n\n")]
+
+            return [self.id("<|begin_of_text|>"), *header("user"), *self.encode(user.strip()), self.end_id,
+                    *header("assistant")]
+        if self.style == "chatml":
+            start = self.id("<|im_start|>")
+            # a template may put its own system turn first; its words stand in the template's text
+            system = re.search(r"<\|im_start\|>system\\n(.*?)<\|im_end\|>", self.config.get("chat_template") or "")
+            turns = [("system", system.group(1))] if system else []
+            ids = []
+            for role, text in [*turns, ("user", user)]:
+                ids += [start, *self.encode(f"{role}\n{text}"), self.end_id, *self.encode("\n")]
+            return [*ids, start, *self.encode("assistant\n")]
+        bos = self.config.get("bos_token") or "<s>"
+        bos = self.id(bos["content"] if isinstance(bos, dict) else bos)
+        return [*([] if bos is None else [bos]), *self.encode(user + "\n")]
+
+    def response(self, text: str) -> list[int]:
+        """A response as it is trained on and scored: its text and the end token."""
+        return [*self.encode(text), self.end_id]
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the tokenizer's files beside a model."""
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            if (self.folder / name).is_file():
+                (Path(folder) / name).write_bytes((self.folder / name).read_bytes())
+
+
+def collate(prompts: list[list[int]], responses: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-pad prompt + response rows: tokens (B, T), mask (B, T-1), lengths (B,).
+
+    mask[b, t] is True where tokens[b, t+1] belongs to the response (its end token included): the (B, T-1) frame of
+    token_logprobs. Padding holds 0, which nothing reads. Example: prompt [5, 6], response [7, 8] -> mask [F, T, T].
+    """
+    lengths = torch.tensor([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])  # (B,)
+    starts = torch.tensor([len(p) for p in prompts])  # (B,)
+    tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)  # (B, T)
+    for row, (prompt, response) in enumerate(zip(prompts, responses)):
+        tokens[row, : lengths[row]] = torch.tensor(prompt + response)
+    positions = torch.arange(1, tokens.shape[1])  # (T-1,): entry t is about token t + 1
+    mask = (positions >= starts[:, None]) & (positions < lengths[:, None])  # (B, T-1)
+    return tokens, mask, lengths
+
+
+def batches(lengths: list[int], size: int, rng: torch.Generator) -> Iterator[list[int]]:
+    """One epoch of index batches in random order, rows of similar length together so that little is padding.
+
+    Every index comes exactly once. The order is shuffled, cut into windows of 8 batches, each window sorted by
+    length and dealt out, and the batches shuffled again.
+    """
+    order = torch.randperm(len(lengths), generator=rng).tolist()
+    windows = [sorted(order[i : i + 8 * size], key=lengths.__getitem__) for i in range(0, len(order), 8 * size)]
+    cut = [window[i : i + size] for window in windows for i in range(0, len(window), size)]
+    for index in torch.randperm(len(cut), generator=rng).tolist():
+        yield cut[index]
+
+
+# ---- the script: one folder of disjoint splits ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write train, valid and test questions of a set, disjoint, as every later stage will ask them."""
+
+    questions: str  # arith, gsm8k, or a JSONL file to be split
+    out: str  # folder to write
+    train: int = 2000  # questions the student may learn from (their gold answers are for reports only)
+    valid: int = 200  # held out of training, for choosing and stopping
+    test: int = 1000  # held out of everything
+    instruction: str = ""  # follows every question
+    seed: int = 0  # shuffles a file before it is split
+
+
+def main(cfg: Config) -> None:
+    stage = runtime.Stage(cfg, inputs=["questions"] if Path(cfg.questions).is_file() else [])
+    if stage.finished:
+        return
+    counts = {"train": cfg.train, "valid": cfg.valid, "test": cfg.test}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"--{name} {count}: at least one question is needed")
+    if cfg.questions == "arith":
+        splits = {name: load_questions(f"arith:{name}", count) for name, count in counts.items()}
+        splits["hard"] = load_questions("arith:hard", cfg.test)
+    elif cfg.questions == "gsm8k":
+        pool = _shuffled(load_questions("gsm8k:train"), cfg.seed)
+        splits = _cut(pool, {"train": cfg.train, "valid": cfg.valid}, cfg.questions)
+        splits["test"] = load_questions("gsm8k:test", cfg.test)
+    else:
+        splits = _cut(_shuffled(load_questions(cfg.questions), cfg.seed), counts, cfg.questions)
+    owner = {}
+    for name, questions in splits.items():
+        for question in questions:
+            if owner.setdefault(question.question, name) != name:
+                raise ValueError(f"{cfg.questions}: the question '{question.id}' is in {name} and in "
+                                 f"{owner[question.question]}: {question.question[:60]!r}")
+        rows = [asdict(question) | {"instruction": cfg.instruction} for question in questions]
+        write_jsonl(stage.out / f"{name}.jsonl", rows)
+    summary = ", ".join(f"{len(questions)} {name}" for name, questions in splits.items())
+    print(f"{summary} questions, e.g. {splits['train'][0].question!r}")
+    stage.finish()
+
+
+def _shuffled(questions: list[Question], seed: int) -> list[Question]:
+    unique = list({question.question: question for question in questions}.values())
+    random.Random(seed).shuffle(unique)
+    return unique
+
+
+def _cut(pool: list[Question], counts: dict[str, int], name: str) -> dict[str, list[Question]]:
+    if sum(counts.values()) > len(pool):
+        wanted = " + ".join(f"--{split} {count}" for split, count in counts.items())
+        raise ValueError(f"{name} holds {len(pool)} different questions, fewer than {wanted}")
+    stream = iter(pool)
+    return {split: [next(stream) for _ in range(count)] for split, count in counts.items()}
+
+
+if __name__ == "__main__":
+    runtime.launch(main, Config)

@@ -1,0 +1,161 @@
+"""Accuracy with its sample size and interval, strict and lenient, and every transcript kept.
+
+    python eval.py --model runs/try/6_ppo --questions runs/try/0_questions/test.jsonl --name ppo --out runs/try/7_eval/ppo
+    python eval.py --model runs/try/2_sft --reward_model runs/try/5_reward --samples 8 --name best_of_n ...
+
+All models answer the same questions with the same prompt, greedily. With a reward model, several answers are sampled,
+the one with the highest score counts (best-of-n), and the scores are compared with the truth.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import runtime
+from data import Question, Tokenizer, collate, extract_answer, is_correct, load_questions, write_jsonl
+from generate import Response, answer_questions
+from model import Llama, ScalarModel, last_value, load_model, load_scalar_model
+
+
+def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927): honest near 0 and 1 too. Example: (8, 10) -> (0.490, 0.943)."""
+    centre = (right + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def summarise(transcripts: list[dict]) -> dict:
+    """Transcripts to {"strict", "lenient", "n", "ci95" (of strict), "no_answer", "truncated", "mean_tokens"}."""
+    n = len(transcripts)
+    strict = sum(row["correct"] for row in transcripts)
+    return {
+        "strict": strict / n,
+        "lenient": sum(row["correct_lenient"] for row in transcripts) / n,
+        "n": n,
+        "ci95": list(wilson_interval(strict, n)),
+        "no_answer": sum(row["answer"] is None for row in transcripts) / n,
+        "truncated": sum(row["finish"] == "length" for row in transcripts) / n,
+        "mean_tokens": sum(row["tokens"] for row in transcripts) / n,
+    }
+
+
+def grade(question: Question, text: str, response: Response) -> dict:
+    """One transcript: the response, its answers as read strictly and leniently, and whether they are right."""
+    answer = extract_answer(text, question.kind)
+    lenient = extract_answer(text, question.kind, lenient=True)
+    return {
+        "id": question.id, "question": question.question, "gold": question.answer, "response": text,
+        "answer": answer, "answer_lenient": lenient, "finish": response.finish, "tokens": len(response.tokens),
+        "correct": is_correct(answer, question.answer, question.kind),
+        "correct_lenient": is_correct(lenient, question.answer, question.kind),
+    }
+
+
+def accuracy(model: Llama, tokenizer: Tokenizer, questions: list[Question], max_new_tokens: int,
+             batch_size: int = 256, label: str = "eval") -> tuple[dict, list[dict]]:
+    """Greedy answers to the questions: the summary and the transcripts."""
+    answers = answer_questions(model, tokenizer, questions, max_new_tokens, 0.0, 0, batch_size, label)
+    transcripts = [grade(q, tokenizer.decode(r.tokens), r) for q, [r] in zip(questions, answers)]
+    return summarise(transcripts), transcripts
+
+
+@torch.no_grad()
+def score_responses(model: ScalarModel, prompts: list[list[int]], responses: list[list[int]], batch_size: int) -> Tensor:
+    """The reward model's score of each response, read at its last token: (N,), on the CPU."""
+    device = model.score.weight.device
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    scores = torch.zeros(len(prompts))  # (N,)
+    for i in range(0, len(order), batch_size):
+        batch = order[i : i + batch_size]
+        tokens, _, lengths = collate([prompts[j] for j in batch], [responses[j] for j in batch])  # (B, T), _, (B,)
+        scores[batch] = last_value(model(tokens.to(device)), lengths.to(device)).cpu()
+    return scores
+
+
+def auc(scores: Tensor, labels: Tensor) -> float:
+    """Chance that a right response outscores a wrong one, ties half: scores (N,), boolean labels (N,). Mann-Whitney U.
+
+    NaN if all labels are alike. Example: scores [1, 2, 3], labels [F, T, T] -> 1.0.
+    """
+    right, wrong = scores[labels], scores[~labels].sort().values  # (R,), (W,)
+    if not len(right) or not len(wrong):
+        return math.nan
+    below = torch.searchsorted(wrong, right, right=False) + torch.searchsorted(wrong, right, right=True)  # (R,) twice
+    return (below.double().mean() / (2 * len(wrong))).item()
+
+
+# ---- the script ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    """Answer a question set and count what is right."""
+
+    model: str  # Hugging Face folder
+    questions: str  # question set with gold answers
+    out: str  # folder for transcripts.jsonl and the summary in done.json
+    name: str = "model"  # what the report calls it
+    max_new_tokens: int = 256  # an answer that has not ended by then counts as truncated
+    batch_size: int = 256  # rows sampled together
+    reward_model: str = ""  # scores the answers: best-of-n
+    samples: int = 1  # answers per question; more than one needs a reward model
+    temperature: float = 1.0  # of those several samples; a single answer is greedy
+    seed: int = 0
+
+
+def main(cfg: Config) -> None:
+    for name in ("max_new_tokens", "batch_size", "samples"):
+        runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    runtime.require((cfg.samples > 1) == bool(cfg.reward_model), "--samples above 1 and --reward_model go together: "
+                    "the reward model picks one of the samples")
+    stage = runtime.Stage(cfg, inputs=["model", "questions", "reward_model"])
+    if stage.finished:
+        return
+    questions = load_questions(cfg.questions)
+    without = sum(question.answer is None for question in questions)
+    runtime.require(not without, f"{cfg.questions}: {without} questions have no gold answer to compare with")
+    device = runtime.default_device()
+    tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, torch.float32, device)
+    quality = {}
+    if cfg.reward_model:
+        summary, transcripts, quality = best_of_n(cfg, model, tokenizer, questions)
+    else:
+        summary, transcripts = accuracy(model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name)
+    write_jsonl(stage.out / "transcripts.jsonl", transcripts)
+    low, high = summary["ci95"]
+    print(f"{cfg.name}: {summary['strict']:.1%} [{low:.1%}, {high:.1%}] of {summary['n']} right, lenient "
+          f"{summary['lenient']:.1%}, no answer {summary['no_answer']:.1%}, truncated {summary['truncated']:.1%}")
+    tokens = sum(row["tokens"] for row in transcripts) * cfg.samples
+    stage.finish(tokens=tokens, flops=2 * sum(p.numel() for p in model.parameters()) * tokens,
+                 name=cfg.name, accuracy=summary, **quality)
+
+
+def best_of_n(cfg: Config, model: Llama, tokenizer: Tokenizer, questions: list[Question]) -> tuple[dict, list[dict], dict]:
+    """Sample several answers to each question and keep the one that the reward model likes best."""
+    scorer = load_scalar_model(cfg.reward_model, torch.float32, runtime.default_device())
+    answers = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, cfg.temperature, cfg.seed,
+                               cfg.batch_size, cfg.name, cfg.samples)
+    prompts = [tokenizer.chat(question.prompt) for question in questions]
+    scores = score_responses(scorer, [prompt for prompt in prompts for _ in range(cfg.samples)],
+                             [r.tokens for responses in answers for r in responses], cfg.batch_size)
+    scores = scores.view(len(questions), cfg.samples)  # (questions, n)
+    transcripts, right = [], torch.zeros(scores.shape, dtype=torch.bool)  # (questions, n)
+    for index, (question, responses) in enumerate(zip(questions, answers)):
+        graded = [grade(question, tokenizer.decode(r.tokens), r) for r in responses]
+        right[index] = torch.tensor([row["correct"] for row in graded])
+        best = int(scores[index].argmax())
+        transcripts.append(graded[best] | {"score": scores[index, best].item()})
+    quality = {
+        "auc_gold": auc(scores.flatten(), right.flatten()),  # over all samples of all held-out questions
+        "single_sample_accuracy": right.float().mean().item(),
+        "any_right": right.any(1).float().mean().item(),  # what a perfect judge would reach
+    }
+    print(f"reward model against gold, {right.numel()} samples: AUC {quality['auc_gold']:.3f}; one sample "
+          f"{quality['single_sample_accuracy']:.1%}, a perfect judge {quality['any_right']:.1%}")
+    return summarise(transcripts), transcripts, quality
+
+
+if __name__ == "__main__":
+    runtime.launch(main, Config)

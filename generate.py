@@ -1,0 +1,188 @@
+"""Tokens in, tokens out: batched sampling with a key/value cache. As a script it answers a question set, or one question.
+
+    python generate.py --model weights/tiny-teacher --questions arith:test --out runs/try --samples 4 --temperatures 0.7,1.0
+    python generate.py --model weights/tiny-teacher --ask "Ava has 3 pens. Ben gives Ava 4. How many pens does Ava have now?"
+
+Sampling draws from the full softmax at a temperature: no top-k, no top-p, no repetition penalty. The log-probability
+returned with a token is therefore the one that it was drawn with, which PPO depends on.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import runtime
+from data import Question, Tokenizer, extract_answer, load_questions, write_jsonl
+from model import KVCache, Llama, load_model
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a model said: token ids (the end token included), their log-probs, and why it stopped."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str  # 'stop': an end token was sampled; 'length': max_new_tokens were
+
+
+@torch.no_grad()
+def generate(model: Llama, prompts: list[list[int]], max_new_tokens: int, temperature: float = 1.0,
+             stop_ids: Collection[int] = (), seed: int = 0, batch_size: int = 256,
+             progress: Callable[[int], None] = lambda count: None) -> list[Response]:
+    """Continue every prompt until a stop id or max_new_tokens; the answers come in the prompts' order.
+
+    temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
+    Same prompts, seed and batch size on the same machine: same text. Raises ValueError for an empty prompt or one
+    that leaves no room in the model's context.
+    """
+    room = model.config.max_position_embeddings - max_new_tokens
+    for index, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= room:
+            raise ValueError(f"prompt {index} has {len(prompt)} tokens; with {max_new_tokens} new ones the model's "
+                             f"context of {model.config.max_position_embeddings} takes 1 to {room}")
+    rng = torch.Generator(model.lm_head.weight.device).manual_seed(seed)
+    stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=model.lm_head.weight.device)
+    responses: list[Response | None] = [None] * len(prompts)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding within a batch
+    for start in range(0, len(prompts), batch_size):
+        rows = by_length[start : start + batch_size]
+        for row, response in _generate_batch(model, [prompts[i] for i in rows], max_new_tokens, temperature, stop, rng):
+            responses[rows[row]] = response
+            progress(1)
+    return responses
+
+
+def _generate_batch(model: Llama, prompts: list[list[int]], max_new_tokens: int, temperature: float, stop: Tensor,
+                    rng: torch.Generator) -> Iterator[tuple[int, Response]]:
+    """Yield (row, response) as rows end. B rows are alive; the others have left the batch and the cache."""
+    device = stop.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
+    width = int(lengths.max())
+    padded = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)  # (B, P)
+    cache = KVCache(model.config, len(prompts), width + max_new_tokens, model.lm_head.weight.dtype, device)
+
+    # prefill: one pass over all prompts, logits only where each prompt ends
+    hidden = model.model(padded, cache)  # (B, P, D)
+    cache.lengths = lengths.to(device)  # what lies beyond a row's own prompt is forgotten
+    hidden = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]  # (B, D)
+
+    alive = torch.arange(len(prompts))  # (B,) the row each batch entry answers
+    tokens = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long)  # (rows, T)
+    logprobs = torch.zeros(len(prompts), max_new_tokens)  # (rows, T)
+    for t in range(max_new_tokens):
+        logits = model.lm_head(hidden).float()  # (B, V)
+        token, logprob = sample_token(logits, temperature, rng)  # (B,), (B,)
+        tokens[alive, t], logprobs[alive, t] = token.cpu(), logprob.cpu()
+        stopped = torch.isin(token, stop)  # (B,)
+        for row in alive[stopped.cpu()].tolist():
+            yield row, Response(tokens[row, : t + 1].tolist(), logprobs[row, : t + 1].tolist(), "stop")
+        if stopped.any():
+            going = (~stopped).nonzero().squeeze(1)  # (B',)
+            alive, token = alive[going.cpu()], token[going]
+            cache.keep(going)
+        if len(alive) == 0 or t == max_new_tokens - 1:
+            break
+        hidden = model.model(token[:, None], cache)[:, 0]  # (B, D)
+    for row in alive.tolist():
+        yield row, Response(tokens[row].tolist(), logprobs[row].tolist(), "length")
+
+
+def sample_token(logits: Tensor, temperature: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw one token per row from softmax(logits / temperature), or the largest logit if temperature is 0.
+
+    logits (B, V) -> token (B,), its log-probability (B,) under the distribution it was drawn from.
+    """
+    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)  # (B, V)
+    token = logprobs.argmax(-1) if temperature == 0 else torch.multinomial(logprobs.exp(), 1, generator=rng)[:, 0]  # (B,)
+    return token, logprobs.gather(-1, token[:, None])[:, 0]
+
+
+def answer_questions(model: Llama, tokenizer: Tokenizer, questions: list[Question], max_new_tokens: int,
+                     temperature: float, seed: int, batch_size: int, label: str = "generate",
+                     samples: int = 1) -> list[list[Response]]:
+    """`samples` responses to each question, with a progress bar."""
+    prompts = [tokenizer.chat(question.prompt) for question in questions for _ in range(samples)]
+    bar = runtime.Progress(label, len(prompts))
+    flat = generate(model, prompts, max_new_tokens, temperature, tokenizer.stop_ids, seed, batch_size, bar.update)
+    bar.close()
+    return [flat[i : i + samples] for i in range(0, len(flat), samples)]
+
+
+# ---- the script ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sample answers to every question of a set, or, with --ask, print one answer."""
+
+    model: str  # Hugging Face folder
+    questions: str = ""  # question set: a JSONL, arith:train, gsm8k:train ...
+    out: str = ""  # folder for samples.jsonl
+    source: str = "teacher"  # who is speaking, written beside every sample: teacher or student
+    samples: int = 8  # answers per question and temperature
+    temperatures: str = "1.0"  # comma-separated; several give the vote more variety
+    max_new_tokens: int = 256  # an answer that has not ended by then counts as unfinished
+    batch_size: int = 256  # rows sampled together
+    limit: int = 0  # only the first questions; 0: all
+    lenient: bool = False  # read the last number or letter where no answer is stated
+    seed: int = 0
+    ask: str = ""  # one question to be answered greedily on the screen
+
+
+def main(cfg: Config) -> None:
+    temperatures = [_temperature(text) for text in cfg.temperatures.split(",")]
+    runtime.require(cfg.samples > 0, f"--samples {cfg.samples}: at least 1 is needed")
+    runtime.require(cfg.max_new_tokens > 0, f"--max_new_tokens {cfg.max_new_tokens}: at least 1 is needed")
+    runtime.require(cfg.batch_size > 0, f"--batch_size {cfg.batch_size}: at least 1 is needed")
+    runtime.require(cfg.source in ("teacher", "student"), f"--source {cfg.source}: 'teacher' or 'student'")
+    runtime.require(bool(cfg.ask) or bool(cfg.questions and cfg.out), "give --questions and --out, or --ask")
+    device = runtime.default_device()
+    if cfg.ask:
+        tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, device=device)
+        [response] = generate(model, [tokenizer.chat(cfg.ask)], cfg.max_new_tokens, 0, tokenizer.stop_ids)
+        print(tokenizer.decode(response.tokens))
+        return
+    is_file = Path(cfg.questions).is_file()
+    stage = runtime.Stage(cfg, inputs=["model", "questions"] if is_file else ["model"])
+    if stage.finished:
+        return
+    questions = load_questions(cfg.questions, cfg.limit or None)
+    tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, device=device)
+    rows, tokens = [], 0
+    for index, temperature in enumerate(temperatures):
+        answers = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, temperature, cfg.seed + index,
+                                   cfg.batch_size, f"{cfg.source} T={temperature}", cfg.samples)
+        for question, responses in zip(questions, answers):
+            for response in responses:
+                text = tokenizer.decode(response.tokens)
+                tokens += len(response.tokens)
+                rows.append({
+                    "id": question.id, "source": cfg.source, "response": text,
+                    "answer": extract_answer(text, question.kind, cfg.lenient), "finish": response.finish,
+                    "logprob": round(sum(response.logprobs), 4), "temperature": temperature,
+                    "tokens": len(response.tokens),
+                })
+    write_jsonl(stage.out / "samples.jsonl", rows)
+    ended = sum(row["finish"] == "stop" for row in rows) / len(rows)
+    answered = sum(row["answer"] is not None for row in rows) / len(rows)
+    print(f"{len(rows)} answers to {len(questions)} questions: {ended:.1%} ended, {answered:.1%} state an answer, "
+          f"{tokens / len(rows):.1f} tokens each")
+    prompt_tokens = sum(len(tokenizer.chat(q.prompt)) for q in questions) * cfg.samples * len(temperatures)
+    parameters = sum(p.numel() for p in model.parameters())
+    stage.finish(tokens=tokens, flops=2 * parameters * (tokens + prompt_tokens), ended=ended, answered=answered)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    runtime.require(0 <= value <= 100, f"--temperatures: '{text}' is not a temperature (0 or more, comma-separated)")
+    return value
+
+
+if __name__ == "__main__":
+    runtime.launch(main, Config)

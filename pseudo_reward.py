@@ -1,0 +1,191 @@
+"""Pseudo-rewards without labels: the teacher's answers to a question vote, and who agrees with the winner is rewarded.
+
+    python pseudo_reward.py --questions runs/try/0_questions/train.jsonl --teacher runs/try/1_teacher/samples.jsonl \\
+        --student runs/try/3_student/samples.jsonl --out runs/try/4_pseudo_reward
+
+Writes rewards.jsonl (every response with its 0/1 reward), sft.jsonl (the teacher's winning answers, for sft.py) and
+pairs.jsonl (chosen and rejected, for reward.py). Plain Python: nothing here is a network. The signal is section 3 of
+arXiv 2502.19557, 'majority voting for verifiable tasks'; ties, shares and pairs are our decisions, stated where they
+are made. The gold answers of the questions are never read.
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import runtime
+from data import Question, extract_answer, load_questions, read_jsonl, write_jsonl
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response to one question."""
+
+    id: str  # of the question
+    source: str  # 'teacher' or 'student'
+    response: str
+    answer: str | None  # extracted, canonical; None if the response states none
+    ended: bool = True  # False: cut off at the token limit
+    logprob: float | None = None  # per token, where the sample carries it: breaks ties
+
+
+def majority_vote(answers: Sequence[str | None], logprobs: Sequence[float | None] | None = None
+                  ) -> tuple[str | None, float]:
+    """The most frequent answer and its share of *all* answers; (None, 0.0) without one.
+
+    None (no answer found) never wins but counts in the share. A tie goes to the answer whose votes have the greater
+    sum of `logprobs` (length-normalised, one per answer) if every answer has one, else nobody wins.
+    Example: ['7', '8', '7', None] -> ('7', 0.5).
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return None, 0.0
+    most = max(votes.values())
+    tied = [answer for answer, count in votes.items() if count == most]
+    if len(tied) > 1:
+        if logprobs is None or None in logprobs:
+            return None, 0.0
+        weight = {a: sum(lp for answer, lp in zip(answers, logprobs, strict=True) if answer == a) for a in tied}
+        tied.sort(key=weight.__getitem__, reverse=True)
+        if weight[tied[0]] == weight[tied[1]]:
+            return None, 0.0
+    return tied[0], most / len(answers)
+
+
+def pseudo_rewards(samples: Sequence[Sample], vote: str) -> list[int]:
+    """1 for a response that ended and whose answer is the vote, else 0. One number per sample, in order."""
+    return [int(sample.ended and sample.answer == vote) for sample in samples]
+
+
+def make_pairs(samples: Sequence[Sample], rewards: Sequence[int], most: int, rng: random.Random
+               ) -> list[tuple[Sample, Sample]]:
+    """Up to `most` (chosen, rejected) pairs of one question: reward 1 against reward 0, no two pairs alike.
+
+    A response that was cut off is in no pair: PPO never shows one to the reward model. Pairs with a response of the student come first: its text is what the reward model will judge in PPO. Which ones
+    are taken is drawn by `rng` from all combinations, so a text that was sampled often is met often.
+    """
+    chosen = [sample for sample, reward in zip(samples, rewards, strict=True) if reward == 1]
+    rejected = [sample for sample, reward in zip(samples, rewards) if reward == 0 and sample.ended]
+    pairs = [(c, r) for c in chosen for r in rejected]
+    rng.shuffle(pairs)
+    pairs.sort(key=lambda pair: pair[0].source == pair[1].source == "teacher")  # stable: False comes first
+    different = {}
+    for c, r in pairs:
+        different.setdefault((c.response, r.response), (c, r))
+    return list(different.values())[:most]
+
+
+def winners(samples: Sequence[Sample], rewards: Sequence[int], most: int) -> list[str]:
+    """Up to `most` different texts of the teacher that won the vote: the SFT targets of one question."""
+    won = (s.response for s, reward in zip(samples, rewards, strict=True) if reward == 1 and s.source == "teacher")
+    return list(dict.fromkeys(won))[:most]
+
+
+# ---- recorded responses --------------------------------------------------------------------------------------------
+
+
+def load_samples(path: str | Path, source: str, questions: dict[str, Question], lenient: bool) -> list[Sample]:
+    """Read responses in any of three forms, for the given questions (by id); those to other questions are left out.
+
+    Ours: {"id", "response", "finish"?, "logprob"?, "tokens"?}. An OpenAI or vLLM batch output: {"custom_id",
+    "response": {"body": {"choices": ...}}} or {"custom_id", "choices": ...}. A plain recording:
+    {"id" or "question", "responses": [text, ...]}. Raises ValueError naming the line.
+    """
+    by_text = {question.question: key for key, question in questions.items()}
+    samples = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        key = row.get("id", row.get("custom_id", by_text.get(str(row.get("question", "")).strip())))
+        if key is None and "question" not in row:
+            raise ValueError(f"{path}, record {number}: none of the keys id, custom_id, question")
+        logprob = None
+        if "responses" in row:
+            texts = [(text, True) for text in row["responses"]] if isinstance(row["responses"], list) else None
+        elif isinstance(row.get("response"), str):
+            texts = [(row["response"], row.get("finish", "stop") == "stop")]
+            if row.get("logprob") is not None and row.get("tokens"):
+                logprob = row["logprob"] / row["tokens"]
+        else:
+            body = row.get("response")
+            choices = ((body or {}).get("body") or {}).get("choices") if isinstance(body, dict) else row.get("choices")
+            try:
+                texts = [(c["message"]["content"], c.get("finish_reason", "stop") == "stop") for c in choices]
+            except (TypeError, KeyError, AttributeError):
+                texts = None
+        if texts is None or not all(isinstance(text, str) for text, _ in texts):
+            raise ValueError(f"{path}, record {number}: no response text, no list 'responses', and no "
+                             "choices[].message.content")
+        if key in questions:
+            kind = questions[key].kind
+            samples += [Sample(key, source, text, extract_answer(text, kind, lenient), ended, logprob)
+                        for text, ended in texts]
+    runtime.require(bool(samples), f"{path}: no response to any of the {len(questions)} questions; do the ids match?")
+    return samples
+
+
+# ---- the script ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    """Vote, reward, and pair the responses of teacher and student."""
+
+    questions: str  # question set that was answered
+    teacher: str  # the teacher's samples or recorded responses, JSONL
+    out: str  # folder for rewards.jsonl, sft.jsonl, pairs.jsonl
+    student: str = ""  # the student's samples, JSONL; none before the first SFT
+    voters: str = "teacher"  # or both: the student's answers vote too
+    min_share: float = 0.0  # drop a question whose vote has a smaller share of the answers
+    sft_per_question: int = 4  # different winning texts of the teacher kept for SFT
+    pairs_per_question: int = 4  # a question's pairs share a total weight of 1
+    lenient: bool = False  # read the last number or letter where no answer is stated
+    seed: int = 0  # which pairs are drawn
+
+
+def main(cfg: Config) -> None:
+    runtime.require(cfg.voters in ("teacher", "both"), f"--voters {cfg.voters}: 'teacher' or 'both'")
+    runtime.require(0 <= cfg.min_share <= 1, f"--min_share {cfg.min_share}: a share between 0 and 1")
+    runtime.require(cfg.sft_per_question > 0, f"--sft_per_question {cfg.sft_per_question}: at least 1")
+    runtime.require(cfg.pairs_per_question > 0, f"--pairs_per_question {cfg.pairs_per_question}: at least 1")
+    is_file = Path(cfg.questions).is_file()
+    stage = runtime.Stage(cfg, inputs=["teacher", "student"] + ["questions"] * is_file)
+    if stage.finished:
+        return
+    questions = {question.id: question for question in load_questions(cfg.questions)}
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    for source, path in (("teacher", cfg.teacher), ("student", cfg.student)):
+        for sample in load_samples(path, source, questions, cfg.lenient) if path else []:
+            samples[sample.id].append(sample)
+
+    rng = random.Random(cfg.seed)
+    rewards_rows, sft_rows, pair_rows, kept = [], [], [], 0
+    for key, question in questions.items():
+        responses = samples[key]
+        voters = [s for s in responses if cfg.voters == "both" or s.source == "teacher"]
+        vote, share = majority_vote([s.answer for s in voters], [s.logprob for s in voters])
+        if vote is None or share < cfg.min_share:
+            continue
+        kept += 1
+        rewards = pseudo_rewards(responses, vote)
+        rewards_rows.append({"id": key, "vote": vote, "share": round(share, 4), "responses": [
+            {"source": s.source, "response": s.response, "answer": s.answer, "reward": reward}
+            for s, reward in zip(responses, rewards)]})
+        sft_rows += [{"id": key, "prompt": question.prompt, "response": text}
+                     for text in winners(responses, rewards, cfg.sft_per_question)]
+        pairs = make_pairs(responses, rewards, cfg.pairs_per_question, rng)
+        pair_rows += [{"id": key, "prompt": question.prompt, "chosen": c.response, "rejected": r.response,
+                       "weight": 1 / len(pairs)} for c, r in pairs]
+    runtime.require(kept > 0, f"no question kept: no vote of {len(questions)} reaches --min_share {cfg.min_share}")
+    write_jsonl(stage.out / "rewards.jsonl", rewards_rows)
+    write_jsonl(stage.out / "sft.jsonl", sft_rows)
+    write_jsonl(stage.out / "pairs.jsonl", pair_rows)
+    mean_share = sum(row["share"] for row in rewards_rows) / kept
+    print(f"{kept} of {len(questions)} questions have a vote (mean share {mean_share:.2f}): "
+          f"{len(sft_rows)} SFT examples, {len(pair_rows)} pairs")
+    stage.finish(questions=len(questions), kept=kept, share_kept=kept / len(questions), mean_share=mean_share,
+                 sft_examples=len(sft_rows), pairs=len(pair_rows))
+
+
+if __name__ == "__main__":
+    runtime.launch(main, Config)

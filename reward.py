@@ -1,0 +1,160 @@
+"""A Bradley-Terry reward model: one number for a whole answer, learned from pairs of which one is the better.
+
+    python reward.py --model runs/try/2_sft --pairs runs/try/4_pseudo_reward/pairs.jsonl \\
+        --calibrate runs/try/3_student/samples.jsonl --questions runs/try/0_questions/train.jsonl --out runs/try/5_reward
+
+The score of an answer is read at its end token. After training, scores are shifted and scaled so that the student's own
+samples have mean 0 and standard deviation 1: then `kl_coef` and the other numbers of PPO mean the same in every run.
+A share of the *questions* is held out, and the model's quality is measured on their pairs.
+
+Sources: Bradley-Terry loss as in arXiv 2203.02155, eq. 1; normalisation as in arXiv 1909.08593; the pairs are ours.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import runtime
+from data import Tokenizer, batches, collate, load_questions, read_jsonl
+from eval import score_responses
+from model import last_value, load_scalar_model, save_model
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a reward model on pairs of responses."""
+
+    model: str  # language model whose trunk it starts from: the SFT student, or the teacher
+    pairs: str  # JSONL with prompt, chosen, rejected, weight
+    calibrate: str  # the student's samples, JSONL: their scores get mean 0 and standard deviation 1
+    questions: str  # the question set of those samples
+    out: str  # folder to write: a Hugging Face sequence-classification model
+    epochs: int = 1  # a second pass overfits on real data
+    batch_size: int = 64  # pairs per optimiser step
+    micro_batch: int = 64  # pairs per forward pass; changes memory, not the result
+    lr: float = 2e-4  # peak, linear warm-up, then linear to 0
+    warmup: int = 10  # optimiser steps
+    max_grad_norm: float = 1.0
+    held_out: float = 0.1  # share of the questions that only measure
+    calibration_samples: int = 1000  # of the student's responses
+    seed: int = 0
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, weight: Tensor | None = None) -> Tensor:
+    """-log sigmoid(chosen - rejected), the weighted mean over N pairs: scores (N,), weight (N,) -> scalar.
+
+    Example: chosen [2, 0], rejected [1, 0] -> (0.3133 + 0.6931) / 2.
+    """
+    weight = torch.ones_like(chosen) if weight is None else weight
+    return -(F.logsigmoid(chosen - rejected) * weight).sum() / weight.sum()
+
+
+def expected_calibration_error(margin: Tensor, bins: int = 10) -> float:
+    """Gap between confidence sigmoid(|margin|) and accuracy (margin > 0), averaged over bins of confidence.
+
+    margin (N,) = chosen - rejected. 0 is perfect. Example: four pairs at confidence 0.9, three right -> 0.15.
+    """
+    confidence, right = torch.sigmoid(margin.abs()), (margin > 0).double()  # (N,), (N,)
+    index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)  # (N,) confidence starts at one half
+    gaps = [(index == i).sum() * (confidence[index == i].mean() - right[index == i].mean()).abs()
+            for i in index.unique()]
+    return float(sum(gaps) / len(margin))
+
+
+def is_held_out(question_id: str, share: float) -> bool:
+    """Whether a question only measures. By a hash of its id, so that all its pairs fall on the same side."""
+    return int(hashlib.sha256(question_id.encode()).hexdigest()[:8], 16) < share * 2**32
+
+
+def main(cfg: Config) -> None:
+    for name in ("epochs", "batch_size", "micro_batch", "lr", "calibration_samples"):
+        runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    runtime.require(0 < cfg.held_out < 1, f"--held_out {cfg.held_out}: a share between 0 and 1")
+    stage = runtime.Stage(cfg, inputs=["model", "pairs", "calibrate", "questions"])
+    if stage.finished:
+        return
+    rng = runtime.seed_all(cfg.seed)
+    device = runtime.default_device()
+    tokenizer = Tokenizer(cfg.model)
+    train, held_out = [], []  # (prompt ids, chosen ids, rejected ids, weight)
+    for row in read_jsonl(cfg.pairs, required=["id", "prompt", "chosen", "rejected"]):
+        pair = (tokenizer.chat(row["prompt"]), tokenizer.response(row["chosen"]), tokenizer.response(row["rejected"]),
+                float(row.get("weight", 1.0)))
+        (held_out if is_held_out(row["id"], cfg.held_out) else train).append(pair)
+    runtime.require(bool(train and held_out), f"{cfg.pairs}: {len(train)} pairs to train on and {len(held_out)} held out; "
+                    "both are needed: sample more answers, or change --held_out")
+    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected, _ in train]
+
+    model = load_scalar_model(cfg.model, torch.float32, device, new_head="normal")
+    parameters = sum(p.numel() for p in model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    steps = cfg.epochs * -(-len(train) // cfg.batch_size)
+    print(f"{parameters / 1e6:.2f}M parameters, {len(train)} pairs and {len(held_out)} held out, {steps} steps", flush=True)
+
+    bar, step, seen = runtime.Progress("reward", steps), 0, 0
+    for _ in range(cfg.epochs):
+        for batch in batches(lengths, cfg.batch_size, rng):
+            runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
+            total = sum(train[i][3] for i in batch)  # weight of the whole step
+            loss, right = 0.0, 0
+            for i in range(0, len(batch), cfg.micro_batch):
+                micro = [train[j] for j in batch[i : i + cfg.micro_batch]]
+                weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
+                # chosen and rejected in one forward pass: both see the same padding
+                tokens, _, last = collate([p for p, _, _, _ in micro] * 2,
+                                          [c for _, c, _, _ in micro] + [r for _, _, r, _ in micro])  # (2N, T), (2N,)
+                scores = last_value(model(tokens.to(device)), last.to(device))  # (2N,)
+                chosen, rejected = scores.chunk(2)  # (N,), (N,)
+                micro_loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
+                micro_loss.backward()
+                loss += micro_loss.item()
+                right += (chosen > rejected).sum().item()
+                seen += tokens.numel()
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm).item()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            stage.log(step, loss=loss, accuracy=right / len(batch), grad_norm=grad_norm)
+            bar.update(1, f"loss {loss:.3f} accuracy {right / len(batch):.2f}")
+            step += 1
+    bar.close()
+
+    # shift and scale: the student's samples get mean 0 and standard deviation 1
+    questions = {question.id: question for question in load_questions(cfg.questions)}
+    samples = [row for row in read_jsonl(cfg.calibrate, required=["id", "response", "finish"])
+               if row["id"] in questions and row["finish"] == "stop"]
+    runtime.require(len(samples) > 1, f"{cfg.calibrate}: {len(samples)} finished responses, too few to calibrate on")
+    samples = [samples[i] for i in torch.randperm(len(samples), generator=rng)[: cfg.calibration_samples].tolist()]
+    prompts = [tokenizer.chat(questions[row["id"]].prompt) for row in samples]
+    responses = [tokenizer.response(row["response"]) for row in samples]
+    scores = score_responses(model, prompts, responses, cfg.micro_batch)  # (samples,)
+    std = scores.std(correction=0).clamp(min=1e-6)  # a constant model must not become infinite
+    with torch.no_grad():
+        model.score.weight /= std.to(device)
+    model.score_mean = (scores.mean() / std).item()
+    response_lengths = torch.tensor([float(len(response)) for response in responses])
+    length_correlation = torch.corrcoef(torch.stack([scores, response_lengths]))[0, 1].nan_to_num().item()
+
+    # quality on the held-out questions
+    margin = (score_responses(model, [p for p, _, _, _ in held_out], [c for _, c, _, _ in held_out], cfg.micro_batch)
+              - score_responses(model, [p for p, _, _, _ in held_out], [r for _, _, r, _ in held_out], cfg.micro_batch))
+    quality = {
+        "pair_accuracy": (margin > 0).float().mean().item(),  # a tie is wrong: a constant model scores 0
+        "ties": (margin == 0).float().mean().item(),
+        "held_out_pairs": len(held_out),
+        "margin": margin.mean().item(),
+        # at the scale that was trained: calibrating the mean and deviation changes the confidence
+        "ece": expected_calibration_error(margin * std),
+        "length_correlation": length_correlation,
+    }
+    save_model(model, cfg.out)
+    tokenizer.save(cfg.out)
+    print(f"{len(held_out)} held-out pairs: accuracy {quality['pair_accuracy']:.3f}, calibration error "
+          f"{quality['ece']:.3f}; correlation of score and length {length_correlation:+.2f}")
+    stage.finish(tokens=seen, flops=6 * parameters * seen, **quality)
+
+
+if __name__ == "__main__":
+    runtime.launch(main, Config)

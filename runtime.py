@@ -1,0 +1,207 @@
+"""The process, never the maths: flags, errors, seeds, progress, metrics, and stages that finish once.
+
+A stage is one script run that fills one folder. `done.json`, written last, says what was done to what; the next run
+with the same flags and the same inputs skips the stage, any other redoes it and keeps the old folder aside.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+import traceback
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+# ---- flags and errors ----------------------------------------------------------------------------------------------
+
+
+def cli(Config: type, argv: list[str] | None = None):
+    """Parse the command line into a Config: one --flag per field of the dataclass. A bad flag exits with code 2."""
+    parser = argparse.ArgumentParser(description=Config.__doc__, allow_abbrev=False)
+    types = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        kind = {"action": argparse.BooleanOptionalAction} if types[field.name] is bool else {"type": types[field.name]}
+        if field.default is dataclasses.MISSING:
+            parser.add_argument(f"--{field.name}", required=True, **kind)
+        else:
+            parser.add_argument(f"--{field.name}", default=field.default, help="default: %(default)s", **kind)
+    return Config(**vars(parser.parse_args(argv)))
+
+
+def launch(main: Callable, Config: type) -> None:
+    """Run a script: parse its flags, call main, and turn the user's mistakes into one sentence and exit code 2.
+
+    A ValueError or OSError raised by our own code is a message to the user; raised elsewhere, it is a bug and keeps
+    its traceback. DEBUG=1 shows every traceback.
+    """
+    cfg = cli(Config)
+    try:
+        main(cfg)
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished stages are kept, the same command continues after them", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        ours = raised_in.parent == Path(__file__).resolve().parent
+        if os.environ.get("DEBUG") or not (ours or isinstance(error, PermissionError)):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def require(condition: bool, message: str) -> None:
+    """The user's input must satisfy a condition; else ValueError, which `launch` prints as one sentence."""
+    if not condition:
+        raise ValueError(message)
+
+
+# ---- device, seeds, schedule ---------------------------------------------------------------------------------------
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seed_all(seed: int) -> torch.Generator:
+    """Seed python, numpy and torch; return a generator for what a script draws itself."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def lr_at(step: int, total: int, warmup: int) -> float:
+    """Share of the peak learning rate at a step: linear up over `warmup` steps, then linear to 0 at `total`."""
+    return min((step + 1) / max(warmup, 1), (total - step) / max(total - warmup, 1))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+# ---- progress ------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A bar with the time left on a terminal; a plain line every ten seconds where the output is piped."""
+
+    def __init__(self, label: str, total: int):
+        self.label, self.total, self.count = label, total, 0
+        self.start = self.last = time.monotonic()
+        self.bar = tqdm(total=total, desc=label, leave=False, dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        self.count += count
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(count)
+        elif now - self.last >= 10:
+            self.last = now
+            left = int((now - self.start) / self.count * (self.total - self.count))
+            print(f"{self.label} {self.count}/{self.total} {note} left {left // 60}:{left % 60:02d}", flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+# ---- stages --------------------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """The folder `cfg.out` of one script run.
+
+    `inputs` names the fields of cfg that are paths; they count by the contents of their files, not by their names, so
+    that a run folder can be moved. `finished` is True when done.json already says that this work is done.
+    """
+
+    def __init__(self, cfg, inputs: typing.Iterable[str] = ()):
+        self.out, self.start = Path(cfg.out), time.monotonic()
+        config = dataclasses.asdict(cfg)
+        hashes = {name: _hash(Path(config[name]), name) for name in inputs if config[name]}
+        settings = {name: value for name, value in config.items() if name != "out" and name not in hashes}
+        self.record = {"config": config, "settings": settings, "inputs": hashes}
+        done = self._read_done()
+        self.finished = done is not None and all(done.get(key) == self.record[key] for key in ("settings", "inputs"))
+        if self.finished:
+            print(f"{self.out}: done already ({done['seconds']:.0f} s), skipped", flush=True)
+            return
+        if done is not None:
+            changed = [f"{key} {done[part].get(key)} -> {self.record[part].get(key)}" for part in ("settings", "inputs")
+                       for key in {**done[part], **self.record[part]} if done[part].get(key) != self.record[part].get(key)]
+            aside = next(path for i in range(1, 10**6) if not (path := self.out.with_name(f"{self.out.name}.old{i}")).exists())
+            self.out.rename(aside)
+            print(f"{self.out}: redone, the old one is kept in {aside.name} ({'; '.join(changed)[:200]})", flush=True)
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that was cut off
+
+    def _read_done(self) -> dict | None:
+        """done.json if it is whole and the files it lists are still there at their sizes."""
+        try:
+            done = json.loads((self.out / "done.json").read_text(encoding="utf-8"))
+            whole = all((self.out / name).stat().st_size == size for name, size in done["outputs"].items())
+            return done if whole and {"settings", "inputs", "seconds"} <= done.keys() else None
+        except (OSError, ValueError, KeyError, AttributeError):
+            return None
+
+    def log(self, step: int, **values: float) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def finish(self, tokens: int = 0, flops: float = 0.0, **results: object) -> None:
+        """Write done.json: what was asked, what it cost, what came out. `results` are the stage's own numbers."""
+        outputs = {str(path.relative_to(self.out)): path.stat().st_size
+                   for path in sorted(self.out.rglob("*")) if path.is_file() and path.name != "done.json"}
+        done = self.record | {
+            "seconds": round(time.monotonic() - self.start, 2), "peak_memory_mb": round(peak_memory_mb()),
+            "tokens": int(tokens), "flops": float(flops), "results": results, "outputs": outputs,
+            "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+            "threads": torch.get_num_threads(),
+        }
+        write_json(self.out / "done.json", done)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process ever held, in MB: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "win32":
+        return float("nan")  # no getrusage there
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _hash(path: Path, flag: str) -> str:
+    """SHA-256 of a file, or of a model folder's config, weights and tokenizer."""
+    if not path.exists():
+        raise FileNotFoundError(f"--{flag} {path}: there is no such file or folder")
+    files = [path] if path.is_file() else sorted(
+        file for file in path.iterdir() if file.suffix in (".json", ".jsonl", ".safetensors")
+        and file.name not in ("done.json", "metrics.jsonl"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest() if hasattr(hashlib, "file_digest")
+                          else hashlib.sha256(stream.read()).digest())
+    return digest.hexdigest()[:16]

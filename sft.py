@@ -1,0 +1,101 @@
+"""Supervised fine-tuning: make the answers that a teacher gave more likely, token by token.
+
+    python sft.py --model weights/tiny-student-base --data runs/try/1_vote/sft.jsonl --out runs/try/2_sft
+
+The data is a JSONL of {"prompt", "response"}. Only the response is trained, its end token included: a model that is
+never taught to stop never does. This is the warm-up stage of arXiv 2502.19557; the same script pretrains the bundled
+models (weights/make.py).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import runtime
+from data import Tokenizer, batches, collate, read_jsonl
+from model import load_model, masked_logprobs, save_model
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fine-tune a model on prompts and responses."""
+
+    model: str  # Hugging Face folder to start from
+    data: str  # JSONL with prompt and response
+    out: str  # Hugging Face folder to write
+    epochs: int = 2  # passes over the data
+    batch_size: int = 64  # sequences per optimiser step
+    micro_batch: int = 64  # sequences per forward pass; changes memory, not the result
+    lr: float = 2e-4  # peak, linear warm-up, then linear to 0
+    warmup: int = 20  # optimiser steps
+    weight_decay: float = 0.0  # the warm-up is short: nothing to regularise
+    max_grad_norm: float = 1.0  # against the odd steep batch
+    max_tokens: int = 1024  # longer examples are left out, and counted
+    seed: int = 0
+
+
+def sft_loss(logprobs: Tensor, mask: Tensor, total: int) -> Tensor:
+    """Cross-entropy of the response tokens: logprobs, mask (B, T-1) -> scalar, the sum over True cells / total.
+
+    `total` is the number of response tokens in the whole optimiser step, so that micro-batches add up to exactly the
+    loss of the full batch. Example: logprobs [-1, -2, -9], mask [T, T, F], total 2 -> 1.5.
+    """
+    return -torch.where(mask, logprobs, 0.0).sum() / total
+
+
+def main(cfg: Config) -> None:
+    for name in ("epochs", "batch_size", "micro_batch", "lr", "max_tokens"):
+        runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    stage = runtime.Stage(cfg, inputs=["model", "data"])
+    if stage.finished:
+        return
+    rng = runtime.seed_all(cfg.seed)
+    device = runtime.default_device()
+    tokenizer = Tokenizer(cfg.model)
+    prompts, responses = [], []
+    for row in read_jsonl(cfg.data, required=["prompt", "response"]):
+        prompts.append(tokenizer.chat(row["prompt"]))
+        responses.append(tokenizer.response(row["response"]))
+    fits = [i for i in range(len(prompts)) if len(prompts[i]) + len(responses[i]) <= cfg.max_tokens]
+    runtime.require(bool(fits), f"{cfg.data}: none of its {len(prompts)} examples fits into --max_tokens {cfg.max_tokens}")
+    dropped = len(prompts) - len(fits)
+    prompts, responses = [prompts[i] for i in fits], [responses[i] for i in fits]
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
+
+    model = load_model(cfg.model, torch.float32, device)
+    parameters = sum(p.numel() for p in model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay)
+    steps = cfg.epochs * -(-len(prompts) // cfg.batch_size)
+    print(f"{parameters / 1e6:.2f}M parameters, {len(prompts)} examples ({dropped} too long), {steps} steps", flush=True)
+
+    bar, step, seen = runtime.Progress("sft", steps), 0, 0
+    for _ in range(cfg.epochs):
+        for batch in batches(lengths, cfg.batch_size, rng):
+            runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
+            total = sum(len(responses[i]) for i in batch)  # response tokens of the whole step
+            loss = 0.0
+            for i in range(0, len(batch), cfg.micro_batch):
+                micro = batch[i : i + cfg.micro_batch]
+                tokens, mask, _ = collate([prompts[j] for j in micro], [responses[j] for j in micro])  # (B, T), (B, T-1)
+                tokens, mask = tokens.to(device), mask.to(device)
+                logprobs, _ = masked_logprobs(model, tokens, mask)  # (B, T-1)
+                micro_loss = sft_loss(logprobs, mask, total)
+                micro_loss.backward()
+                loss += micro_loss.item()
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm).item()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seen += sum(lengths[i] for i in batch)
+            stage.log(step, loss=loss, lr=optimizer.param_groups[0]["lr"], grad_norm=grad_norm)
+            bar.update(1, f"loss {loss:.3f}")
+            step += 1
+    bar.close()
+    save_model(model, cfg.out)
+    tokenizer.save(cfg.out)
+    print(f"final loss {loss:.3f} after {step} steps")
+    stage.finish(tokens=seen, flops=6 * parameters * seen, loss=loss, examples=len(prompts), too_long=dropped)
+
+
+if __name__ == "__main__":
+    runtime.launch(main, Config)
