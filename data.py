@@ -220,7 +220,7 @@ def arith_problems(split: str, seed: int = 0) -> Iterator[Problem]:
 def _arith_problem(rng: random.Random, steps: int) -> Problem:
     topic = rng.choice(TOPICS)
     who, friend = rng.sample(NAMES, 2)
-    values, operations = [rng.randint(2, 20)], []
+    values, operations = [rng.randint(2, 12)], []
     sentences = [f"{who} has {values[0]} {topic}."]
     while len(operations) < steps:
         now, amount = values[-1], rng.randint(2, 9)
@@ -228,11 +228,11 @@ def _arith_problem(rng: random.Random, steps: int) -> Problem:
             (f"{friend} gives {who} {amount}.", "+", amount, now + amount),
             (f"{who} buys {amount} more.", "+", amount, now + amount),
             (f"{who} loses {amount}.", "-", amount, now - amount),
-            (f"{who} gives {friend} {amount}.", "-", amount, now - amount),
+            (f"{who} sells {amount}.", "-", amount, now - amount),
             (f"{who} doubles them.", "*", 2, now * 2),
             (f"{who} triples them.", "*", 3, now * 3),
         ])
-        if 0 < after <= 50:
+        if 0 < after <= 30:
             sentences.append(event)
             operations.append((op, amount))
             values.append(after)

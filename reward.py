@@ -11,6 +11,7 @@ Sources: Bradley-Terry loss as in arXiv 2203.02155, eq. 1; normalisation as in a
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -64,9 +65,13 @@ def expected_calibration_error(margin: Tensor, bins: int = 10) -> float:
     return float(sum(gaps) / len(margin))
 
 
-def is_held_out(question_id: str, share: float) -> bool:
-    """Whether a question only measures. By a hash of its id, so that all its pairs fall on the same side."""
-    return int(hashlib.sha256(question_id.encode()).hexdigest()[:8], 16) < share * 2**32
+def held_out_ids(ids: Iterable[str], share: float) -> set[str]:
+    """The questions that only measure: a share of the different ids, at least one, the same ones in every run.
+
+    Whole questions, so that no prompt is on both sides; chosen by a hash, so that the order of a file does not matter.
+    """
+    ordered = sorted(set(ids), key=lambda key: hashlib.sha256(key.encode()).hexdigest())
+    return set(ordered[: max(1, round(share * len(ordered)))])
 
 
 def main(cfg: Config) -> None:
@@ -80,10 +85,12 @@ def main(cfg: Config) -> None:
     device = runtime.default_device()
     tokenizer = Tokenizer(cfg.model)
     train, held_out = [], []  # (prompt ids, chosen ids, rejected ids, weight)
-    for row in read_jsonl(cfg.pairs, required=["id", "prompt", "chosen", "rejected"]):
+    rows = list(read_jsonl(cfg.pairs, required=["id", "prompt", "chosen", "rejected"]))
+    measuring = held_out_ids((row["id"] for row in rows), cfg.held_out)
+    for row in rows:
         pair = (tokenizer.chat(row["prompt"]), tokenizer.response(row["chosen"]), tokenizer.response(row["rejected"]),
                 float(row.get("weight", 1.0)))
-        (held_out if is_held_out(row["id"], cfg.held_out) else train).append(pair)
+        (held_out if row["id"] in measuring else train).append(pair)
     runtime.require(bool(train and held_out), f"{cfg.pairs}: {len(train)} pairs to train on and {len(held_out)} held out; "
                     "both are needed: sample more answers, or change --held_out")
     lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected, _ in train]

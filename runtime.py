@@ -2,14 +2,22 @@
 
 A stage is one script run that fills one folder. `done.json`, written last, says what was done to what; the next run
 with the same flags and the same inputs skips the stage, any other redoes it and keeps the old folder aside.
+
+As a script this is the preflight of train_all.sh. torch is imported where it is used, because that alone takes seconds
+and a preflight should answer at once.
 """
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
+import platform
 import random
+import shutil
 import sys
 import time
 import traceback
@@ -18,8 +26,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
+
+if typing.TYPE_CHECKING:
+    import torch
 
 # ---- flags and errors ----------------------------------------------------------------------------------------------
 
@@ -68,11 +78,13 @@ def require(condition: bool, message: str) -> None:
 
 
 def default_device() -> torch.device:
+    import torch
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def seed_all(seed: int) -> torch.Generator:
     """Seed python, numpy and torch; return a generator for what a script draws itself."""
+    import torch
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -162,6 +174,7 @@ class Stage:
 
     def finish(self, tokens: int = 0, flops: float = 0.0, **results: object) -> None:
         """Write done.json: what was asked, what it cost, what came out. `results` are the stage's own numbers."""
+        import torch
         outputs = {str(path.relative_to(self.out)): path.stat().st_size
                    for path in sorted(self.out.rglob("*")) if path.is_file() and path.name != "done.json"}
         done = self.record | {
@@ -182,6 +195,7 @@ def write_json(path: Path, value: object) -> None:
 
 def peak_memory_mb() -> float:
     """The most memory this process ever held, in MB: on the GPU where there is one, else resident."""
+    import torch
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "win32":
@@ -205,3 +219,69 @@ def _hash(path: Path, flag: str) -> str:
             digest.update(hashlib.file_digest(stream, "sha256").digest() if hasattr(hashlib, "file_digest")
                           else hashlib.sha256(stream.read()).digest())
     return digest.hexdigest()[:16]
+
+
+# ---- the script: preflight -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Check, before anything is loaded, that a run of train_all.sh can succeed here, and say what it will take."""
+
+    run: str  # the run folder
+    preset: str
+    seed: int
+    teacher: str  # model folder, or a JSONL of recorded answers
+    student: str  # model folder
+    questions: str  # question set
+    minutes: float = 0  # what this preset took on two cores; 0: not known
+
+
+def main(cfg: Config) -> None:
+    versions = []
+    for package in ("torch", "tokenizers", "safetensors", "numpy"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            raise ValueError(f"{package} is not installed: pip install -r requirements.txt") from None
+    if cfg.questions not in ("arith", "gsm8k"):
+        require(Path(cfg.questions).is_file(), f"QUESTIONS={cfg.questions}: neither arith, gsm8k nor a file")
+    for name, folder in (("TEACHER", cfg.teacher), ("STUDENT", cfg.student)):
+        recorded = name == "TEACHER" and Path(folder).is_file()
+        require(recorded or Path(folder).is_dir(), f"{name}={folder}: there is no such {'file or ' * (name == 'TEACHER')}"
+                                                   "folder")
+        for file in () if recorded else ("config.json", "tokenizer.json"):
+            require((Path(folder) / file).is_file(), f"{name}={folder}: a model folder, but without {file}")
+    # parameters of the student, from the size of its weights; PPO trains two copies in fp32 (weight, gradient and two
+    # moments: 16 bytes each) and keeps two frozen ones
+    config = json.loads((Path(cfg.student) / "config.json").read_text(encoding="utf-8"))
+    width = 4 if "32" in str(config.get("torch_dtype") or config.get("dtype") or "float32") else 2
+    weights = sum(file.stat().st_size for file in Path(cfg.student).glob("*.safetensors"))
+    memory, disk = 0.6e9 + weights / width * 40, 5 * weights / width * 4 + 50e6
+    place = next(folder for folder in [Path(cfg.run).resolve(), *Path(cfg.run).resolve().parents] if folder.exists())
+    free_memory = available_memory()
+    free_disk = shutil.disk_usage(place).free
+    print(f"preset {cfg.preset} · seed {cfg.seed} · run {cfg.run}")
+    print(f"{' · '.join(versions)} · python {platform.python_version()} · {os.cpu_count()} cores, "
+          f"{os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)")
+    print(f"teacher {cfg.teacher} · student {cfg.student} · questions {cfg.questions}")
+    time_needed = f"about {cfg.minutes:g} min on 2 cores" if cfg.minutes else "time: see the first progress bars"
+    print(f"needs about {memory / 1e9:.1f} GB memory ({free_memory / 1e9:.1f} GB are free), {disk / 1e9:.1f} GB disk "
+          f"({free_disk / 1e9:.1f} GB are free), {time_needed}", flush=True)
+    require(os.access(place, os.W_OK), f"OUT={cfg.run}: {place} is not writable")
+    require(disk < free_disk, f"OUT={cfg.run}: {disk / 1e9:.1f} GB are needed there, {free_disk / 1e9:.1f} GB are free")
+    if memory > free_memory:
+        print("warning: that is more memory than is free; a smaller STUDENT= needs less", file=sys.stderr)
+
+
+def available_memory() -> float:
+    """Bytes of memory that new processes can have; infinity where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
+    except (OSError, StopIteration):
+        return float("inf")
+
+
+if __name__ == "__main__":
+    launch(main, Config)

@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# The whole method, one command per stage (arXiv 2502.19557). The only home of settings that differ from the defaults.
+#
+#   bash train_all.sh                       the embedded default: two tiny bundled models, a laptop, no network
+#   QUICK=1 bash train_all.sh               every stage at small scale, about a minute: does it all work here?
+#   PRESET=smollm2 STUDENT=folder TEACHER=folder-or-recorded.jsonl QUESTIONS=gsm8k DATA_DIR=folder bash train_all.sh
+#
+# Environment: PRESET (tiny, smollm2, qwen, llama3), SEED, OUT (run folder), QUICK=1, FROM=stage (redo from there, such as
+# FROM=6_ppo), ROUNDS=2 (sample, vote, reward model and PPO again from the latest policy), TEACHER (model folder, or a
+# JSONL of recorded answers), STUDENT (model folder), QUESTIONS (arith, gsm8k, or a JSONL), PYTHON.
+# A finished stage is skipped on the next run; one whose settings or inputs changed is redone, the old kept aside.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+PYTHON=${PYTHON:-$(command -v python || echo python3)} PRESET=${PRESET:-tiny} SEED=${SEED:-0} QUICK=${QUICK:-0} ROUNDS=${ROUNDS:-1} FROM=${FROM:-}
+NUMBER="Think step by step. On the last line write #### and the final number."
+
+# ---- presets: models, questions, sizes -----------------------------------------------------------------------------
+temperatures=1.0 lenient=--no-lenient instruction="$NUMBER"
+case $PRESET in
+tiny)
+  TEACHER=${TEACHER:-$here/weights/tiny-teacher} STUDENT=${STUDENT:-$here/weights/tiny-student-base}
+  QUESTIONS=${QUESTIONS:-arith} instruction="" minutes=10
+  train=2000 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=8
+  new_tokens=48 batch=512 micro=64 sft="--epochs 2 --lr 5e-4" reward="--epochs 2 --lr 5e-4" held_out=0.1
+  ppo="--iterations 60 --rollout_size 256 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.05"
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;; # at this size a second thread costs more than it brings
+smollm2 | qwen | llama3)
+  TEACHER=${TEACHER:?PRESET=$PRESET needs TEACHER=, a model folder or a JSONL of recorded answers}
+  STUDENT=${STUDENT:?PRESET=$PRESET needs STUDENT=, a model folder} QUESTIONS=${QUESTIONS:-gsm8k} minutes=0
+  train=7000 valid=200 test=1319 teacher_samples=4 student_samples=4 best_of=8
+  temperatures=0.7,1.0 new_tokens=320 batch=64 micro=4 held_out=0.05 lenient=--lenient
+  sft="--epochs 2 --lr 1e-5" reward="--epochs 1 --lr 1e-5"
+  ppo="--iterations 150 --rollout_size 256 --lr 1e-6 --critic_lr 5e-6 --kl_coef 0.05" ;;
+*) echo "error: PRESET=$PRESET: it is tiny, smollm2, qwen or llama3" >&2; exit 2 ;;
+esac
+if [ "$QUICK" = 1 ]; then
+  minutes=1 held_out=0.3 best_of=2
+  if [ "$PRESET" = tiny ]; then
+    train=200 valid=20 test=100 teacher_samples=4 student_samples=2
+    ppo="--iterations 3 --rollout_size 64 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.05"
+  else
+    train=8 valid=2 test=4 teacher_samples=2 student_samples=2 new_tokens=96 minutes=0
+    ppo="--iterations 1 --rollout_size 8 --minibatches 2 --lr 1e-6 --critic_lr 5e-6 --kl_coef 0.05"
+  fi
+fi
+name=$PRESET-$SEED
+[ "$QUICK" = 1 ] && name=$name-quick
+RUN=${OUT:-$here/runs/$name}
+[[ $ROUNDS =~ ^[1-9]$ ]] || { echo "error: ROUNDS=$ROUNDS: a number from 1 to 9" >&2; exit 2; }
+[[ $SEED =~ ^[0-9]+$ ]] || { echo "error: SEED=$SEED: a number, 0 or greater" >&2; exit 2; }
+
+# ---- helpers -------------------------------------------------------------------------------------------------------
+redo=0
+run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
+  local stage=$1 script=$2
+  shift 2
+  if [ "$FROM" = "$stage" ]; then redo=1; fi
+  if [ "$redo" = 1 ] && [ -e "$RUN/$stage" ]; then
+    local old=1
+    while [ -e "$RUN/$stage.old$old" ]; do old=$((old + 1)); done
+    mv "$RUN/$stage" "$RUN/$stage.old$old"
+  fi
+  echo "[$stage]"
+  "$PYTHON" "$here/$script" --out "$RUN/$stage" "$@"
+}
+sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
+
+"$PYTHON" "$here/runtime.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
+  --questions "$QUESTIONS" --minutes "$minutes"
+
+# ---- the stages ----------------------------------------------------------------------------------------------------
+questions=$RUN/0_questions/train.jsonl
+run 0_questions data.py --questions "$QUESTIONS" --train $train --valid $valid --test $test --instruction "$instruction"
+
+# the teacher answers every training question several times; a recorded teacher has done so already
+answers=$TEACHER
+if [ -d "$TEACHER" ]; then
+  run 1_teacher generate.py --model "$TEACHER" --questions "$questions" --source teacher --seed "$SEED" \
+    --samples $teacher_samples --temperatures $temperatures $lenient $(sampling)
+  answers=$RUN/1_teacher/samples.jsonl
+fi
+
+# its answers vote; those that agree with the vote teach the student
+run 1_vote pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient
+run 2_sft sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft
+
+policy=2_sft
+for round in $(seq 1 "$ROUNDS"); do
+  suffix=$([ "$round" = 1 ] || echo "_r$round")
+  # the student answers too, everything is rewarded by the teacher's vote, and a reward model learns from pairs
+  run 3_student$suffix generate.py --model "$RUN/$policy" --questions "$questions" --source student --seed "$SEED" \
+    --samples $student_samples $lenient $(sampling)
+  run 4_pseudo_reward$suffix pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient \
+    --student "$RUN/3_student$suffix/samples.jsonl"
+  run 5_reward$suffix reward.py --model "$RUN/2_sft" --pairs "$RUN/4_pseudo_reward$suffix/pairs.jsonl" --seed "$SEED" \
+    --calibrate "$RUN/3_student$suffix/samples.jsonl" --questions "$questions" --micro_batch $micro \
+    --held_out $held_out $reward
+  # PPO: answers that the reward model likes become likelier, near the policy that it started from
+  run 6_ppo$suffix ppo.py --policy "$RUN/$policy" --reward_model "$RUN/5_reward$suffix" --questions "$questions" \
+    --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens $new_tokens --micro_batch $micro --seed "$SEED" $ppo
+  policy=6_ppo$suffix
+done
+# the baseline without a reward model: the vote itself is the reward
+run 6_ppo_raw ppo.py --policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" --questions "$questions" \
+  --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens $new_tokens --micro_batch $micro --seed "$SEED" $ppo
+
+# everyone answers the same held-out questions, greedily
+evaluate() { # evaluate NAME MODEL [FLAGS]
+  local name=$1 model=$2
+  shift 2
+  run "7_eval/$name" eval.py --name "$name" --model "$model" --questions "$RUN/0_questions/test.jsonl" $(sampling) "$@"
+}
+if [ -d "$TEACHER" ]; then evaluate teacher "$TEACHER"; fi
+evaluate base "$STUDENT"
+evaluate sft "$RUN/2_sft"
+evaluate ppo "$RUN/$policy"
+evaluate ppo_raw "$RUN/6_ppo_raw"
+evaluate best_of_n "$RUN/2_sft" --reward_model "$RUN/5_reward" --samples $best_of --seed "$SEED"
+if [ -f "$RUN/0_questions/hard.jsonl" ]; then # a difficulty that nobody was trained on
+  hard="--questions $RUN/0_questions/hard.jsonl"
+  if [ -d "$TEACHER" ]; then evaluate hard_teacher "$TEACHER" $hard; fi
+  evaluate hard_sft "$RUN/2_sft" $hard
+  evaluate hard_ppo "$RUN/$policy" $hard
+fi
+"$PYTHON" "$here/report.py" --run "$RUN" --preset "$PRESET" --seed "$SEED"
