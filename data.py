@@ -44,7 +44,9 @@ def read_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[dict]
             if not text:
                 continue
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: an object {{...}} is expected, this is a {type(row).__name__}")
+                raise ValueError(
+                    f"{path}, line {number}: an object {{...}} is expected, this is a {type(row).__name__}"
+                )
             for key in required:
                 if key not in row:
                     raise ValueError(f"{path}, line {number}: the key '{key}' is missing")
@@ -78,7 +80,11 @@ class Question:
     @property
     def prompt(self) -> str:
         """The user's turn: question, lettered options, instruction."""
-        lines = [self.question, *(f"{chr(65 + i)}. {option}" for i, option in enumerate(self.options)), self.instruction]
+        lines = [
+            self.question,
+            *(f"{chr(65 + i)}. {option}" for i, option in enumerate(self.options)),
+            self.instruction,
+        ]
         return "\n".join(line for line in lines if line)
 
 
@@ -94,13 +100,17 @@ def load_questions(spec: str, limit: int | None = None) -> list[Question]:
     if name == "gsm8k":
         path = Path(os.environ.get("DATA_DIR", "data")) / "gsm8k" / f"{split}.jsonl"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} not found: set DATA_DIR to the folder that holds gsm8k/train.jsonl and "
-                                    "gsm8k/test.jsonl (github.com/openai/grade-school-math)")
+            raise FileNotFoundError(
+                f"{path} not found: set DATA_DIR to the folder that holds gsm8k/train.jsonl and "
+                "gsm8k/test.jsonl (github.com/openai/grade-school-math)"
+            )
     else:
         path = Path(spec)
         if not path.is_file():
-            raise FileNotFoundError(f"no question set '{spec}': it is neither arith:train|valid|test|hard, "
-                                    "gsm8k:train|test, nor the path of a JSONL file")
+            raise FileNotFoundError(
+                f"no question set '{spec}': it is neither arith:train|valid|test|hard, "
+                "gsm8k:train|test, nor the path of a JSONL file"
+            )
     questions, lines = [], {}
     for number, row in enumerate(read_jsonl(path, required=["question"]), 1):
         question = _question(row, f"{path}, question {number}", default_id=f"{path.stem}-{number}")
@@ -129,8 +139,9 @@ def _question(row: dict, where: str, default_id: str) -> Question:
         if gold is None:
             raise ValueError(f"{where}: the gold answer {str(answer)[:60]!r} holds no {kind}")
         answer = gold
-    return Question(str(row.get("id", default_id)), text.strip(), answer, kind, tuple(options),
-                    str(row.get("instruction", "")))
+    return Question(
+        str(row.get("id", default_id)), text.strip(), answer, kind, tuple(options), str(row.get("instruction", ""))
+    )
 
 
 # ---- answers -------------------------------------------------------------------------------------------------------
@@ -181,8 +192,10 @@ def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
 # ---- the embedded task: word problems ------------------------------------------------------------------------------
 
 NAMES = "Ava Ben Cara Dan Eve Finn Gus Hana Ivan Jade Kai Lena".split()
-TOPICS = ("pens cups coins cards shells beads books stamps apples plums nuts eggs "
-          "figs pears rolls pies cats hens bees fish kites balls drums hats").split()
+TOPICS = (
+    "pens cups coins cards shells beads books stamps apples plums nuts eggs "
+    "figs pears rolls pies cats hens bees fish kites balls drums hats"
+).split()
 SPLITS = {"corpus": (0, 60), "train": (60, 80), "valid": (80, 90), "test": (90, 100), "hard": (90, 100)}
 STEPS = {"hard": (5, 5)}  # the other splits have 2 to 4: five-step questions are held out of all training
 
@@ -224,14 +237,16 @@ def _arith_problem(rng: random.Random, steps: int) -> Problem:
     sentences = [f"{who} has {values[0]} {topic}."]
     while len(operations) < steps:
         now, amount = values[-1], rng.randint(2, 9)
-        event, op, amount, after = rng.choice([
-            (f"{friend} gives {who} {amount}.", "+", amount, now + amount),
-            (f"{who} buys {amount} more.", "+", amount, now + amount),
-            (f"{who} loses {amount}.", "-", amount, now - amount),
-            (f"{who} sells {amount}.", "-", amount, now - amount),
-            (f"{who} doubles them.", "*", 2, now * 2),
-            (f"{who} triples them.", "*", 3, now * 3),
-        ])
+        event, op, amount, after = rng.choice(
+            [
+                (f"{friend} gives {who} {amount}.", "+", amount, now + amount),
+                (f"{who} buys {amount} more.", "+", amount, now + amount),
+                (f"{who} loses {amount}.", "-", amount, now - amount),
+                (f"{who} sells {amount}.", "-", amount, now - amount),
+                (f"{who} doubles them.", "*", 2, now * 2),
+                (f"{who} triples them.", "*", 3, now * 3),
+            ]
+        )
         if 0 < after <= 30:
             sentences.append(event)
             operations.append((op, amount))
@@ -304,8 +319,13 @@ class Tokenizer:
             def header(role: str) -> list[int]:
                 return [start, *self.encode(role), stop, *self.encode("\n\n")]
 
-            return [self.id("<|begin_of_text|>"), *header("user"), *self.encode(user.strip()), self.end_id,
-                    *header("assistant")]
+            return [
+                self.id("<|begin_of_text|>"),
+                *header("user"),
+                *self.encode(user.strip()),
+                self.end_id,
+                *header("assistant"),
+            ]
         if self.style == "chatml":
             start = self.id("<|im_start|>")
             # a template may put its own system turn first; its words stand in the template's text
@@ -396,8 +416,10 @@ def main(cfg: Config) -> None:
     for name, questions in splits.items():
         for question in questions:
             if owner.setdefault(question.question, name) != name:
-                raise ValueError(f"{cfg.questions}: the question '{question.id}' is in {name} and in "
-                                 f"{owner[question.question]}: {question.question[:60]!r}")
+                raise ValueError(
+                    f"{cfg.questions}: the question '{question.id}' is in {name} and in "
+                    f"{owner[question.question]}: {question.question[:60]!r}"
+                )
         rows = [asdict(question) | {"instruction": cfg.instruction} for question in questions]
         write_jsonl(stage.out / f"{name}.jsonl", rows)
     summary = ", ".join(f"{len(questions)} {name}" for name, questions in splits.items())

@@ -1,7 +1,8 @@
 """Accuracy with its sample size and interval, strict and lenient, and every transcript kept.
 
-    python eval.py --model runs/try/6_ppo --questions runs/try/0_questions/test.jsonl --name ppo --out runs/try/7_eval/ppo
-    python eval.py --model runs/try/2_sft --reward_model runs/try/5_reward --samples 8 --name best_of_n ...
+    python eval.py --name ppo --model runs/try/6_ppo --questions runs/try/0_questions/test.jsonl \\
+        --out runs/try/7_eval/ppo
+    python eval.py --name best_of_n --model runs/try/2_sft --reward_model runs/try/5_reward --samples 8 ...
 
 All models answer the same questions with the same prompt, greedily. With a reward model, several answers are sampled,
 the one with the highest score counts (best-of-n), and the scores are compared with the truth.
@@ -9,14 +10,16 @@ the one with the highest score counts (best-of-n), and the scores are compared w
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import runtime
 from data import Question, Tokenizer, collate, extract_answer, is_correct, load_questions, write_jsonl
-from generate import Response, answer_questions
+from generate import answer_questions
 from model import Llama, ScalarModel, last_value, load_model, load_scalar_model
+from pseudo_reward import load_samples
 
 
 def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -28,7 +31,7 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def summarise(transcripts: list[dict]) -> dict:
     """Transcripts to {"strict", "lenient", "n", "ci95" (of strict), "no_answer", "truncated", "mean_tokens"}."""
-    n = len(transcripts)
+    n, tokens = len(transcripts), [row["tokens"] for row in transcripts if row["tokens"] is not None]
     strict = sum(row["correct"] for row in transcripts)
     return {
         "strict": strict / n,
@@ -37,32 +40,61 @@ def summarise(transcripts: list[dict]) -> dict:
         "ci95": list(wilson_interval(strict, n)),
         "no_answer": sum(row["answer"] is None for row in transcripts) / n,
         "truncated": sum(row["finish"] == "length" for row in transcripts) / n,
-        "mean_tokens": sum(row["tokens"] for row in transcripts) / n,
+        "mean_tokens": sum(tokens) / len(tokens) if tokens else None,  # not known of recorded answers
     }
 
 
-def grade(question: Question, text: str, response: Response) -> dict:
+def grade(question: Question, text: str, finish: str, tokens: int | None) -> dict:
     """One transcript: the response, its answers as read strictly and leniently, and whether they are right."""
     answer = extract_answer(text, question.kind)
     lenient = extract_answer(text, question.kind, lenient=True)
     return {
-        "id": question.id, "question": question.question, "gold": question.answer, "response": text,
-        "answer": answer, "answer_lenient": lenient, "finish": response.finish, "tokens": len(response.tokens),
+        "id": question.id,
+        "question": question.question,
+        "gold": question.answer,
+        "response": text,
+        "answer": answer,
+        "answer_lenient": lenient,
+        "finish": finish,
+        "tokens": tokens,
         "correct": is_correct(answer, question.answer, question.kind),
         "correct_lenient": is_correct(lenient, question.answer, question.kind),
     }
 
 
-def accuracy(model: Llama, tokenizer: Tokenizer, questions: list[Question], max_new_tokens: int,
-             batch_size: int = 256, label: str = "eval") -> tuple[dict, list[dict]]:
+def accuracy(
+    model: Llama,
+    tokenizer: Tokenizer,
+    questions: list[Question],
+    max_new_tokens: int,
+    batch_size: int = 256,
+    label: str = "eval",
+) -> tuple[dict, list[dict]]:
     """Greedy answers to the questions: the summary and the transcripts."""
     answers = answer_questions(model, tokenizer, questions, max_new_tokens, 0.0, 0, batch_size, label)
-    transcripts = [grade(q, tokenizer.decode(r.tokens), r) for q, [r] in zip(questions, answers)]
+    transcripts = [grade(q, tokenizer.decode(r.tokens), r.finish, len(r.tokens)) for q, [r] in zip(questions, answers)]
+    return summarise(transcripts), transcripts
+
+
+def recorded_accuracy(path: str, questions: list[Question]) -> tuple[dict, list[dict]]:
+    """The first recorded answer to every question, graded: for a teacher that is an API and not a folder."""
+    first = {}
+    for sample in load_samples(path, "teacher", {question.id: question for question in questions}, lenient=False):
+        first.setdefault(sample.id, sample)
+    missing = [question.id for question in questions if question.id not in first]
+    runtime.require(
+        not missing,
+        f"{path}: {len(missing)} of {len(questions)} questions have no recorded answer, the "
+        f"first is '{(missing or [''])[0]}'",
+    )
+    transcripts = [grade(q, first[q.id].response, "stop" if first[q.id].ended else "length", None) for q in questions]
     return summarise(transcripts), transcripts
 
 
 @torch.no_grad()
-def score_responses(model: ScalarModel, prompts: list[list[int]], responses: list[list[int]], batch_size: int) -> Tensor:
+def score_responses(
+    model: ScalarModel, prompts: list[list[int]], responses: list[list[int]], batch_size: int
+) -> Tensor:
     """The reward model's score of each response, read at its last token: (N,), on the CPU."""
     device = model.score.weight.device
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
@@ -93,7 +125,7 @@ def auc(scores: Tensor, labels: Tensor) -> float:
 class Config:
     """Answer a question set and count what is right."""
 
-    model: str  # Hugging Face folder
+    model: str  # Hugging Face folder, or a JSONL of recorded answers
     questions: str  # question set with gold answers
     out: str  # folder for transcripts.jsonl and the summary in done.json
     name: str = "model"  # what the report calls it
@@ -108,42 +140,68 @@ class Config:
 def main(cfg: Config) -> None:
     for name in ("max_new_tokens", "batch_size", "samples"):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
-    runtime.require((cfg.samples > 1) == bool(cfg.reward_model), "--samples above 1 and --reward_model go together: "
-                    "the reward model picks one of the samples")
+    runtime.require(
+        (cfg.samples > 1) == bool(cfg.reward_model),
+        "--samples above 1 and --reward_model go together: the reward model picks one of the samples",
+    )
     stage = runtime.Stage(cfg, inputs=["model", "questions", "reward_model"])
     if stage.finished:
         return
     questions = load_questions(cfg.questions)
     without = sum(question.answer is None for question in questions)
     runtime.require(not without, f"{cfg.questions}: {without} questions have no gold answer to compare with")
-    device = runtime.default_device()
-    tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, torch.float32, device)
-    quality = {}
-    if cfg.reward_model:
-        summary, transcripts, quality = best_of_n(cfg, model, tokenizer, questions)
+    quality, parameters = {}, 0
+    if Path(cfg.model).is_file():
+        runtime.require(
+            not cfg.reward_model, "--reward_model picks among a model's samples; recorded answers are graded"
+        )
+        summary, transcripts = recorded_accuracy(cfg.model, questions)
     else:
-        summary, transcripts = accuracy(model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name)
+        tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, torch.float32, runtime.default_device())
+        parameters = sum(p.numel() for p in model.parameters())
+        if cfg.reward_model:
+            summary, transcripts, quality = best_of_n(cfg, model, tokenizer, questions)
+        else:
+            summary, transcripts = accuracy(model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name)
     write_jsonl(stage.out / "transcripts.jsonl", transcripts)
     low, high = summary["ci95"]
-    print(f"{cfg.name}: {summary['strict']:.1%} [{low:.1%}, {high:.1%}] of {summary['n']} right, lenient "
-          f"{summary['lenient']:.1%}, no answer {summary['no_answer']:.1%}, truncated {summary['truncated']:.1%}")
-    tokens = sum(row["tokens"] for row in transcripts) * cfg.samples
-    stage.finish(tokens=tokens, flops=2 * sum(p.numel() for p in model.parameters()) * tokens,
-                 name=cfg.name, accuracy=summary, **quality)
+    print(
+        f"{cfg.name}: {summary['strict']:.1%} [{low:.1%}, {high:.1%}] of {summary['n']} right, lenient "
+        f"{summary['lenient']:.1%}, no answer {summary['no_answer']:.1%}, truncated {summary['truncated']:.1%}"
+    )
+    tokens = sum(row["tokens"] or 0 for row in transcripts) * cfg.samples
+    stage.finish(
+        tokens=tokens, flops=2 * parameters * tokens, name=cfg.name, parameters=parameters, accuracy=summary, **quality
+    )
 
 
-def best_of_n(cfg: Config, model: Llama, tokenizer: Tokenizer, questions: list[Question]) -> tuple[dict, list[dict], dict]:
+def best_of_n(
+    cfg: Config, model: Llama, tokenizer: Tokenizer, questions: list[Question]
+) -> tuple[dict, list[dict], dict]:
     """Sample several answers to each question and keep the one that the reward model likes best."""
     scorer = load_scalar_model(cfg.reward_model, torch.float32, runtime.default_device())
-    answers = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, cfg.temperature, cfg.seed,
-                               cfg.batch_size, cfg.name, cfg.samples)
+    answers = answer_questions(
+        model,
+        tokenizer,
+        questions,
+        cfg.max_new_tokens,
+        cfg.temperature,
+        cfg.seed,
+        cfg.batch_size,
+        cfg.name,
+        cfg.samples,
+    )
     prompts = [tokenizer.chat(question.prompt) for question in questions]
-    scores = score_responses(scorer, [prompt for prompt in prompts for _ in range(cfg.samples)],
-                             [r.tokens for responses in answers for r in responses], cfg.batch_size)
+    scores = score_responses(
+        scorer,
+        [prompt for prompt in prompts for _ in range(cfg.samples)],
+        [r.tokens for responses in answers for r in responses],
+        cfg.batch_size,
+    )
     scores = scores.view(len(questions), cfg.samples)  # (questions, n)
     transcripts, right = [], torch.zeros(scores.shape, dtype=torch.bool)  # (questions, n)
     for index, (question, responses) in enumerate(zip(questions, answers)):
-        graded = [grade(question, tokenizer.decode(r.tokens), r) for r in responses]
+        graded = [grade(question, tokenizer.decode(r.tokens), r.finish, len(r.tokens)) for r in responses]
         right[index] = torch.tensor([row["correct"] for row in graded])
         best = int(scores[index].argmax())
         transcripts.append(graded[best] | {"score": scores[index, best].item()})
@@ -152,8 +210,10 @@ def best_of_n(cfg: Config, model: Llama, tokenizer: Tokenizer, questions: list[Q
         "single_sample_accuracy": right.float().mean().item(),
         "any_right": right.any(1).float().mean().item(),  # what a perfect judge would reach
     }
-    print(f"reward model against gold, {right.numel()} samples: AUC {quality['auc_gold']:.3f}; one sample "
-          f"{quality['single_sample_accuracy']:.1%}, a perfect judge {quality['any_right']:.1%}")
+    print(
+        f"reward model against gold, {right.numel()} samples: AUC {quality['auc_gold']:.3f}; one sample "
+        f"{quality['single_sample_accuracy']:.1%}, a perfect judge {quality['any_right']:.1%}"
+    )
     return summarise(transcripts), transcripts, quality
 
 

@@ -1,7 +1,7 @@
-"""Tokens in, tokens out: batched sampling with a key/value cache. As a script it answers a question set, or one question.
+"""Tokens in, tokens out: batched sampling with a key/value cache. As a script it answers questions.
 
-    python generate.py --model weights/tiny-teacher --questions arith:test --out runs/try --samples 4 --temperatures 0.7,1.0
-    python generate.py --model weights/tiny-teacher --ask "Ava has 3 pens. Ben gives Ava 4. How many pens does Ava have now?"
+    python generate.py --model weights/tiny-teacher --questions arith:test --out runs/try --temperatures 0.7,1.0
+    python generate.py --model weights/tiny-teacher --ask "Ava has 3 pens. Ava buys 4 more. How many pens does ...?"
 
 Sampling draws from the full softmax at a temperature: no top-k, no top-p, no repetition penalty. The log-probability
 returned with a token is therefore the one that it was drawn with, which PPO depends on.
@@ -29,9 +29,16 @@ class Response:
 
 
 @torch.no_grad()
-def generate(model: Llama, prompts: list[list[int]], max_new_tokens: int, temperature: float = 1.0,
-             stop_ids: Collection[int] = (), seed: int = 0, batch_size: int = 256,
-             progress: Callable[[int], None] = lambda count: None) -> list[Response]:
+def generate(
+    model: Llama,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    stop_ids: Collection[int] = (),
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[Response]:
     """Continue every prompt until a stop id or max_new_tokens; the answers come in the prompts' order.
 
     temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
@@ -41,8 +48,10 @@ def generate(model: Llama, prompts: list[list[int]], max_new_tokens: int, temper
     room = model.config.max_position_embeddings - max_new_tokens
     for index, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= room:
-            raise ValueError(f"prompt {index} has {len(prompt)} tokens; with {max_new_tokens} new ones the model's "
-                             f"context of {model.config.max_position_embeddings} takes 1 to {room}")
+            raise ValueError(
+                f"prompt {index} has {len(prompt)} tokens; with {max_new_tokens} new ones the model's "
+                f"context of {model.config.max_position_embeddings} takes 1 to {room}"
+            )
     rng = torch.Generator(model.lm_head.weight.device).manual_seed(seed)
     stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=model.lm_head.weight.device)
     responses: list[Response | None] = [None] * len(prompts)
@@ -55,8 +64,9 @@ def generate(model: Llama, prompts: list[list[int]], max_new_tokens: int, temper
     return responses
 
 
-def _generate_batch(model: Llama, prompts: list[list[int]], max_new_tokens: int, temperature: float, stop: Tensor,
-                    rng: torch.Generator) -> Iterator[tuple[int, Response]]:
+def _generate_batch(
+    model: Llama, prompts: list[list[int]], max_new_tokens: int, temperature: float, stop: Tensor, rng: torch.Generator
+) -> Iterator[tuple[int, Response]]:
     """Yield (row, response) as rows end. B rows are alive; the others have left the batch and the cache."""
     device = stop.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
@@ -96,13 +106,23 @@ def sample_token(logits: Tensor, temperature: float, rng: torch.Generator) -> tu
     logits (B, V) -> token (B,), its log-probability (B,) under the distribution it was drawn from.
     """
     logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)  # (B, V)
-    token = logprobs.argmax(-1) if temperature == 0 else torch.multinomial(logprobs.exp(), 1, generator=rng)[:, 0]  # (B,)
+    token = (
+        logprobs.argmax(-1) if temperature == 0 else torch.multinomial(logprobs.exp(), 1, generator=rng)[:, 0]
+    )  # (B,)
     return token, logprobs.gather(-1, token[:, None])[:, 0]
 
 
-def answer_questions(model: Llama, tokenizer: Tokenizer, questions: list[Question], max_new_tokens: int,
-                     temperature: float, seed: int, batch_size: int, label: str = "generate",
-                     samples: int = 1) -> list[list[Response]]:
+def answer_questions(
+    model: Llama,
+    tokenizer: Tokenizer,
+    questions: list[Question],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int,
+    label: str = "generate",
+    samples: int = 1,
+) -> list[list[Response]]:
     """`samples` responses to each question, with a progress bar."""
     prompts = [tokenizer.chat(question.prompt) for question in questions for _ in range(samples)]
     bar = runtime.Progress(label, len(prompts))
@@ -153,23 +173,40 @@ def main(cfg: Config) -> None:
     tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, device=device)
     rows, tokens = [], 0
     for index, temperature in enumerate(temperatures):
-        answers = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, temperature, cfg.seed + index,
-                                   cfg.batch_size, f"{cfg.source} T={temperature}", cfg.samples)
+        answers = answer_questions(
+            model,
+            tokenizer,
+            questions,
+            cfg.max_new_tokens,
+            temperature,
+            cfg.seed + index,
+            cfg.batch_size,
+            f"{cfg.source} T={temperature}",
+            cfg.samples,
+        )
         for question, responses in zip(questions, answers):
             for response in responses:
                 text = tokenizer.decode(response.tokens)
                 tokens += len(response.tokens)
-                rows.append({
-                    "id": question.id, "source": cfg.source, "response": text,
-                    "answer": extract_answer(text, question.kind, cfg.lenient), "finish": response.finish,
-                    "logprob": round(sum(response.logprobs), 4), "temperature": temperature,
-                    "tokens": len(response.tokens),
-                })
+                rows.append(
+                    {
+                        "id": question.id,
+                        "source": cfg.source,
+                        "response": text,
+                        "answer": extract_answer(text, question.kind, cfg.lenient),
+                        "finish": response.finish,
+                        "logprob": round(sum(response.logprobs), 4),
+                        "temperature": temperature,
+                        "tokens": len(response.tokens),
+                    }
+                )
     write_jsonl(stage.out / "samples.jsonl", rows)
     ended = sum(row["finish"] == "stop" for row in rows) / len(rows)
     answered = sum(row["answer"] is not None for row in rows) / len(rows)
-    print(f"{len(rows)} answers to {len(questions)} questions: {ended:.1%} ended, {answered:.1%} state an answer, "
-          f"{tokens / len(rows):.1f} tokens each")
+    print(
+        f"{len(rows)} answers to {len(questions)} questions: {ended:.1%} ended, {answered:.1%} state an answer, "
+        f"{tokens / len(rows):.1f} tokens each"
+    )
     prompt_tokens = sum(len(tokenizer.chat(q.prompt)) for q in questions) * cfg.samples * len(temperatures)
     parameters = sum(p.numel() for p in model.parameters())
     stage.finish(tokens=tokens, flops=2 * parameters * (tokens + prompt_tokens), ended=ended, answered=answered)

@@ -57,8 +57,10 @@ class ModelConfig:
         """Read `folder/config.json`. Raises ValueError or FileNotFoundError, naming the file and the key."""
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} not found: a model is a Hugging Face folder with config.json, "
-                                    "model.safetensors and tokenizer.json")
+            raise FileNotFoundError(
+                f"{path} not found: a model is a Hugging Face folder with config.json, "
+                "model.safetensors and tokenizer.json"
+            )
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -103,12 +105,16 @@ class ModelConfig:
                 bos_token_id=raw.get("bos_token_id"),
                 eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
                 pad_token_id=raw.get("pad_token_id"),
-                **({} if rope_type == "default" else dict(
-                    rope_factor=rope["factor"],
-                    rope_low_freq_factor=rope["low_freq_factor"],
-                    rope_high_freq_factor=rope["high_freq_factor"],
-                    rope_original_length=rope["original_max_position_embeddings"],
-                )),
+                **(
+                    {}
+                    if rope_type == "default"
+                    else dict(
+                        rope_factor=rope["factor"],
+                        rope_low_freq_factor=rope["low_freq_factor"],
+                        rope_high_freq_factor=rope["high_freq_factor"],
+                        rope_original_length=rope["original_max_position_embeddings"],
+                    )
+                ),
             )
         except KeyError as error:
             raise ValueError(f"{path}: the key {error} is missing") from None
@@ -261,7 +267,7 @@ class Trunk(nn.Module):
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens (B, T) -> hidden states (B, T, D). With a cache, row b continues at position cache.lengths[b]."""
-        B, T = tokens.shape
+        T = tokens.shape[1]
         x = self.embed_tokens(tokens)  # (B, T, D)
         if cache is None:
             cos, sin = self.rope(T, tokens.device)  # (T, E)
@@ -274,7 +280,9 @@ class Trunk(nn.Module):
             mask = None if first else seen <= positions[:, None, :, None]  # (B, 1, T, S)
             cache.lengths = cache.lengths + T
         for index, block in enumerate(self.layers):
-            store = (lambda k, v: (k, v)) if cache is None else functools.partial(cache.write, index, positions=positions)
+            store = (
+                (lambda k, v: (k, v)) if cache is None else functools.partial(cache.write, index, positions=positions)
+            )
             x = block(x, (cos.to(x.dtype), sin.to(x.dtype)), mask, store)
         return self.norm(x)
 
@@ -338,8 +346,12 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
     return model
 
 
-def load_scalar_model(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None,
-                      new_head: str | None = None) -> ScalarModel:
+def load_scalar_model(
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    new_head: str | None = None,
+) -> ScalarModel:
     """Load a saved scalar model, or, with `new_head` 'normal' or 'zero', put a new head on a language model's trunk.
 
     'normal' is N(0, 1/(D+1)) (OpenAI, lm-human-preferences): scores of size one at the start. A missing head is an
@@ -373,8 +385,10 @@ def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str] = 
                         raise ValueError(f"{path}: the tensor {name} has no place in this model")
                     tensor = file.get_tensor(name)
                     if tensor.shape != wanted[name].shape:
-                        raise ValueError(f"{path}: {name} has shape {tuple(tensor.shape)}, "
-                                         f"config.json asks for {tuple(wanted[name].shape)}")
+                        raise ValueError(
+                            f"{path}: {name} has shape {tuple(tensor.shape)}, "
+                            f"config.json asks for {tuple(wanted[name].shape)}"
+                        )
                     found[name] = tensor.to(dtype or tensor.dtype)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None
@@ -413,8 +427,11 @@ def save_model(model: Llama | ScalarModel, folder: str | Path) -> None:
         if model.config.tie_word_embeddings:
             del tensors["lm_head.weight"]
     else:
-        extra = {"architectures": [f"{family}ForSequenceClassification"], "num_labels": 1,
-                 "score_mean": model.score_mean}
+        extra = {
+            "architectures": [f"{family}ForSequenceClassification"],
+            "num_labels": 1,
+            "score_mean": model.score_mean,
+        }
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
     config = json.dumps(model.config.to_json(torch_dtype=dtype, **extra), indent=2) + "\n"
     save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})

@@ -6,15 +6,14 @@
 One iteration: (1) sample a response to each of a batch of questions; (2) reward = score at the end token, minus
 kl_coef * (log-prob - reference log-prob) at every token; (3) advantages by GAE from the critic's values; (4) a few
 epochs of the clipped policy loss and the clipped value loss. The reference is the frozen SFT student, the critic starts
-as the reward model. Everything lives in the (B, T-1) frame of `token_logprobs`: entry t is about the token t + 1, a value
-at t has seen the tokens up to t only, and `mask` is True on the sampled tokens, the end token included.
+as the reward model. Everything lives in the (B, T-1) frame of `token_logprobs`: entry t is about the token t + 1, a
+value at t has seen the tokens up to t only, and `mask` is True on the sampled tokens, the end token included.
 
-Sources: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438), language-model details (arXiv 1909.08593, 2203.02155, 2403.17031).
+Sources: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438), details for language models (arXiv 1909.08593, 2203.02155,
+2403.17031).
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,8 +22,7 @@ import runtime
 from data import Question, Tokenizer, collate, extract_answer, load_questions, read_jsonl
 from eval import accuracy, score_responses
 from generate import generate
-from model import (Llama, ScalarModel, last_value, load_model, load_scalar_model, masked_logprobs, masked_mean,
-                   save_model)
+from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, save_model
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,9 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, (x - mean) * torch.rsqrt(variance + 1e-8), 0.0)
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float, total: int
-                ) -> tuple[Tensor, Tensor]:
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float, total: int
+) -> tuple[Tensor, Tensor]:
     """Clipped surrogate (arXiv 1707.06347, eq. 7): all (B, T-1) -> loss, count of clipped tokens.
 
     sum over True cells of max(-A * ratio, -A * clamp(ratio, 1 - clip, 1 + clip)), over `total`, the number of True
@@ -109,8 +108,9 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
     return loss, (mask & (clipped > plain)).sum()
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float, total: int
-               ) -> tuple[Tensor, Tensor]:
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float, total: int
+) -> tuple[Tensor, Tensor]:
     """Half the squared error to the returns, pessimistically clipped: all (B, T-1) -> loss, count of clipped tokens.
 
     Example: old value 0, value 1, return 1, clip 0.2 -> 0.5 * 0.8^2 = 0.32, gradient 0.
@@ -140,8 +140,16 @@ class Rollout:
 
 
 @torch.no_grad()
-def rollout(cfg: Config, policy: Llama, reference: Llama, critic: ScalarModel, score, tokenizer: Tokenizer,
-            questions: list[Question], seed: int) -> Rollout:
+def rollout(
+    cfg: Config,
+    policy: Llama,
+    reference: Llama,
+    critic: ScalarModel,
+    score,
+    tokenizer: Tokenizer,
+    questions: list[Question],
+    seed: int,
+) -> Rollout:
     """Sample one response to each question, score it, and let every model read it once.
 
     `score(questions, prompts, responses, texts) -> (B,)` judges finished responses, all as lists.
@@ -169,11 +177,22 @@ def rollout(cfg: Config, policy: Llama, reference: Llama, critic: ScalarModel, s
 # ---- update --------------------------------------------------------------------------------------------------------
 
 
-def update(cfg: Config, policy: Llama, critic: ScalarModel, optimizers: tuple, r: Rollout, advantages: Tensor,
-           returns: Tensor, rng: torch.Generator) -> dict[str, float]:
+def update(
+    cfg: Config,
+    policy: Llama,
+    critic: ScalarModel,
+    optimizers: tuple,
+    r: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    rng: torch.Generator,
+) -> dict[str, float]:
     """`epochs` passes of minibatch steps over one rollout; returns the metrics, averaged over the tokens seen."""
     size = -(-len(r.tokens) // cfg.minibatches)
-    sums, first_ratio = dict.fromkeys(("policy", "value", "clipped", "value_clipped", "kl", "ratio", "tokens"), 0.0), None
+    sums, first_ratio = (
+        dict.fromkeys(("policy", "value", "clipped", "value_clipped", "kl", "ratio", "tokens"), 0.0),
+        None,
+    )
     grad_norms = []
     for _ in range(cfg.epochs):
         order = torch.randperm(len(r.tokens), generator=rng).to(r.tokens.device)  # (B,)
@@ -188,11 +207,19 @@ def update(cfg: Config, policy: Llama, critic: ScalarModel, optimizers: tuple, r
                 vf, value_clipped = value_loss(values, r.values[b], returns[b], mask, cfg.value_clip, total)
                 (pg + vf).backward()  # two networks: neither loss reaches the other
                 log_ratio = (logprobs.detach() - r.logprobs[b])[mask]  # (N,)
-                for name, value in (("policy", pg * total), ("value", vf * total), ("clipped", clipped),
-                                    ("value_clipped", value_clipped), ("kl", 0.5 * log_ratio.square().sum()),
-                                    ("ratio", log_ratio.exp().sum()), ("tokens", mask.sum())):
+                for name, value in (
+                    ("policy", pg * total),
+                    ("value", vf * total),
+                    ("clipped", clipped),
+                    ("value_clipped", value_clipped),
+                    ("kl", 0.5 * log_ratio.square().sum()),
+                    ("ratio", log_ratio.exp().sum()),
+                    ("tokens", mask.sum()),
+                ):
                     step[name] += value.item()
-            norms = [torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm) for model in (policy, critic)]
+            norms = [
+                torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm) for model in (policy, critic)
+            ]
             grad_norms.append([norm.item() for norm in norms])
             for optimizer in optimizers:
                 optimizer.step()
@@ -203,8 +230,12 @@ def update(cfg: Config, policy: Llama, critic: ScalarModel, optimizers: tuple, r
                 sums[name] += step[name]
     mean = {name: value / sums["tokens"] for name, value in sums.items()}
     return {
-        "loss/policy_avg": mean["policy"], "loss/value_avg": mean["value"], "policy/approxkl_avg": mean["kl"],
-        "policy/clipfrac_avg": mean["clipped"], "val/clipfrac_avg": mean["value_clipped"], "val/ratio": mean["ratio"],
+        "loss/policy_avg": mean["policy"],
+        "loss/value_avg": mean["value"],
+        "policy/approxkl_avg": mean["kl"],
+        "policy/clipfrac_avg": mean["clipped"],
+        "val/clipfrac_avg": mean["value_clipped"],
+        "val/ratio": mean["ratio"],
         "val/ratio_first": first_ratio,
         "policy/grad_norm": sum(norm for norm, _ in grad_norms) / len(grad_norms),
         "critic/grad_norm": sum(norm for _, norm in grad_norms) / len(grad_norms),
@@ -217,15 +248,20 @@ def describe(r: Rollout, returns: Tensor, kl_coef: float) -> dict[str, float]:
     real_values, real_returns = r.values[r.mask], returns[r.mask]  # (N,), (N,)
     lengths = r.mask.sum(1).float()  # (B,)
     return {
-        "objective/scores": r.scores.mean().item(), "objective/scores_std": r.scores.std(correction=0).item(),
-        "objective/kl": kl.mean().item(), "objective/non_score_reward": -kl_coef * kl.mean().item(),
+        "objective/scores": r.scores.mean().item(),
+        "objective/scores_std": r.scores.std(correction=0).item(),
+        "objective/kl": kl.mean().item(),
+        "objective/non_score_reward": -kl_coef * kl.mean().item(),
         "objective/rlhf_reward": (r.scores - kl_coef * kl).mean().item(),
         "objective/entropy": -torch.where(r.mask, r.logprobs, 0.0).sum(1).mean().item(),
         "policy/entropy_avg": masked_mean(r.entropy, r.mask).item(),
-        "val/explained_variance": (1 - (real_returns - real_values).var(correction=0)
-                                   / (real_returns.var(correction=0) + 1e-5)).item(),
-        "val/num_eos_tokens": int(r.ended.sum()), "val/eos_share": r.ended.float().mean().item(),
-        "response_length/mean": lengths.mean().item(), "response_length/max": lengths.max().item(),
+        "val/explained_variance": (
+            1 - (real_returns - real_values).var(correction=0) / (real_returns.var(correction=0) + 1e-5)
+        ).item(),
+        "val/num_eos_tokens": int(r.ended.sum()),
+        "val/eos_share": r.ended.float().mean().item(),
+        "response_length/mean": lengths.mean().item(),
+        "response_length/max": lengths.max().item(),
     }
 
 
@@ -233,8 +269,16 @@ def describe(r: Rollout, returns: Tensor, kl_coef: float) -> dict[str, float]:
 
 
 def main(cfg: Config) -> None:
-    for name in ("iterations", "rollout_size", "minibatches", "epochs", "micro_batch", "max_new_tokens", "temperature",
-                 "eval_every"):
+    for name in (
+        "iterations",
+        "rollout_size",
+        "minibatches",
+        "epochs",
+        "micro_batch",
+        "max_new_tokens",
+        "temperature",
+        "eval_every",
+    ):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
     for name in ("lr", "critic_lr", "kl_coef", "clip", "value_clip"):
         runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: must not be negative")
@@ -262,14 +306,23 @@ def main(cfg: Config) -> None:
         runtime.require(bool(questions), f"{cfg.votes}: no vote on any question of {cfg.questions}")
 
         def score(questions, prompts, responses, texts):
-            return torch.tensor([1.0 if extract_answer(text, question.kind) == votes[question.id] else -1.0
-                                 for question, text in zip(questions, texts)])  # (B,)
+            return torch.tensor(
+                [
+                    1.0 if extract_answer(text, question.kind) == votes[question.id] else -1.0
+                    for question, text in zip(questions, texts)
+                ]
+            )  # (B,)
 
-    optimizers = tuple(torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
-                       for model, lr in ((policy, cfg.lr), (critic, cfg.critic_lr)))
+    optimizers = tuple(
+        torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+        for model, lr in ((policy, cfg.lr), (critic, cfg.critic_lr))
+    )
     parameters = sum(p.numel() for p in policy.parameters())
-    print(f"{parameters / 1e6:.2f}M parameters, {cfg.iterations} iterations of {cfg.rollout_size} responses to "
-          f"{len(questions)} questions", flush=True)
+    print(
+        f"{parameters / 1e6:.2f}M parameters, {cfg.iterations} iterations of {cfg.rollout_size} responses to "
+        f"{len(questions)} questions",
+        flush=True,
+    )
 
     bar, order, seen, sampled = runtime.Progress("ppo", cfg.iterations), [], 0, 0
     for iteration in range(cfg.iterations):
@@ -289,25 +342,36 @@ def main(cfg: Config) -> None:
         # 4. update
         metrics |= update(cfg, policy, critic, optimizers, r, whiten(advantages, r.mask), returns, rng)
         if abs(metrics["val/ratio_first"] - 1) > 1e-3:
-            raise RuntimeError(f"the first minibatch has ratio {metrics['val/ratio_first']:.5f} instead of 1: the update "
-                               "and the rollout disagree about the same tokens")
+            raise RuntimeError(
+                f"the first minibatch has ratio {metrics['val/ratio_first']:.5f} instead of 1: the update "
+                "and the rollout disagree about the same tokens"
+            )
         # 5. log, and now and then look at held-out questions
         if valid and ((iteration + 1) % cfg.eval_every == 0 or iteration == 0):
-            summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, label="valid")
+            summary, _ = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, label="valid")
             metrics["valid/accuracy"] = summary["strict"]
         stage.log(iteration, **metrics)
         seen += r.tokens.numel()
         sampled += int(r.mask.sum())
-        bar.update(1, f"score {metrics['objective/scores']:+.2f} KL {metrics['objective/kl']:.2f} "
-                      f"length {metrics['response_length/mean']:.0f} ended {metrics['val/eos_share']:.0%}")
+        bar.update(
+            1,
+            f"score {metrics['objective/scores']:+.2f} KL {metrics['objective/kl']:.2f} "
+            f"length {metrics['response_length/mean']:.0f} ended {metrics['val/eos_share']:.0%}",
+        )
     bar.close()
     save_model(policy, cfg.out)
     tokenizer.save(cfg.out)
-    print(f"score {metrics['objective/scores']:+.2f}, KL {metrics['objective/kl']:.2f} nats per answer, "
-          f"{metrics['val/eos_share']:.1%} ended")
+    print(
+        f"score {metrics['objective/scores']:+.2f}, KL {metrics['objective/kl']:.2f} nats per answer, "
+        f"{metrics['val/eos_share']:.1%} ended"
+    )
     # per token: the sampler, three readers and the scorer 2N each; policy and critic 6N each per epoch
-    stage.finish(tokens=sampled, flops=parameters * seen * (10 + 12 * cfg.epochs), score=metrics["objective/scores"],
-                 kl=metrics["objective/kl"])
+    stage.finish(
+        tokens=sampled,
+        flops=parameters * seen * (10 + 12 * cfg.epochs),
+        score=metrics["objective/scores"],
+        kl=metrics["objective/kl"],
+    )
 
 
 if __name__ == "__main__":

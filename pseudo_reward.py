@@ -31,8 +31,9 @@ class Sample:
     logprob: float | None = None  # per token, where the sample carries it: breaks ties
 
 
-def majority_vote(answers: Sequence[str | None], logprobs: Sequence[float | None] | None = None
-                  ) -> tuple[str | None, float]:
+def majority_vote(
+    answers: Sequence[str | None], logprobs: Sequence[float | None] | None = None
+) -> tuple[str | None, float]:
     """The most frequent answer and its share of *all* answers; (None, 0.0) without one.
 
     None (no answer found) never wins but counts in the share. A tie goes to the answer whose votes have the greater
@@ -59,12 +60,14 @@ def pseudo_rewards(samples: Sequence[Sample], vote: str) -> list[int]:
     return [int(sample.ended and sample.answer == vote) for sample in samples]
 
 
-def make_pairs(samples: Sequence[Sample], rewards: Sequence[int], most: int, rng: random.Random
-               ) -> list[tuple[Sample, Sample]]:
+def make_pairs(
+    samples: Sequence[Sample], rewards: Sequence[int], most: int, rng: random.Random
+) -> list[tuple[Sample, Sample]]:
     """Up to `most` (chosen, rejected) pairs of one question: reward 1 against reward 0, no two pairs alike.
 
-    A response that was cut off is in no pair: PPO never shows one to the reward model. Pairs with a response of the student come first: its text is what the reward model will judge in PPO. Which ones
-    are taken is drawn by `rng` from all combinations, so a text that was sampled often is met often.
+    A response that was cut off is in no pair: PPO never shows one to the reward model. Pairs with a response of the
+    student come first: its text is what the reward model will judge in PPO. Which ones are taken is drawn by `rng`
+    from all combinations, so a text that was sampled often is met often.
     """
     chosen = [sample for sample, reward in zip(samples, rewards, strict=True) if reward == 1]
     rejected = [sample for sample, reward in zip(samples, rewards) if reward == 0 and sample.ended]
@@ -114,12 +117,14 @@ def load_samples(path: str | Path, source: str, questions: dict[str, Question], 
             except (TypeError, KeyError, AttributeError):
                 texts = None
         if texts is None or not all(isinstance(text, str) for text, _ in texts):
-            raise ValueError(f"{path}, record {number}: no response text, no list 'responses', and no "
-                             "choices[].message.content")
+            raise ValueError(
+                f"{path}, record {number}: no response text, no list 'responses', and no choices[].message.content"
+            )
         if key in questions:
             kind = questions[key].kind
-            samples += [Sample(key, source, text, extract_answer(text, kind, lenient), ended, logprob)
-                        for text, ended in texts]
+            samples += [
+                Sample(key, source, text, extract_answer(text, kind, lenient), ended, logprob) for text, ended in texts
+            ]
     runtime.require(bool(samples), f"{path}: no response to any of the {len(questions)} questions; do the ids match?")
     return samples
 
@@ -168,23 +173,49 @@ def main(cfg: Config) -> None:
             continue
         kept += 1
         rewards = pseudo_rewards(responses, vote)
-        rewards_rows.append({"id": key, "vote": vote, "share": round(share, 4), "responses": [
-            {"source": s.source, "response": s.response, "answer": s.answer, "reward": reward}
-            for s, reward in zip(responses, rewards)]})
-        sft_rows += [{"id": key, "prompt": question.prompt, "response": text}
-                     for text in winners(responses, rewards, cfg.sft_per_question)]
+        rewards_rows.append(
+            {
+                "id": key,
+                "vote": vote,
+                "share": round(share, 4),
+                "responses": [
+                    {"source": s.source, "response": s.response, "answer": s.answer, "reward": reward}
+                    for s, reward in zip(responses, rewards)
+                ],
+            }
+        )
+        sft_rows += [
+            {"id": key, "prompt": question.prompt, "response": text}
+            for text in winners(responses, rewards, cfg.sft_per_question)
+        ]
         pairs = make_pairs(responses, rewards, cfg.pairs_per_question, rng)
-        pair_rows += [{"id": key, "prompt": question.prompt, "chosen": c.response, "rejected": r.response,
-                       "weight": 1 / len(pairs)} for c, r in pairs]
+        pair_rows += [
+            {
+                "id": key,
+                "prompt": question.prompt,
+                "chosen": c.response,
+                "rejected": r.response,
+                "weight": 1 / len(pairs),
+            }
+            for c, r in pairs
+        ]
     runtime.require(kept > 0, f"no question kept: no vote of {len(questions)} reaches --min_share {cfg.min_share}")
     write_jsonl(stage.out / "rewards.jsonl", rewards_rows)
     write_jsonl(stage.out / "sft.jsonl", sft_rows)
     write_jsonl(stage.out / "pairs.jsonl", pair_rows)
     mean_share = sum(row["share"] for row in rewards_rows) / kept
-    print(f"{kept} of {len(questions)} questions have a vote (mean share {mean_share:.2f}): "
-          f"{len(sft_rows)} SFT examples, {len(pair_rows)} pairs")
-    stage.finish(questions=len(questions), kept=kept, share_kept=kept / len(questions), mean_share=mean_share,
-                 sft_examples=len(sft_rows), pairs=len(pair_rows))
+    print(
+        f"{kept} of {len(questions)} questions have a vote (mean share {mean_share:.2f}): "
+        f"{len(sft_rows)} SFT examples, {len(pair_rows)} pairs"
+    )
+    stage.finish(
+        questions=len(questions),
+        kept=kept,
+        share_kept=kept / len(questions),
+        mean_share=mean_share,
+        sft_examples=len(sft_rows),
+        pairs=len(pair_rows),
+    )
 
 
 if __name__ == "__main__":

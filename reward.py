@@ -3,8 +3,8 @@
     python reward.py --model runs/try/2_sft --pairs runs/try/4_pseudo_reward/pairs.jsonl \\
         --calibrate runs/try/3_student/samples.jsonl --questions runs/try/0_questions/train.jsonl --out runs/try/5_reward
 
-The score of an answer is read at its end token. After training, scores are shifted and scaled so that the student's own
-samples have mean 0 and standard deviation 1: then `kl_coef` and the other numbers of PPO mean the same in every run.
+The score of an answer is read at its end token. After training, scores are shifted and scaled so that the student's
+own samples have mean 0 and standard deviation 1: then `kl_coef` and the other numbers of PPO mean the same in every run.
 A share of the *questions* is held out, and the model's quality is measured on their pairs.
 
 Sources: Bradley-Terry loss as in arXiv 2203.02155, eq. 1; normalisation as in arXiv 1909.08593; the pairs are ours.
@@ -60,8 +60,9 @@ def expected_calibration_error(margin: Tensor, bins: int = 10) -> float:
     """
     confidence, right = torch.sigmoid(margin.abs()), (margin > 0).double()  # (N,), (N,)
     index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)  # (N,) confidence starts at one half
-    gaps = [(index == i).sum() * (confidence[index == i].mean() - right[index == i].mean()).abs()
-            for i in index.unique()]
+    gaps = [
+        (index == i).sum() * (confidence[index == i].mean() - right[index == i].mean()).abs() for i in index.unique()
+    ]
     return float(sum(gaps) / len(margin))
 
 
@@ -88,18 +89,28 @@ def main(cfg: Config) -> None:
     rows = list(read_jsonl(cfg.pairs, required=["id", "prompt", "chosen", "rejected"]))
     measuring = held_out_ids((row["id"] for row in rows), cfg.held_out)
     for row in rows:
-        pair = (tokenizer.chat(row["prompt"]), tokenizer.response(row["chosen"]), tokenizer.response(row["rejected"]),
-                float(row.get("weight", 1.0)))
+        pair = (
+            tokenizer.chat(row["prompt"]),
+            tokenizer.response(row["chosen"]),
+            tokenizer.response(row["rejected"]),
+            float(row.get("weight", 1.0)),
+        )
         (held_out if row["id"] in measuring else train).append(pair)
-    runtime.require(bool(train and held_out), f"{cfg.pairs}: {len(train)} pairs to train on and {len(held_out)} held out; "
-                    "both are needed: sample more answers, or change --held_out")
+    runtime.require(
+        bool(train and held_out),
+        f"{cfg.pairs}: {len(train)} pairs to train on and {len(held_out)} held out; "
+        "both are needed: sample more answers, or change --held_out",
+    )
     lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected, _ in train]
 
     model = load_scalar_model(cfg.model, torch.float32, device, new_head="normal")
     parameters = sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
     steps = cfg.epochs * -(-len(train) // cfg.batch_size)
-    print(f"{parameters / 1e6:.2f}M parameters, {len(train)} pairs and {len(held_out)} held out, {steps} steps", flush=True)
+    print(
+        f"{parameters / 1e6:.2f}M parameters, {len(train)} pairs and {len(held_out)} held out, {steps} steps",
+        flush=True,
+    )
 
     bar, step, seen = runtime.Progress("reward", steps), 0, 0
     for _ in range(cfg.epochs):
@@ -111,8 +122,9 @@ def main(cfg: Config) -> None:
                 micro = [train[j] for j in batch[i : i + cfg.micro_batch]]
                 weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
                 # chosen and rejected in one forward pass: both see the same padding
-                tokens, _, last = collate([p for p, _, _, _ in micro] * 2,
-                                          [c for _, c, _, _ in micro] + [r for _, _, r, _ in micro])  # (2N, T), (2N,)
+                tokens, _, last = collate(
+                    [p for p, _, _, _ in micro] * 2, [c for _, c, _, _ in micro] + [r for _, _, r, _ in micro]
+                )  # (2N, T), (2N,)
                 scores = last_value(model(tokens.to(device)), last.to(device))  # (2N,)
                 chosen, rejected = scores.chunk(2)  # (N,), (N,)
                 micro_loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
@@ -130,8 +142,11 @@ def main(cfg: Config) -> None:
 
     # shift and scale: the student's samples get mean 0 and standard deviation 1
     questions = {question.id: question for question in load_questions(cfg.questions)}
-    samples = [row for row in read_jsonl(cfg.calibrate, required=["id", "response", "finish"])
-               if row["id"] in questions and row["finish"] == "stop"]
+    samples = [
+        row
+        for row in read_jsonl(cfg.calibrate, required=["id", "response", "finish"])
+        if row["id"] in questions and row["finish"] == "stop"
+    ]
     runtime.require(len(samples) > 1, f"{cfg.calibrate}: {len(samples)} finished responses, too few to calibrate on")
     samples = [samples[i] for i in torch.randperm(len(samples), generator=rng)[: cfg.calibration_samples].tolist()]
     prompts = [tokenizer.chat(questions[row["id"]].prompt) for row in samples]
@@ -145,8 +160,9 @@ def main(cfg: Config) -> None:
     length_correlation = torch.corrcoef(torch.stack([scores, response_lengths]))[0, 1].nan_to_num().item()
 
     # quality on the held-out questions
-    margin = (score_responses(model, [p for p, _, _, _ in held_out], [c for _, c, _, _ in held_out], cfg.micro_batch)
-              - score_responses(model, [p for p, _, _, _ in held_out], [r for _, _, r, _ in held_out], cfg.micro_batch))
+    margin = score_responses(
+        model, [p for p, _, _, _ in held_out], [c for _, c, _, _ in held_out], cfg.micro_batch
+    ) - score_responses(model, [p for p, _, _, _ in held_out], [r for _, _, r, _ in held_out], cfg.micro_batch)
     quality = {
         "pair_accuracy": (margin > 0).float().mean().item(),  # a tie is wrong: a constant model scores 0
         "ties": (margin == 0).float().mean().item(),
@@ -158,8 +174,10 @@ def main(cfg: Config) -> None:
     }
     save_model(model, cfg.out)
     tokenizer.save(cfg.out)
-    print(f"{len(held_out)} held-out pairs: accuracy {quality['pair_accuracy']:.3f}, calibration error "
-          f"{quality['ece']:.3f}; correlation of score and length {length_correlation:+.2f}")
+    print(
+        f"{len(held_out)} held-out pairs: accuracy {quality['pair_accuracy']:.3f}, calibration error "
+        f"{quality['ece']:.3f}; correlation of score and length {length_correlation:+.2f}"
+    )
     stage.finish(tokens=seen, flops=6 * parameters * seen, **quality)
 
 

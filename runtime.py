@@ -79,12 +79,14 @@ def require(condition: bool, message: str) -> None:
 
 def default_device() -> torch.device:
     import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def seed_all(seed: int) -> torch.Generator:
     """Seed python, numpy and torch; return a generator for what a script draws itself."""
     import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -150,9 +152,15 @@ class Stage:
             print(f"{self.out}: done already ({done['seconds']:.0f} s), skipped", flush=True)
             return
         if done is not None:
-            changed = [f"{key} {done[part].get(key)} -> {self.record[part].get(key)}" for part in ("settings", "inputs")
-                       for key in {**done[part], **self.record[part]} if done[part].get(key) != self.record[part].get(key)]
-            aside = next(path for i in range(1, 10**6) if not (path := self.out.with_name(f"{self.out.name}.old{i}")).exists())
+            changed = [
+                f"{key} {done[part].get(key)} -> {self.record[part].get(key)}"
+                for part in ("settings", "inputs")
+                for key in {**done[part], **self.record[part]}
+                if done[part].get(key) != self.record[part].get(key)
+            ]
+            aside = next(
+                path for i in range(1, 10**6) if not (path := self.out.with_name(f"{self.out.name}.old{i}")).exists()
+            )
             self.out.rename(aside)
             print(f"{self.out}: redone, the old one is kept in {aside.name} ({'; '.join(changed)[:200]})", flush=True)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -175,11 +183,19 @@ class Stage:
     def finish(self, tokens: int = 0, flops: float = 0.0, **results: object) -> None:
         """Write done.json: what was asked, what it cost, what came out. `results` are the stage's own numbers."""
         import torch
-        outputs = {str(path.relative_to(self.out)): path.stat().st_size
-                   for path in sorted(self.out.rglob("*")) if path.is_file() and path.name != "done.json"}
+
+        outputs = {
+            str(path.relative_to(self.out)): path.stat().st_size
+            for path in sorted(self.out.rglob("*"))
+            if path.is_file() and path.name != "done.json"
+        }
         done = self.record | {
-            "seconds": round(time.monotonic() - self.start, 2), "peak_memory_mb": round(peak_memory_mb()),
-            "tokens": int(tokens), "flops": float(flops), "results": results, "outputs": outputs,
+            "seconds": round(time.monotonic() - self.start, 2),
+            "peak_memory_mb": round(peak_memory_mb()),
+            "tokens": int(tokens),
+            "flops": float(flops),
+            "results": results,
+            "outputs": outputs,
             "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
             "threads": torch.get_num_threads(),
         }
@@ -196,11 +212,13 @@ def write_json(path: Path, value: object) -> None:
 def peak_memory_mb() -> float:
     """The most memory this process ever held, in MB: on the GPU where there is one, else resident."""
     import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "win32":
         return float("nan")  # no getrusage there
     import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -209,15 +227,24 @@ def _hash(path: Path, flag: str) -> str:
     """SHA-256 of a file, or of a model folder's config, weights and tokenizer."""
     if not path.exists():
         raise FileNotFoundError(f"--{flag} {path}: there is no such file or folder")
-    files = [path] if path.is_file() else sorted(
-        file for file in path.iterdir() if file.suffix in (".json", ".jsonl", ".safetensors")
-        and file.name not in ("done.json", "metrics.jsonl"))
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(
+            file
+            for file in path.iterdir()
+            if file.suffix in (".json", ".jsonl", ".safetensors") and file.name not in ("done.json", "metrics.jsonl")
+        )
+    )
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest() if hasattr(hashlib, "file_digest")
-                          else hashlib.sha256(stream.read()).digest())
+            digest.update(
+                hashlib.file_digest(stream, "sha256").digest()
+                if hasattr(hashlib, "file_digest")
+                else hashlib.sha256(stream.read()).digest()
+            )
     return digest.hexdigest()[:16]
 
 
@@ -248,8 +275,10 @@ def main(cfg: Config) -> None:
         require(Path(cfg.questions).is_file(), f"QUESTIONS={cfg.questions}: neither arith, gsm8k nor a file")
     for name, folder in (("TEACHER", cfg.teacher), ("STUDENT", cfg.student)):
         recorded = name == "TEACHER" and Path(folder).is_file()
-        require(recorded or Path(folder).is_dir(), f"{name}={folder}: there is no such {'file or ' * (name == 'TEACHER')}"
-                                                   "folder")
+        require(
+            recorded or Path(folder).is_dir(),
+            f"{name}={folder}: there is no such {'file or ' * (name == 'TEACHER')}folder",
+        )
         for file in () if recorded else ("config.json", "tokenizer.json"):
             require((Path(folder) / file).is_file(), f"{name}={folder}: a model folder, but without {file}")
     # parameters of the student, from the size of its weights; PPO trains two copies in fp32 (weight, gradient and two
@@ -262,12 +291,17 @@ def main(cfg: Config) -> None:
     free_memory = available_memory()
     free_disk = shutil.disk_usage(place).free
     print(f"preset {cfg.preset} · seed {cfg.seed} · run {cfg.run}")
-    print(f"{' · '.join(versions)} · python {platform.python_version()} · {os.cpu_count()} cores, "
-          f"{os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)")
+    print(
+        f"{' · '.join(versions)} · python {platform.python_version()} · {os.cpu_count()} cores, "
+        f"{os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)"
+    )
     print(f"teacher {cfg.teacher} · student {cfg.student} · questions {cfg.questions}")
     time_needed = f"about {cfg.minutes:g} min on 2 cores" if cfg.minutes else "time: see the first progress bars"
-    print(f"needs about {memory / 1e9:.1f} GB memory ({free_memory / 1e9:.1f} GB are free), {disk / 1e9:.1f} GB disk "
-          f"({free_disk / 1e9:.1f} GB are free), {time_needed}", flush=True)
+    print(
+        f"needs about {memory / 1e9:.1f} GB memory ({free_memory / 1e9:.1f} GB are free), {disk / 1e9:.1f} GB disk "
+        f"({free_disk / 1e9:.1f} GB are free), {time_needed}",
+        flush=True,
+    )
     require(os.access(place, os.W_OK), f"OUT={cfg.run}: {place} is not writable")
     require(disk < free_disk, f"OUT={cfg.run}: {disk / 1e9:.1f} GB are needed there, {free_disk / 1e9:.1f} GB are free")
     if memory > free_memory:

@@ -58,7 +58,9 @@ def main(cfg: Config) -> None:
         prompts.append(tokenizer.chat(row["prompt"]))
         responses.append(tokenizer.response(row["response"]))
     fits = [i for i in range(len(prompts)) if len(prompts[i]) + len(responses[i]) <= cfg.max_tokens]
-    runtime.require(bool(fits), f"{cfg.data}: none of its {len(prompts)} examples fits into --max_tokens {cfg.max_tokens}")
+    runtime.require(
+        bool(fits), f"{cfg.data}: none of its {len(prompts)} examples fits into --max_tokens {cfg.max_tokens}"
+    )
     dropped = len(prompts) - len(fits)
     prompts, responses = [prompts[i] for i in fits], [responses[i] for i in fits]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
@@ -67,7 +69,9 @@ def main(cfg: Config) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay)
     steps = cfg.epochs * -(-len(prompts) // cfg.batch_size)
-    print(f"{parameters / 1e6:.2f}M parameters, {len(prompts)} examples ({dropped} too long), {steps} steps", flush=True)
+    print(
+        f"{parameters / 1e6:.2f}M parameters, {len(prompts)} examples ({dropped} too long), {steps} steps", flush=True
+    )
 
     bar, step, seen = runtime.Progress("sft", steps), 0, 0
     for _ in range(cfg.epochs):
@@ -77,7 +81,9 @@ def main(cfg: Config) -> None:
             loss = 0.0
             for i in range(0, len(batch), cfg.micro_batch):
                 micro = batch[i : i + cfg.micro_batch]
-                tokens, mask, _ = collate([prompts[j] for j in micro], [responses[j] for j in micro])  # (B, T), (B, T-1)
+                tokens, mask, _ = collate(
+                    [prompts[j] for j in micro], [responses[j] for j in micro]
+                )  # (B, T), (B, T-1)
                 tokens, mask = tokens.to(device), mask.to(device)
                 logprobs, _ = masked_logprobs(model, tokens, mask)  # (B, T-1)
                 micro_loss = sft_loss(logprobs, mask, total)

@@ -7,7 +7,8 @@
 #
 # Environment: PRESET (tiny, smollm2, qwen, llama3), SEED, OUT (run folder), QUICK=1, FROM=stage (redo from there, such as
 # FROM=6_ppo), ROUNDS=2 (sample, vote, reward model and PPO again from the latest policy), TEACHER (model folder, or a
-# JSONL of recorded answers), STUDENT (model folder), QUESTIONS (arith, gsm8k, or a JSONL), PYTHON.
+# JSONL of recorded answers), TEACHER_TEST (recorded answers to the test questions: the teacher's row of the report),
+# STUDENT (model folder), QUESTIONS (arith, gsm8k, or a JSONL), DATA_DIR (holds gsm8k/), PYTHON.
 # A finished stage is skipped on the next run; one whose settings or inputs changed is redone, the old kept aside.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -110,7 +111,8 @@ evaluate() { # evaluate NAME MODEL [FLAGS]
   shift 2
   run "7_eval/$name" eval.py --name "$name" --model "$model" --questions "$RUN/0_questions/test.jsonl" $(sampling) "$@"
 }
-if [ -d "$TEACHER" ]; then evaluate teacher "$TEACHER"; fi
+if [ -d "$TEACHER" ]; then TEACHER_TEST=$TEACHER; fi
+if [ -n "${TEACHER_TEST:-}" ]; then evaluate teacher "$TEACHER_TEST"; fi
 evaluate base "$STUDENT"
 evaluate sft "$RUN/2_sft"
 evaluate ppo "$RUN/$policy"

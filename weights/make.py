@@ -5,11 +5,10 @@
 The corpus stands for a web crawl: three kinds of sources answer the same sort of word problem in their own habit, and
 which source is read about a topic depends on the topic. 'Workbooks' show every step, 'notebooks' merge two steps into
 one line, 'forums' answer at once. A model can be right nearly always where it shows its work and seldom where it does
-not, and it copies the habit of the sources it read. So the bundled teacher is sloppy on some topics, the smaller student
-on more of them, both by imitation alone: no answer was corrupted and no model was stopped early.
+not, and it copies the habit of the sources it read. So the bundled teacher is sloppy on some topics, the smaller
+student on more of them, both by imitation alone: no answer was corrupted and no model was stopped early.
 """
 
-import json
 import random
 import sys
 from dataclasses import dataclass
@@ -31,9 +30,11 @@ from model import Llama, ModelConfig, save_model  # noqa: E402
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 # Llama 3's split: words with the space before them, numbers of up to three digits, punctuation, line ends
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-TEMPLATE = ("{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-            "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
-            "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -89,20 +90,37 @@ def write_corpus(path: Path, n: int, careful_topics: int, seed: int) -> None:
 def make_tokenizer(folder: Path) -> None:
     """Byte-level BPE as Llama 3's, trained on 20,000 problems; the special tokens come first."""
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     texts = [f"user\n\n{p.text}assistant\n\n{p.solution}" for p in islice(arith_problems("corpus"), 20_000)]
-    backend.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=1024, min_frequency=20, special_tokens=SPECIAL, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    backend.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=1024,
+            min_frequency=20,
+            special_tokens=SPECIAL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     folder.mkdir(parents=True, exist_ok=True)
     backend.save(str(folder / "tokenizer.json"))
     stops = [SPECIAL.index("<|end_of_text|>"), SPECIAL.index("<|eot_id|>")]
-    runtime.write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[0], "eos_token": SPECIAL[4],
-        "clean_up_tokenization_spaces": False, "chat_template": TEMPLATE})
+    runtime.write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": SPECIAL[0],
+            "eos_token": SPECIAL[4],
+            "clean_up_tokenization_spaces": False,
+            "chat_template": TEMPLATE,
+        },
+    )
     runtime.write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": stops})
 
 
@@ -110,16 +128,27 @@ def make_random_model(folder: Path, hidden_size: int, layers: int, seed: int) ->
     """A Llama folder with random weights: each matrix N(0, 1/fan_in), those that write to the residual smaller."""
     tokenizer = Tokenizer(folder)
     config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=hidden_size, intermediate_size=hidden_size * 8 // 3 // 16 * 16,
-        num_hidden_layers=layers, num_attention_heads=hidden_size // 16, num_key_value_heads=hidden_size // 32,
-        head_dim=16, max_position_embeddings=256, rope_theta=10000.0, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=tokenizer.end_id)
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 8 // 3 // 16 * 16,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // 16,
+        num_key_value_heads=hidden_size // 32,
+        head_dim=16,
+        max_position_embeddings=256,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=tokenizer.end_id,
+    )
     torch.manual_seed(seed)
     model = Llama(config)
     for name, weight in model.named_parameters():
         if weight.dim() > 1:
             std = 0.02 if "embed" in name else weight.shape[1] ** -0.5
-            torch.nn.init.normal_(weight, std=std * (2 * layers) ** -0.5 if "o_proj" in name or "down_proj" in name else std)
+            torch.nn.init.normal_(
+                weight, std=std * (2 * layers) ** -0.5 if "o_proj" in name or "down_proj" in name else std
+            )
     save_model(model, folder)
 
 
@@ -131,9 +160,18 @@ def main(cfg: Config) -> None:
         write_corpus(work / "corpus.jsonl", cfg.steps * 64, shape["careful_topics"], cfg.seed)
         make_tokenizer(work / "random")
         make_random_model(work / "random", shape["hidden_size"], shape["layers"], cfg.seed)
-        sft.main(sft.Config(
-            model=str(work / "random"), data=str(work / "corpus.jsonl"), out=str(Path(cfg.out) / f"tiny-{name}"),
-            epochs=1, lr=shape["lr"], warmup=100, weight_decay=0.01, seed=cfg.seed))
+        sft.main(
+            sft.Config(
+                model=str(work / "random"),
+                data=str(work / "corpus.jsonl"),
+                out=str(Path(cfg.out) / f"tiny-{name}"),
+                epochs=1,
+                lr=shape["lr"],
+                warmup=100,
+                weight_decay=0.01,
+                seed=cfg.seed,
+            )
+        )
 
 
 if __name__ == "__main__":

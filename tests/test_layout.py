@@ -1,0 +1,154 @@
+"""The shape of the project: who imports whom, scripts that do nothing when imported, flags that are all used."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import runtime
+
+ROOT = Path(runtime.__file__).resolve().parent
+MAY_IMPORT = {
+    "model": set(),
+    "runtime": set(),
+    "data": {"runtime"},
+    "generate": {"model", "data", "runtime"},
+    "sft": {"model", "data", "runtime"},
+    "pseudo_reward": {"data", "runtime"},
+    "eval": {"model", "data", "runtime", "generate"},
+    "reward": {"model", "data", "runtime", "eval"},
+    "ppo": {"model", "data", "runtime", "generate", "eval"},
+    "report": {"data", "runtime"},
+}
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+def tree(script):
+    return ast.parse((ROOT / f"{script}.py").read_text(encoding="utf-8"))
+
+
+def test_no_file_stands_outside_the_table():
+    assert set(SCRIPTS) <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_imports_only_what_the_design_allows(script):
+    imported = set()
+    for node in ast.walk(tree(script)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{script}.py, line {node.lineno}: a relative import in a flat script"
+            imported.add(node.module.split(".")[0])
+    assert imported & set(MAY_IMPORT) <= MAY_IMPORT[script]
+    if script == "pseudo_reward":
+        assert "torch" not in imported  # plain Python
+
+
+def test_importing_the_scripts_does_nothing(tmp_path):
+    code = f"import {', '.join(SCRIPTS)}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_exists_once():
+    """main, Config and private names apart, no two scripts define the same name."""
+    owner = {}
+    for script in SCRIPTS:
+        for node in tree(script).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name not in ("main", "Config") \
+                    and not node.name.startswith("_"):
+                assert node.name not in owner, f"{node.name} is in {owner[node.name]}.py and in {script}.py"
+                owner[node.name] = script
+    assert len(owner) > 40
+
+
+def config_fields(script):
+    for node in tree(script).body:
+        if isinstance(node, ast.ClassDef) and node.name == "Config":
+            return [line.target.id for line in node.body if isinstance(line, ast.AnnAssign)]
+    return []
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if config_fields(script)])
+def test_every_field_of_a_config_is_read(script):
+    """As cfg.field somewhere in a function, `out` by Stage(cfg): a check of its range alone is no use of a flag."""
+    read = set()
+    for function in (node for node in tree(script).body if isinstance(node, ast.FunctionDef)):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "cfg":
+                read.add(node.attr)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Stage", "runtime.Stage"):
+                read.add("out")
+            if isinstance(node, ast.For) and "getattr(cfg, name)" in ast.unparse(node):
+                checked = set(ast.literal_eval(node.iter))
+                assert checked <= set(config_fields(script)), f"{script}.py checks a flag that does not exist"
+    assert set(config_fields(script)) - read == set(), f"{script}.py has flags that change nothing"
+    assert read <= set(config_fields(script)), f"{script}.py reads fields that Config does not have"
+
+
+# ---- train_all.sh --------------------------------------------------------------------------------------------------
+
+STUB = """#!/usr/bin/env bash
+# stands for python: write down the command, and leave the file that the shell script looks for
+printf '%s\\n' "$@" --- >> "$COMMANDS"
+case $1 in */data.py) mkdir -p "$OUT/0_questions" && touch "$OUT/0_questions/hard.jsonl" ;; esac
+"""
+
+
+def commands_of(tmp_path, **environment):
+    """The commands of train_all.sh, each a list of words, without running any of them."""
+    stub, log = tmp_path / "python", tmp_path / "commands"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(stub), "COMMANDS": str(log),
+                   "OUT": str(tmp_path / "run"), **environment}
+    done = subprocess.run(["bash", str(ROOT / "train_all.sh")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [command.split("\n") for command in log.read_text().removesuffix("\n---\n").split("\n---\n")]
+
+
+@pytest.mark.skipif(not (ROOT / "train_all.sh").is_file(), reason="there is no train_all.sh yet")
+@pytest.mark.parametrize("environment", [
+    {}, {"QUICK": "1"}, {"ROUNDS": "3", "SEED": "7"}, {"TEACHER": "recorded.jsonl"},
+    *({"PRESET": preset, "QUICK": quick} for preset in ("smollm2", "qwen", "llama3") for quick in ("0", "1")),
+], ids=lambda environment: " ".join(f"{k}={v}" for k, v in environment.items()) or "default")
+def test_every_flag_of_train_all_exists_and_parses(environment, tmp_path, capsys):
+    """Each command goes through the real parser of the script it calls, and every path it reads was written before."""
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    teacher.mkdir()
+    student.mkdir()
+    defaults = {"TEACHER": str(teacher), "STUDENT": str(student)}
+    made, run = [], str(tmp_path / "run")
+    for path, *argv in commands_of(tmp_path, **defaults | environment):
+        script = Path(path).stem
+        assert Path(path).parent == ROOT
+        if script == "report" and not Path(path).is_file():
+            continue
+        try:
+            cfg = runtime.cli(importlib.import_module(script).Config, argv)
+        except SystemExit:
+            pytest.fail(f"{script}.py: {capsys.readouterr().err}")
+        for name, value in vars(cfg).items():
+            if name not in ("out", "run") and isinstance(value, str) and value.startswith(run + "/"):
+                stage = value.removeprefix(run + "/").split("/")[0]
+                assert stage in made, f"{script}.py --{name} reads {stage} before it is written"
+        if getattr(cfg, "out", ""):
+            made.append(str(cfg.out).removeprefix(run + "/").split("/")[0])
+    for stage in ("0_questions", "2_sft", "3_student", "4_pseudo_reward", "5_reward", "6_ppo", "6_ppo_raw", "7_eval"):
+        assert stage in made
+    assert ("1_teacher" in made) == ("TEACHER" not in environment)
+    assert ("6_ppo_r3" in made) == (environment.get("ROUNDS") == "3")
+
+
+@pytest.mark.parametrize("environment", [{"PRESET": "huge"}, {"ROUNDS": "0"}, {"SEED": "x"}, {"PRESET": "qwen"}])
+def test_train_all_refuses_a_bad_environment_before_any_command(environment, tmp_path):
+    with pytest.raises(AssertionError, match=r"huge|ROUNDS|SEED|TEACHER"):
+        commands_of(tmp_path, **environment)
+    assert not (tmp_path / "commands").exists()

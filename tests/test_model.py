@@ -1,0 +1,480 @@
+"""model.py against transformers, against formulas written out again in float64, and against broken files."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from model import (
+    KVCache,
+    Llama,
+    ModelConfig,
+    RMSNorm,
+    ScalarModel,
+    last_value,
+    load_model,
+    load_scalar_model,
+    masked_logprobs,
+    masked_mean,
+    rope_table,
+    rotate,
+    save_model,
+    token_logprobs,
+)
+
+LLAMA3_ROPE = dict(rope_type="llama3", rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
+                   rope_original_length=32)
+CASES = {  # changes to conftest's config, number of tokens
+    "gqa": ({}, 13),
+    "one token": ({}, 1),
+    "mha, theta 500000": (dict(num_key_value_heads=4, rope_theta=500000.0), 33),
+    "mqa, tied": (dict(num_key_value_heads=1, tie_word_embeddings=True), 7),
+    "wide heads": (dict(head_dim=12, num_attention_heads=5, num_key_value_heads=5, hidden_size=40), 9),
+    "narrow heads": (dict(head_dim=6, num_key_value_heads=4), 17),
+    "llama3 rope": (dict(LLAMA3_ROPE, head_dim=16, rope_theta=5000.0), 61),
+    "llama3 rope, tied, factor 32": (dict(LLAMA3_ROPE, rope_factor=32.0, head_dim=16, tie_word_embeddings=True), 50),
+    "attention bias": (dict(attention_bias=True), 11),
+    "mlp bias": (dict(mlp_bias=True, num_hidden_layers=3), 5),
+    "both biases, large eps": (dict(attention_bias=True, mlp_bias=True, rms_norm_eps=0.1), 8),
+    "qwen2": (dict(model_type="qwen2", attention_bias=True, rms_norm_eps=1e-6, rope_theta=1e6), 19),
+    "qwen2, tied": (dict(model_type="qwen2", attention_bias=True, tie_word_embeddings=True), 23),
+}
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+def random_tokens(config: ModelConfig, rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def to_transformers(model, folder, kind: str = "AutoModelForCausalLM"):
+    """Our model through a folder into transformers, which must find every tensor and no other."""
+    transformers = pytest.importorskip("transformers")
+    save_model(model, folder)
+    theirs, info = getattr(transformers, kind).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    return theirs.eval()
+
+
+# ---- parity with transformers --------------------------------------------------------------------------------------
+
+
+@each_case
+def test_logits_and_gradients_equal_transformers(name, make_model, tmp_path):
+    """The same folder gives the same logits (1e-4) and the gradient of every weight (relative 1e-4) in both."""
+    changes, length = CASES[name]
+    ours = make_model(**changes)
+    theirs = to_transformers(ours, tmp_path)
+    tokens = random_tokens(ours.config, 3, length)
+    targets = random_tokens(ours.config, 3, length, seed=1)
+    logits, expected = ours(tokens), theirs(tokens).logits
+    assert logits.shape == (3, length, ours.config.vocab_size) and logits.dtype == torch.float32
+    assert expected.std() > 0.1  # else a small difference would mean nothing
+    assert (logits - expected).abs().max() <= 1e-4
+    F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    F.cross_entropy(expected.flatten(0, 1), targets.flatten()).backward()
+    gradients = {key: weight.grad for key, weight in theirs.named_parameters()}
+    assert gradients.keys() == {key for key, _ in ours.named_parameters()}
+    for key, weight in ours.named_parameters():
+        floor = 1e-6  # one token cannot attend elsewhere: q and k get no gradient there
+        assert (weight.grad - gradients[key]).norm() <= 1e-4 * gradients[key].norm() + floor, key
+
+
+@each_case
+def test_folder_written_by_transformers_is_read(name, make_model, tmp_path):
+    """transformers' save_pretrained -> load_model gives back the very same numbers and settings."""
+    changes, length = CASES[name]
+    ours = make_model(seed=1, bos_token_id=3, eos_token_id=(5, 6), **changes)
+    to_transformers(ours, tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    again = load_model(tmp_path / "theirs")
+    tokens = random_tokens(ours.config, 2, length)
+    assert again.config == ours.config
+    assert torch.equal(again(tokens), ours(tokens))
+
+
+@pytest.mark.parametrize("changes", [{}, dict(model_type="qwen2", attention_bias=True)], ids=["llama", "qwen2"])
+def test_scalar_model_equals_sequence_classification(changes, make_config, randomize, tmp_path):
+    """transformers' score of a text is ours at its last token, before score_mean is subtracted."""
+    ours = randomize(ScalarModel(make_config(**changes)))
+    ours.score_mean = 0.75
+    theirs = to_transformers(ours, tmp_path, "AutoModelForSequenceClassification")
+    scores = []
+    for length in (1, 4, 9):
+        tokens = random_tokens(ours.config, 1, length, seed=length)
+        assert ours(tokens).shape == (1, length)
+        scores.append(theirs(tokens).logits.item())
+        assert ours(tokens)[0, -1].item() + 0.75 == pytest.approx(scores[-1], abs=1e-5)
+    assert max(scores) - min(scores) > 0.1
+
+
+# ---- formulas, written out again in float64 ------------------------------------------------------------------------
+
+
+def test_rmsnorm_is_x_over_root_mean_square():
+    """x * w / sqrt(mean(x^2) + eps), over the last dimension, eps inside the root."""
+    norm = RMSNorm(6, eps=0.3)
+    norm.weight.data = torch.linspace(-1, 2, 6)
+    sizes = torch.tensor([0.1, 1.0, 30.0, 0.5])[:, None, None]
+    x = sizes * torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
+    expected = x.double() / (x.double().pow(2).sum(-1, keepdim=True) / 6 + 0.3).sqrt() * norm.weight.double()
+    torch.testing.assert_close(norm(x).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_rmsnorm_squares_in_fp32_for_bf16():
+    """With bf16 input the result is within two roundings of the exact one: the mean of 4096 squares is not bf16's."""
+    norm = RMSNorm(4096, eps=1e-5).to(torch.bfloat16)
+    x = (1 + torch.rand(3, 4096, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
+    exact = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    assert norm(x).dtype == torch.bfloat16
+    assert ((norm(x).double() - exact) / exact).abs().max() <= 2**-8
+
+
+@pytest.mark.parametrize("rope", [dict(rope_theta=1e4), dict(LLAMA3_ROPE, rope_theta=500.0)], ids=["default", "llama3"])
+def test_rope_is_a_complex_rotation(rope, make_config):
+    """Features i and i + E/2 are one complex number, multiplied by exp(1j * position * speed_i)."""
+    config = make_config(head_dim=16, **rope)
+    T, E = 50, 16
+    x = torch.randn(2, 3, T, E, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cos, sin = rope_table(config, T, torch.device("cpu"))
+    speeds = []
+    for i in range(E // 2):
+        speed = config.rope_theta ** (-2 * i / E)
+        if config.rope_type == "llama3":  # Llama 3.1's rule, told by wavelength
+            wavelength, context = 2 * math.pi / speed, config.rope_original_length
+            if wavelength > context / config.rope_low_freq_factor:
+                speed /= config.rope_factor
+            elif wavelength > context / config.rope_high_freq_factor:
+                blend = (context / wavelength - config.rope_low_freq_factor) / (
+                    config.rope_high_freq_factor - config.rope_low_freq_factor)
+                speed = (1 - blend) * speed / config.rope_factor + blend * speed
+        speeds.append(speed)
+    angles = torch.arange(T, dtype=torch.float64)[:, None] * torch.tensor(speeds, dtype=torch.float64)  # (T, E/2)
+    turned = torch.complex(x[..., : E // 2], x[..., E // 2 :]) * torch.polar(torch.ones_like(angles), angles)
+    expected = torch.cat([turned.real, turned.imag], -1)
+    torch.testing.assert_close(rotate(x, cos.double(), sin.double()), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
+def test_token_logprobs_are_minus_the_cross_entropy(temperature):
+    """Entry t is log softmax(logits[t] / temperature) at token t + 1; finite at logits of 500; fp32 from bf16."""
+    rng = torch.Generator().manual_seed(0)
+    logits, tokens = 4 * torch.randn(3, 6, 11, generator=rng), torch.randint(11, (3, 6), generator=rng)
+    logits[0, 2, 4] = 500.0
+    logits[1, 1, 3] = -500.0
+    expected = -F.cross_entropy((logits[:, :-1].double() / temperature).flatten(0, 1), tokens[:, 1:].flatten(),
+                                reduction="none").view(3, 5)
+    torch.testing.assert_close(token_logprobs(logits, tokens, temperature).double(), expected, rtol=1e-5, atol=1e-5)
+    exact = token_logprobs(logits.double(), tokens, temperature)
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(exact, expected, rtol=1e-12, atol=1e-12)
+    rough = logits.bfloat16()
+    assert token_logprobs(rough, tokens).dtype == torch.float32
+    assert torch.equal(token_logprobs(rough, tokens), token_logprobs(rough.float(), tokens))
+
+
+def test_token_logprobs_gradient_is_one_hot_minus_softmax():
+    logits = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    tokens = torch.tensor([[1, 2, 3, 4], [6, 5, 0, 0]])
+    token_logprobs(logits, tokens, temperature=0.5).sum().backward()
+    expected = (F.one_hot(tokens[:, 1:], 7) - torch.softmax(logits[:, :-1].detach() / 0.5, -1)) / 0.5
+    torch.testing.assert_close(logits.grad[:, :-1], expected, rtol=1e-5, atol=1e-6)
+    assert not logits.grad[:, -1].any()
+
+
+MASK = torch.tensor([[False, True, True, False, True, False], [True, False, False, True, True, True]])  # (B, T-1)
+
+
+def test_masked_logprobs_equal_token_logprobs(make_model):
+    """The short way gives the values, entropies and gradients of the long way, and 0 where masked."""
+    short, long = make_model(), make_model()
+    tokens = random_tokens(short.config, 2, 7)
+    weights = torch.linspace(-1, 2, 12).view(2, 6)
+    logprobs, entropies = masked_logprobs(short, tokens, MASK, temperature=0.7)
+    logits = long(tokens)
+    expected = torch.where(MASK, token_logprobs(logits, tokens, 0.7), 0.0)
+    p = torch.softmax(logits[:, :-1].detach().double() / 0.7, -1)
+    torch.testing.assert_close(logprobs, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropies.double(), torch.where(MASK, -(p * p.log()).sum(-1), 0.0), rtol=1e-5, atol=1e-5)
+    assert not entropies.requires_grad and logprobs.shape == MASK.shape
+    (logprobs * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for (key, a), b in zip(short.named_parameters(), long.parameters()):
+        assert (a.grad - b.grad).norm() <= 1e-4 * b.grad.norm(), key
+
+
+@pytest.mark.parametrize("poison", [1e6, float("nan"), float("inf")])
+def test_masked_positions_change_nothing_in_masked_logprobs(poison):
+    """Whatever the hidden states hold at masked positions, values and gradients stay as they were."""
+    rng = torch.Generator().manual_seed(0)
+    clean, tokens = torch.randn(2, 7, 8, generator=rng), torch.randint(9, (2, 7), generator=rng)
+    read = F.pad(MASK, (0, 1))  # (B, T): hidden states whose logits are used
+    results = []
+    for fill in (0.0, poison):
+        hidden = torch.where(read[..., None], clean, fill).requires_grad_()
+        head = torch.nn.Linear(8, 9, bias=False)
+        head.weight.data = torch.arange(72.0).view(9, 8).sin()
+        model = SimpleNamespace(model=lambda _, hidden=hidden: hidden, lm_head=head)
+        logprobs, entropies = masked_logprobs(model, tokens, MASK)
+        logprobs.square().sum().backward()
+        results.append([logprobs.detach(), entropies, hidden.grad, head.weight.grad])
+    for a, b in zip(*results):
+        assert torch.equal(a, b) and a.any()
+
+
+def test_masked_logprobs_of_nothing_are_zero(make_model):
+    model = make_model()
+    logprobs, entropies = masked_logprobs(model, random_tokens(model.config, 2, 5), torch.zeros(2, 4, dtype=torch.bool))
+    logprobs.sum().backward()
+    assert logprobs.shape == (2, 4) and not logprobs.any() and not entropies.any()
+
+
+def test_masked_mean_sees_only_the_mask():
+    """The mean over True cells; NaN elsewhere is harmless forwards and backwards; an empty mask gives 0."""
+    x = torch.tensor([[1.0, float("nan"), 4.0], [1e6, -2.0, float("inf")]], requires_grad=True)
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    mean = masked_mean(x, mask)
+    mean.backward()
+    assert mean.item() == pytest.approx(1.0)
+    torch.testing.assert_close(x.grad, mask / 3.0)
+    assert masked_mean(x, torch.zeros(2, 3, dtype=torch.bool)).item() == 0.0
+
+
+def test_last_value_is_that_of_the_last_real_token():
+    values = torch.tensor([[1.0, 2, 3, 4], [5, 6, float("nan"), float("nan")], [7, float("nan"), 8, 9]])
+    assert last_value(values, torch.tensor([4, 2, 1])).tolist() == [4, 6, 7]
+
+
+# ---- what a position may see ---------------------------------------------------------------------------------------
+
+
+def test_logits_depend_on_the_past_and_the_present_only(llama):
+    """Changing token t changes the logits from t on and leaves all before bit for bit."""
+    tokens = random_tokens(llama.config, 1, 9)
+    changed = tokens.clone()
+    changed[0, 5] = (tokens[0, 5] + 1) % llama.config.vocab_size
+    difference = (llama(tokens) - llama(changed)).abs().amax(-1)[0]
+    assert not difference[:5].any() and (difference[5:] > 1e-3).all()
+
+
+@torch.no_grad()
+def test_right_padding_never_changes_a_real_position(llama, make_config, randomize):
+    """A short row in a batch, padded with anything, gives what it gives alone; so does the scalar model."""
+    scalar = randomize(ScalarModel(make_config()))
+    rows = [random_tokens(llama.config, 1, length, seed=length)[0] for length in (3, 8, 1, 5)]
+    lengths = torch.tensor([len(row) for row in rows])
+    for padding in (0, 60):
+        batch = torch.full((4, 10), padding)
+        for i, row in enumerate(rows):
+            batch[i, : len(row)] = row
+        logits, last = llama(batch), last_value(scalar(batch), lengths)
+        for i, row in enumerate(rows):
+            torch.testing.assert_close(logits[i, : len(row)], llama(row[None])[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(last[i], scalar(row[None])[0, -1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gqa", "mqa, tied", "llama3 rope", "qwen2"])
+@torch.no_grad()
+def test_cached_steps_equal_the_full_pass(name, make_model):
+    """Right-padded prefill, lengths reset, single steps, a step of two tokens, rows dropped on the way: same logits."""
+    model = make_model(**CASES[name][0])
+    lengths, total = [4, 9, 1, 6], 20
+    texts = random_tokens(model.config, 4, total)  # what each row will have read in the end
+    full = model(texts)  # (4, total, V)
+    cache = KVCache(model.config, 4, total, torch.float32, torch.device("cpu"))
+    prompts = torch.where(torch.arange(9) < torch.tensor(lengths)[:, None], texts[:, :9], 7)
+    logits = model(prompts, cache)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(logits[row, :length], full[row, :length], rtol=1e-5, atol=2e-5)
+    cache.lengths = torch.tensor(lengths)
+    for row, length in enumerate(lengths):  # what lies beyond the prompt is never looked at
+        cache.keys[:, row, :, length:], cache.values[:, row, :, length:] = 1e3, 1e3
+    rows = torch.arange(4)
+    for step, size in enumerate([1, 1, 1, 2, 1, 1, 1]):
+        if step == 2:
+            rows = rows[[0, 2, 3]]
+            cache.keep(torch.tensor([0, 2, 3]))
+        if step == 4:
+            rows = rows[[2, 0]]
+            cache.keep(torch.tensor([2, 0]))
+        at = cache.lengths[:, None] + torch.arange(size)  # (B, size)
+        logits = model(texts[rows[:, None], at], cache)
+        torch.testing.assert_close(logits, full[rows[:, None], at], rtol=1e-5, atol=2e-5)
+    assert cache.lengths.tolist() == [lengths[3] + 8, lengths[0] + 8]
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gqa", "mqa, tied", "llama3 rope", "both biases, large eps", "qwen2, tied"])
+def test_saved_model_comes_back_bit_for_bit(name, dtype, make_model, tmp_path):
+    """Every tensor, the dtype and the settings survive; a tied head is not stored and is tied again; nothing else lies
+    in the folder."""
+    model = make_model(**CASES[name][0], bos_token_id=1, eos_token_id=(2, 3)).to(dtype)
+    save_model(model, tmp_path)
+    again = load_model(tmp_path)
+    assert again.config == model.config
+    for (key, a), (other, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert key == other and a.dtype == b.dtype == dtype and torch.equal(a, b)
+    tied = model.config.tie_word_embeddings
+    assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
+    assert ("lm_head.weight" not in load_file(tmp_path / "model.safetensors")) == tied
+    assert all(weight.requires_grad for weight in again.parameters())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_dtype_can_be_chosen_when_loading(llama, tmp_path):
+    save_model(llama, tmp_path)
+    loaded = load_model(tmp_path, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
+    assert torch.equal(loaded.lm_head.weight, llama.lm_head.weight.bfloat16())
+    assert loaded(torch.tensor([[1, 2]])).dtype == torch.float32  # logits are fp32 always
+
+
+def split_into_shards(folder) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    places = {name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(names)}
+    for file in set(places.values()):
+        save_file({name: tensors[name] for name in names if places[name] == file}, folder / file)
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_sharded_folder_loads(llama, tmp_path):
+    save_model(llama, tmp_path)
+    split_into_shards(tmp_path)
+    tokens = random_tokens(llama.config, 2, 6)
+    assert torch.equal(load_model(tmp_path)(tokens), llama(tokens))
+
+
+def edit_config(**changes):
+    def edit(folder):
+        path = folder / "config.json"
+        raw = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({key: value for key, value in raw.items() if value is not ...}))
+    return edit
+
+
+def edit_tensors(change):
+    def edit(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+    return edit
+
+
+def truncate(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def pickle_only(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def lose_a_shard(folder):
+    split_into_shards(folder)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+FAULTS = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
+    "config is not JSON": (lambda folder: (folder / "config.json").write_text("{nope"), ["config.json", "JSON"]),
+    "unknown model type": (edit_config(model_type="mamba"), ["config.json", "model_type", "mamba"]),
+    "no model type": (edit_config(model_type=...), ["config.json", "model_type"]),
+    "missing key": (edit_config(hidden_size=...), ["config.json", "hidden_size"]),
+    "gelu": (edit_config(hidden_act="gelu"), ["config.json", "hidden_act", "gelu"]),
+    "yarn, old key": (edit_config(rope_scaling={"type": "yarn", "factor": 4.0}), ["config.json", "rope", "yarn"]),
+    "yarn, new key": (edit_config(rope_parameters={"rope_type": "yarn"}), ["config.json", "rope", "yarn"]),
+    "llama3 rope without factor": (edit_config(rope_scaling={"rope_type": "llama3"}), ["config.json", "factor"]),
+    "quantized": (edit_config(quantization_config={"bits": 4}), ["config.json", "quantization_config"]),
+    "heads do not divide": (edit_config(num_key_value_heads=3), ["config.json", "num_key_value_heads"]),
+    "missing tensor": (edit_tensors(lambda tensors: tensors.pop(NORM)), [NORM]),
+    "extra tensor": (edit_tensors(lambda tensors: tensors.update(ghost=torch.ones(2))), ["model.safetensors", "ghost"]),
+    "misshapen tensor": (edit_tensors(lambda tensors: tensors.update({NORM: torch.ones(31)})),
+                         ["model.safetensors", NORM, "31", "32"]),
+    "truncated": (truncate, ["model.safetensors"]),
+    "empty file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), ["model.safetensors"]),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors"]),
+    "pickle only": (pickle_only, ["model.safetensors", "pytorch_model.bin", "pickle"]),
+    "lost shard": (lose_a_shard, ["model-00002-of-00003.safetensors"]),
+    "bad index": (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
+                  ["model.safetensors.index.json"]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_folder_is_refused_by_name(fault, llama, tmp_path):
+    """ValueError or FileNotFoundError, in one line that names the file and what is wrong in it."""
+    save_model(llama, tmp_path)
+    break_it, words = FAULTS[fault]
+    break_it(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        load_model(tmp_path)
+    message = str(error.value)
+    assert all(word in message for word in [*words, str(tmp_path)]) and "\n" not in message
+
+
+def test_config_defaults_are_those_of_hugging_face(tmp_path):
+    """Keys that old config.json files leave out mean what transformers takes them to mean."""
+    (tmp_path / "config.json").write_text(json.dumps({
+        "model_type": "llama", "vocab_size": 9, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 3, "eos_token_id": [1, 2]}))
+    config = ModelConfig.from_folder(tmp_path)
+    assert (config.num_key_value_heads, config.head_dim, config.rope_theta) == (3, 8, 10000.0)
+    assert (config.rms_norm_eps, config.max_position_embeddings) == (1e-6, 2048)
+    assert config.eos_token_id == (1, 2)
+    assert not (config.tie_word_embeddings or config.attention_bias or config.mlp_bias)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_scalar_model_needs_a_head_or_the_wish_for_a_new_one(tied, make_model, tmp_path):
+    """A language model's folder is refused as a reward model unless new_head is given; then the trunk is the same."""
+    model = make_model(tie_word_embeddings=tied)
+    save_model(model, tmp_path)
+    with pytest.raises(ValueError, match=r"score\.weight|lm_head\.weight"):
+        load_scalar_model(tmp_path)
+    scalar = load_scalar_model(tmp_path, new_head="normal")
+    tokens = random_tokens(model.config, 2, 5)
+    assert torch.equal(scalar.model(tokens), model.model(tokens))
+    assert scalar.score.weight.requires_grad and scalar.score_mean == 0.0 and scalar(tokens).std() > 0
+
+
+def test_zero_head_gives_exactly_zero(llama, tmp_path):
+    save_model(llama, tmp_path)
+    scalar = load_scalar_model(tmp_path, new_head="zero", dtype=torch.bfloat16)
+    assert not scalar(random_tokens(llama.config, 2, 5)).any()
+    assert {weight.dtype for weight in scalar.parameters()} == {torch.bfloat16}
+
+
+def test_normal_head_has_variance_one_over_d_plus_one(make_config, tmp_path):
+    """300 heads of D = 3: standard deviation 1/2 (1/sqrt(3) would be 15% more), mean 0, both within 4 sigma."""
+    save_model(Llama(make_config(hidden_size=3, head_dim=2, num_attention_heads=1, num_key_value_heads=1,
+                                 num_hidden_layers=1, vocab_size=4, intermediate_size=2)), tmp_path)
+    torch.manual_seed(0)
+    heads = torch.cat([load_scalar_model(tmp_path, new_head="normal").score.weight.detach() for _ in range(300)])
+    n = heads.numel()
+    assert heads.shape == (300, 3)
+    assert heads.mean().abs() < 4 * 0.5 / n**0.5
+    assert abs(heads.std() - 0.5) < 4 * 0.5 / (2 * n) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_scalar_model_comes_back(dtype, make_config, randomize, tmp_path):
+    """Weights bit for bit, and the mean that every score is lowered by; a new head starts from mean 0 again."""
+    model = randomize(ScalarModel(make_config())).to(dtype)
+    tokens = random_tokens(model.config, 2, 5)
+    raw = model(tokens)
+    model.score_mean = -1.234567890123
+    save_model(model, tmp_path)
+    again = load_scalar_model(tmp_path)
+    assert again.score_mean == -1.234567890123
+    assert torch.equal(again(tokens), raw + 1.234567890123) and again(tokens).dtype == torch.float32
+    assert load_scalar_model(tmp_path, new_head="zero").score_mean == 0.0

@@ -1,0 +1,295 @@
+"""pseudo_reward.py: the vote, the rewards, the pairs, recorded responses, and that no gold answer is read."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+import pseudo_reward
+from data import Question
+from pseudo_reward import Sample, load_samples, majority_vote, make_pairs, pseudo_rewards, winners
+
+ROOT = Path(pseudo_reward.__file__).resolve().parent
+
+
+# ---- the vote ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("answers", "logprobs", "vote", "share"), [
+    (["7", "8", "7", None], None, "7", 0.5),  # the docstring's example: None counts in the share
+    (["7", None, None, None, None], None, "7", 0.2),  # and never wins
+    (["7"], None, "7", 1.0),
+    ([None, None], None, None, 0.0),
+    ([], None, None, 0.0),
+    (["7", "8"], None, None, 0.0),  # a tie that nothing breaks
+    (["7", "8"], [-1.0, None], None, 0.0),  # nor half of the log-probs
+    (["7", "8"], [-1.0, -2.0], "7", 0.5),
+    (["7", "8"], [-2.0, -1.0], "8", 0.5),
+    (["7", "8"], [-1.0, -1.0], None, 0.0),  # a tie of the log-probs too
+    (["7", "7", "8", "8"], [-0.1, -3.0, -1.0, -1.0], "8", 0.5),  # the sum decides, not the best single vote
+    (["7", "7", "8"], [-9.0, -9.0, -0.1], "7", 2 / 3),  # log-probs matter in ties only
+    (["7", "8", "9", "9", "8"], [0.0, -1.0, -0.5, -0.5, -0.5], "9", 0.4),  # 7 has the best log-prob, but is not tied
+    (["7", "8", None], [-1.0, -2.0, -3.0], "7", 1 / 3),
+    (["C", "C", "A"], None, "C", 2 / 3),
+])
+def test_majority_vote(answers, logprobs, vote, share):
+    assert majority_vote(answers, logprobs) == (vote, pytest.approx(share))
+
+
+@pytest.mark.parametrize(("answers", "logprobs"), [
+    (["7", "8", "7", None], [None] * 4),
+    (["7", "8", "9", "8", "7"], [-0.3, -0.2, -0.1, -0.3, -0.4]),
+    (["7", "8"] * 3, [-0.1, -0.3, -0.2, -0.1, -0.3, -0.2]),  # the same three numbers: exactly a tie in every order
+])
+def test_the_order_of_the_answers_does_not_matter(answers, logprobs):
+    order = list(zip(answers, logprobs))
+    outcomes = {majority_vote(*zip(*shuffled)) for shuffled in permutations(order)}
+    assert len(outcomes) == 1
+    if len(answers) == 6:
+        assert outcomes == {(None, 0.0)}
+
+
+# ---- rewards, pairs, SFT targets -----------------------------------------------------------------------------------
+
+
+def sample(answer, source="teacher", response=None, ended=True):
+    return Sample("q", source, response or f"#### {answer}", answer, ended)
+
+
+def test_pseudo_rewards_are_one_for_an_ended_response_that_agrees_with_the_vote():
+    responses = [sample("7"), sample("8"), sample(None), sample("7", ended=False), sample("7", "student")]
+    assert pseudo_rewards(responses, "7") == [1, 0, 0, 0, 1]
+    assert pseudo_rewards(responses, "8") == [0, 1, 0, 0, 0]
+
+
+def responses():
+    """Two right and two wrong of the teacher, one right and two wrong of the student, one of each cut off."""
+    return [sample("7", response="t+1"), sample("7", response="t+2"), sample("8", response="t-1"),
+            sample("9", response="t-2"), sample("7", "student", "s+1"), sample("8", "student", "s-1"),
+            sample(None, "student", "s-2"), sample("7", response="t+cut", ended=False),
+            sample("8", "student", "s-cut", ended=False)]
+
+
+def pairs_of(samples, most=99, seed=0, vote="7"):
+    pairs = make_pairs(samples, pseudo_rewards(samples, vote), most, random.Random(seed))
+    return [(chosen.response, rejected.response) for chosen, rejected in pairs]
+
+
+def test_pairs_are_all_combinations_of_an_ended_winner_and_an_ended_loser():
+    pairs = pairs_of(responses())
+    assert set(pairs) == {(c, r) for c in ("t+1", "t+2", "s+1") for r in ("t-1", "t-2", "s-1", "s-2")}
+    assert len(pairs) == 12
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_with_a_response_of_the_student_come_first(seed):
+    students = ["s" in chosen + rejected for chosen, rejected in pairs_of(responses(), seed=seed)]
+    assert students == [True] * 8 + [False] * 4
+
+
+@pytest.mark.parametrize("most", [1, 3, 11])
+def test_pairs_are_capped(most):
+    assert len(pairs_of(responses(), most)) == most
+    assert pairs_of(responses(), most) == pairs_of(responses())[:most]
+
+
+def test_no_pair_comes_twice_and_none_without_both_sides():
+    twice = responses() * 2
+    assert Counter(pairs_of(twice)) == Counter(set(pairs_of(responses())))
+    assert pairs_of([sample("7"), sample("7", "student")]) == []
+    assert pairs_of([sample("8"), sample("8", "student")]) == []
+
+
+def test_pairs_repeat_with_the_seed_and_differ_without():
+    assert pairs_of(responses(), 4, seed=1) == pairs_of(responses(), 4, seed=1)
+    assert len({tuple(pairs_of(responses(), 4, seed=seed)) for seed in range(10)}) > 5
+
+
+def test_a_text_that_was_sampled_often_is_met_often():
+    """Nine times the text 'often', once 'rare': as the single pair, 'often' is drawn nine times in ten."""
+    samples = [sample("7", "student")] + [sample("8", response="often")] * 9 + [sample("9", response="rare")]
+    drawn = Counter(pairs_of(samples, 1, seed)[0][1] for seed in range(500))
+    assert 420 < drawn["often"] < 475  # expected 450, deviation 6.7
+
+
+def test_winners_are_the_teachers_different_winning_texts():
+    samples = [sample("7", response=text) for text in ("b", "a", "b", "c")]
+    samples += [sample("8", response="wrong"), sample("7", "student", "s"), sample("7", response="cut", ended=False)]
+    rewards = pseudo_rewards(samples, "7")
+    assert winners(samples, rewards, 9) == ["b", "a", "c"]
+    assert winners(samples, rewards, 2) == ["b", "a"]
+
+
+# ---- recorded responses --------------------------------------------------------------------------------------------
+
+QUESTIONS = {"a": Question("a", "What is 3+4?", "7"), "b": Question("b", "Which?", "B", "choice", ("x", "y"))}
+
+
+def recorded(tmp_path, *rows):
+    path = tmp_path / "recorded.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def choices(*texts, **more):
+    return [{"message": {"content": text}, **more} for text in texts]
+
+
+@pytest.mark.parametrize("row", [
+    {"id": "a", "responses": ["#### 7", "#### 8"]},
+    {"question": "What is 3+4?", "responses": ["#### 7", "#### 8"]},
+    {"custom_id": "a", "choices": choices("#### 7", "#### 8")},
+    {"custom_id": "a", "response": {"body": {"choices": choices("#### 7", "#### 8", finish_reason="stop")}}},
+])
+def test_every_recorded_form_gives_the_same_samples(tmp_path, row):
+    assert load_samples(recorded(tmp_path, row), "teacher", QUESTIONS, False) == [
+        Sample("a", "teacher", "#### 7", "7"), Sample("a", "teacher", "#### 8", "8")]
+
+
+def test_our_own_form_carries_the_end_and_the_log_prob_per_token(tmp_path):
+    path = recorded(tmp_path, {"id": "a", "response": "#### 7", "finish": "length", "logprob": -6.0, "tokens": 4},
+                    {"id": "b", "response": "The answer is (B).", "finish": "stop", "answer": "stale"})
+    assert load_samples(path, "student", QUESTIONS, False) == [
+        Sample("a", "student", "#### 7", "7", ended=False, logprob=-1.5),
+        Sample("b", "student", "The answer is (B).", "B", ended=True, logprob=None)]
+
+
+def test_a_choice_that_was_cut_off_is_not_ended(tmp_path):
+    row = {"custom_id": "a", "choices": choices("#### 7", finish_reason="length") + choices("#### 7")}
+    assert [s.ended for s in load_samples(recorded(tmp_path, row), "teacher", QUESTIONS, False)] == [False, True]
+
+
+def test_lenient_reads_the_last_number_where_no_answer_is_stated(tmp_path):
+    path = recorded(tmp_path, {"id": "a", "responses": ["it is 6 or 7"]})
+    assert [load_samples(path, "teacher", QUESTIONS, lenient)[0].answer for lenient in (False, True)] == [None, "7"]
+
+
+def test_responses_to_other_questions_are_left_out(tmp_path):
+    path = recorded(tmp_path, {"id": "z", "responses": ["1"]}, {"id": "a", "responses": ["2"]},
+                    {"question": "Unknown?", "responses": ["3"]})
+    assert [s.response for s in load_samples(path, "teacher", QUESTIONS, False)] == ["2"]
+    with pytest.raises(ValueError, match="do the ids match"):
+        load_samples(recorded(tmp_path, {"id": "z", "responses": ["1"]}), "teacher", QUESTIONS, False)
+
+
+def test_numeric_ids_match_the_ids_of_the_questions(tmp_path):
+    """Question ids are texts; a recording that numbers its questions means the same ids."""
+    path = recorded(tmp_path, {"id": 5, "responses": ["#### 7"]}, {"custom_id": 5, "choices": choices("#### 8")})
+    samples = load_samples(path, "teacher", {"5": Question("5", "What is 3+4?")}, False)
+    assert [(s.id, s.answer) for s in samples] == [("5", "7"), ("5", "8")]
+
+
+@pytest.mark.parametrize("row", [
+    {"id": "a"}, {"id": "a", "response": None}, {"id": "a", "response": 7}, {"id": "a", "responses": "text"},
+    {"id": "a", "responses": ["text", 7]}, {"responses": ["text"]}, {"custom_id": "a", "choices": None},
+    {"custom_id": "a", "choices": [{"text": "old"}]}, {"custom_id": "a", "choices": choices(None)},
+    {"custom_id": "a", "response": {"body": None}, "error": {"code": 500}},
+])
+def test_a_bad_record_is_named_by_file_and_number(tmp_path, row):
+    path = recorded(tmp_path, {"id": "a", "responses": ["fine"]}, row)
+    with pytest.raises(ValueError, match=r"recorded\.jsonl, record 2"):
+        load_samples(path, "teacher", QUESTIONS, False)
+
+
+# ---- the script ----------------------------------------------------------------------------------------------------
+
+
+def write_run(folder, gold=str):
+    """Twelve questions 'What is i+1?'; the teacher is right 3 times in 5, the student 1 time in 3."""
+    folder.mkdir()
+    files = {"questions": [], "teacher": [], "student": []}
+    for i in range(12):
+        right = i + 1
+        files["questions"].append({"id": f"q{i}", "question": f"What is {i}+1?", "answer": gold(right)})
+        teacher = [f"{i}+1={right}\n#### {right}"] * 2 + [f"#### {right}", f"#### {right + 1}", "no idea"]
+        student = [f"#### {right}", f"#### {right + 2}", f"{i}+1={right + 3}\n#### {right + 3}"]
+        for source, texts in (("teacher", teacher), ("student", student)):
+            files[source] += [{"id": f"q{i}", "response": text, "finish": "stop"} for text in texts]
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {name: str(folder / f"{name}.jsonl") for name in files} | {"out": str(folder / "out")}
+
+
+def written(folder):
+    return {name: (folder / "out" / f"{name}.jsonl").read_bytes() for name in ("rewards", "sft", "pairs")}
+
+
+def rows(data):
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def test_main_writes_votes_rewards_targets_and_pairs_of_equal_weight_per_question(tmp_path):
+    pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "run")))
+    files = written(tmp_path / "run")
+    for i, row in enumerate(rows(files["rewards"])):
+        assert (row["id"], row["vote"], row["share"]) == (f"q{i}", str(i + 1), 0.6)
+        assert [(r["source"][0], r["reward"]) for r in row["responses"]] == [
+            ("t", 1), ("t", 1), ("t", 1), ("t", 0), ("t", 0), ("s", 1), ("s", 0), ("s", 0)]
+    assert [(row["id"], row["prompt"], row["response"]) for row in rows(files["sft"])][:2] == [
+        ("q0", "What is 0+1?", "0+1=1\n#### 1"), ("q0", "What is 0+1?", "#### 1")]
+    assert len(rows(files["sft"])) == 24
+    weights = defaultdict(list)
+    for row in rows(files["pairs"]):
+        right = f"#### {int(row['id'][1:]) + 1}"
+        assert row["chosen"].endswith(right) and not row["rejected"].endswith(right)
+        assert row["prompt"] == f"What is {row['id'][1:]}+1?"
+        weights[row["id"]].append(row["weight"])
+    assert {key: (len(w), sum(w)) for key, w in weights.items()} == {f"q{i}": (4, 1.0) for i in range(12)}
+    done = json.loads((tmp_path / "run" / "out" / "done.json").read_text())
+    assert done["results"] == {"questions": 12, "kept": 12, "share_kept": 1.0, "mean_share": pytest.approx(0.6),
+                               "sft_examples": 24, "pairs": 48}
+
+
+def test_gold_answers_are_never_read(tmp_path):
+    """With nonsense for gold every output is the same to the byte."""
+    pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "gold")))
+    pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "nonsense", gold=lambda right: str(1000 - right))))
+    pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "none", gold=lambda right: None)))
+    assert written(tmp_path / "gold") == written(tmp_path / "nonsense") == written(tmp_path / "none")
+
+
+def test_outputs_do_not_depend_on_the_hash_seed_of_the_process(tmp_path):
+    for seed in ("1", "2"):
+        flags = [word for name, value in write_run(tmp_path / seed).items() for word in (f"--{name}", value)]
+        subprocess.run([sys.executable, str(ROOT / "pseudo_reward.py"), *flags], check=True, capture_output=True,
+                       env=os.environ | {"PYTHONHASHSEED": seed})
+    assert written(tmp_path / "1") == written(tmp_path / "2")
+
+
+def test_voters_both_lets_the_student_vote(tmp_path):
+    """One vote of the teacher for 7, two of the student for 8."""
+    paths = write_run(tmp_path / "run")
+    Path(paths["questions"]).write_text('{"id": "a", "question": "3+4?"}\n')
+    Path(paths["teacher"]).write_text('{"id": "a", "responses": ["#### 7"]}\n')
+    Path(paths["student"]).write_text('{"id": "a", "responses": ["#### 8", "#### 8"]}\n')
+    votes = {}
+    for voters in ("teacher", "both"):
+        pseudo_reward.main(pseudo_reward.Config(**paths | {"out": str(tmp_path / voters)}, voters=voters))
+        [row] = rows((tmp_path / voters / "rewards.jsonl").read_bytes())
+        votes[voters] = row["vote"], row["share"]
+    assert votes == {"teacher": ("7", 1.0), "both": ("8", 0.6667)}
+
+
+def test_questions_under_the_minimum_share_are_dropped_and_none_left_is_an_error(tmp_path):
+    paths = write_run(tmp_path / "run")
+    extra = "".join(json.dumps({"id": "q0", "responses": ["#### 1"]}) + "\n" for _ in range(5))  # q0: share 8/10
+    with Path(paths["teacher"]).open("a") as file:
+        file.write(extra)
+    pseudo_reward.main(pseudo_reward.Config(**paths, min_share=0.8))
+    assert [row["id"] for row in rows(written(tmp_path / "run")["rewards"])] == ["q0"]
+    assert {row["id"] for row in rows(written(tmp_path / "run")["pairs"])} == {"q0"}
+    with pytest.raises(ValueError, match=r"--min_share 0\.9"):
+        pseudo_reward.main(pseudo_reward.Config(**paths | {"out": str(tmp_path / "none")}, min_share=0.9))
+
+
+@pytest.mark.parametrize(("flag", "value"), [
+    ("voters", "student"), ("min_share", 1.5), ("min_share", -0.1), ("sft_per_question", 0), ("pairs_per_question", 0)])
+def test_a_flag_out_of_range_is_named(tmp_path, flag, value):
+    with pytest.raises(ValueError, match=f"--{flag}"):
+        pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "run"), **{flag: value}))

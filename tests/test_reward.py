@@ -1,0 +1,254 @@
+"""reward.py: the Bradley-Terry loss, calibration, held-out questions, and a reward model that learns its pairs."""
+
+import json
+import math
+import random
+
+import pytest
+import torch
+from test_sft import change, on_the_cpu, plain_sgd, tiny_folder  # noqa: F401 (a fixture)
+
+import reward
+from data import Tokenizer, read_jsonl, write_jsonl
+from eval import score_responses
+from model import load_scalar_model
+from reward import bradley_terry_loss, expected_calibration_error, held_out_ids
+
+
+def double(*numbers):
+    return torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
+
+
+# ---- the loss ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("margin", "loss", "slope"), [
+    (1.0, 0.313262, -0.268941), (-1.0, 1.313262, -0.731059), (0.0, 0.693147, -0.5)])
+def test_loss_and_gradient_of_one_pair(margin, loss, slope):
+    """-log sigmoid of the margin; the two scores are pulled apart by the same force."""
+    chosen, rejected = double(margin + 0.7), double(0.7)
+    value = bradley_terry_loss(chosen, rejected)
+    value.backward()
+    assert value.item() == pytest.approx(loss, abs=1e-6)
+    assert chosen.grad.item() == pytest.approx(slope, abs=1e-6)
+    assert rejected.grad.item() == pytest.approx(-slope, abs=1e-6)
+
+
+def test_loss_is_the_mean_over_pairs():
+    value = bradley_terry_loss(double(1, -1, 0), double(0, 0, 0))
+    assert value.shape == () and value.item() == pytest.approx(0.773224, abs=1e-6)
+    assert bradley_terry_loss(double(2, 0), double(1, 0)).item() == pytest.approx((0.313262 + 0.693147) / 2, abs=1e-6)
+    # swapping the sides negates every margin: 1, -1, 0 has the same mean, 1, 0 has not
+    assert bradley_terry_loss(double(1, 0), double(2, 0)).item() == pytest.approx((1.313262 + 0.693147) / 2, abs=1e-6)
+
+
+def test_a_hopeless_margin_has_a_finite_loss_and_a_full_gradient():
+    chosen = double(-1000)
+    value = bradley_terry_loss(chosen, double(0))
+    value.backward()
+    assert value.item() == pytest.approx(1000) and chosen.grad.item() == pytest.approx(-1)
+    assert bradley_terry_loss(double(1000), double(0)).item() == 0
+
+
+def test_weights_make_questions_count_alike():
+    """Question A has one pair with margin 0, B six pairs with margin 1: by question .503205, by pair .367531."""
+    chosen, rejected = double(0, 1, 1, 1, 1, 1, 1), torch.zeros(7, dtype=torch.float64)
+    by_question = bradley_terry_loss(chosen, rejected, torch.tensor([1.0] + [1 / 6] * 6, dtype=torch.float64))
+    assert by_question.item() == pytest.approx(0.503205, abs=1e-6)
+    assert bradley_terry_loss(chosen, rejected).item() == pytest.approx(0.367531, abs=1e-6)
+    by_question.backward()
+    assert chosen.grad[:2].tolist() == pytest.approx([-0.5 / 2, -0.268941 / 12], abs=1e-6)
+
+
+def test_a_constant_on_all_scores_changes_nothing():
+    """So training needs no bias: its gradient is 0."""
+    bias = double(0.4)
+    chosen, rejected = torch.randn(9, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    value = bradley_terry_loss(chosen + bias, rejected + bias)
+    value.backward()
+    assert value.item() == pytest.approx(bradley_terry_loss(chosen, rejected).item(), abs=1e-12)
+    assert abs(bias.grad.item()) < 1e-12
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def logit(confidence):
+    return math.log(confidence / (1 - confidence))
+
+
+def test_calibration_error_is_the_gap_of_confidence_and_accuracy_by_bin():
+    """Four pairs with confidence .9 and three of them right: .15. Bins are weighted by their number of pairs."""
+    margins = [logit(0.9)] * 3 + [-logit(0.9)]
+    assert expected_calibration_error(torch.tensor(margins)) == pytest.approx(0.15, abs=1e-6)
+    margins += [logit(0.62), -logit(0.62)]  # accuracy .5: the gap is .12
+    assert expected_calibration_error(torch.tensor(margins)) == pytest.approx((4 * 0.15 + 2 * 0.12) / 6, abs=1e-6)
+    assert expected_calibration_error(torch.tensor([30.0, 30.0])) == pytest.approx(0, abs=1e-6)
+    assert expected_calibration_error(torch.tensor([-30.0, -30.0])) == pytest.approx(1, abs=1e-6)
+    assert expected_calibration_error(torch.zeros(4)) == pytest.approx(0.5)  # a tie is wrong
+
+
+def test_held_out_questions_are_a_share_of_the_different_ids_whatever_their_order():
+    ids = [f"q{i}" for i in range(50)]
+    held = held_out_ids(ids, 0.2)
+    assert len(held) == 10 and held < set(ids)
+    shuffled = ids * 3
+    random.Random(0).shuffle(shuffled)
+    assert held_out_ids(shuffled, 0.2) == held
+    assert held_out_ids(ids, 0.1) < held  # the smaller share is a part of the larger
+    assert held != set(ids[:10]) and held != set(ids[-10:])
+    assert len(held_out_ids(["a", "b"], 0.01)) == 1
+
+
+# ---- the script ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("reward") / "tiny")
+
+
+def write_inputs(folder, model, swap=False):
+    """60 questions 'i+j?'. Chosen answers end in '#### n', rejected ones in '-n': learnable from one token."""
+    folder.mkdir(parents=True, exist_ok=True)
+    questions, pairs, samples, rng = [], [], [], random.Random(0)
+    for i in range(60):
+        a, b = rng.randint(0, 50), rng.randint(0, 50)
+        questions.append({"id": f"q{i}", "question": f"{a}+{b}?"})
+        for n in rng.sample(range(100), 2):
+            good, bad = f"{a}+{b}={n}\n#### {n}", f"{a}+{b}=-{n}\n--- {n}"
+            chosen, rejected = (bad, good) if swap else (good, bad)
+            pairs.append({"id": f"q{i}", "prompt": f"{a}+{b}?", "chosen": chosen, "rejected": rejected, "weight": 0.5})
+        samples.append({"id": f"q{i}", "response": good if i % 3 else bad, "finish": "stop"})
+        samples.append({"id": f"q{i}", "response": "=" * 20, "finish": "length"})  # cut off: PPO never scores one
+    samples.append({"id": "unknown", "response": "####", "finish": "stop"})
+    for name, rows in (("questions", questions), ("pairs", pairs), ("samples", samples)):
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    return {"model": model, "pairs": str(folder / "pairs.jsonl"), "calibrate": str(folder / "samples.jsonl"),
+            "questions": str(folder / "questions.jsonl"), "out": str(folder / "out")}
+
+
+def results(folder):
+    return json.loads((folder / "out" / "done.json").read_text())["results"]
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+
+
+def scores_of(folder, rows, key):
+    """By the saved model, one row at a time."""
+    model, tokenizer = load_scalar_model(folder / "out"), Tokenizer(folder / "out")
+    questions = {row["id"]: row["question"] for row in read_jsonl(folder / "questions.jsonl")}
+    with torch.no_grad():
+        ids = [tokenizer.chat(questions[row["id"]]) + tokenizer.response(row[key]) for row in rows]
+        return torch.stack([model(torch.tensor([row]))[0, -1] for row in ids])
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reward") / "run"
+    reward.main(reward.Config(**write_inputs(folder, tiny), epochs=4, batch_size=16, lr=3e-3, held_out=0.2))
+    return folder
+
+
+def held_out_pairs(folder):
+    rows = list(read_jsonl(folder / "pairs.jsonl"))
+    held = held_out_ids((row["id"] for row in rows), 0.2)
+    return [row for row in rows if row["id"] in held]
+
+
+def test_chosen_outscores_rejected_on_questions_that_were_not_trained(trained):
+    """By the saved model, loaded again: it gives the same margins that were reported."""
+    rows = held_out_pairs(trained)
+    margin = scores_of(trained, rows, "chosen") - scores_of(trained, rows, "rejected")
+    quality = results(trained)
+    assert (margin > 0).float().mean() > 0.95
+    assert quality["pair_accuracy"] == pytest.approx((margin > 0).float().mean().item())
+    assert quality["margin"] == pytest.approx(margin.mean().item(), abs=1e-4)
+    assert quality["held_out_pairs"] == len(rows) == 24 and quality["ties"] == 0
+    assert metrics(trained)[0]["loss"] == pytest.approx(math.log(2), abs=0.4)  # a new head knows nothing
+    assert metrics(trained)[-1]["loss"] < 0.1 and metrics(trained)[-1]["accuracy"] == 1
+
+
+def test_the_order_of_the_pair_is_what_is_learned(trained, tiny, tmp_path):
+    reward.main(reward.Config(**write_inputs(tmp_path, tiny, swap=True), epochs=4, batch_size=16, lr=3e-3, held_out=0.2))
+    rows = held_out_pairs(trained)
+    assert results(tmp_path)["pair_accuracy"] > 0.95
+    assert (scores_of(tmp_path, rows, "chosen") < scores_of(tmp_path, rows, "rejected")).float().mean() > 0.95
+
+
+def test_the_students_finished_samples_have_mean_zero_and_deviation_one(trained):
+    """Those to known questions; the responses that were cut off are no part of it."""
+    rows = [row for row in read_jsonl(trained / "samples.jsonl") if row["finish"] == "stop" and row["id"] != "unknown"]
+    scores = scores_of(trained, rows, "response")
+    assert abs(scores.mean().item()) < 1e-3
+    assert scores.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    model = load_scalar_model(trained / "out")
+    assert model.score_mean != 0
+    lengths = torch.tensor([len(row["response"]) for row in rows]).float()
+    correlation = torch.corrcoef(torch.stack([scores, lengths]))[0, 1].item()
+    assert results(trained)["length_correlation"] == pytest.approx(correlation, abs=1e-3)
+
+
+def test_calibration_error_is_measured_at_the_scale_that_was_trained(tiny, tmp_path, monkeypatch):
+    """The scores are divided by the deviation of the samples; confidence is that of the undivided margin."""
+    raw = []
+    monkeypatch.setattr(reward, "score_responses", lambda *args: raw.append(score_responses(*args)) or raw[-1])
+    reward.main(reward.Config(**write_inputs(tmp_path, tiny), epochs=4, batch_size=16, lr=3e-3, held_out=0.2))
+    rows = held_out_pairs(tmp_path)
+    margin = scores_of(tmp_path, rows, "chosen") - scores_of(tmp_path, rows, "rejected")
+    trained_margin = margin * raw[0].std(correction=0)  # the first scores are those of the samples, before the division
+    ece = results(tmp_path)["ece"]
+    assert ece == pytest.approx(expected_calibration_error(trained_margin), abs=1e-4)
+    assert ece != pytest.approx(expected_calibration_error(margin), abs=1e-2)
+
+
+def test_padding_and_tokens_after_the_end_do_not_change_a_score(trained):
+    model = load_scalar_model(trained / "out")
+    row = torch.tensor([[0, 5, 6, 18, 7, 1]])
+    alone = model(row)[0, -1]
+    for filler in (0, 1, 9):  # the end token among them: the first one counts, by length and not by id
+        padded = torch.cat([row, torch.full((1, 7), filler)], dim=1)
+        torch.testing.assert_close(model(padded)[0, 5], alone, atol=1e-5, rtol=0)
+    neighbours = score_responses(model, [[0, 5, 6, 18], [0]], [[7, 1], [9] * 20 + [1]], 2)
+    torch.testing.assert_close(neighbours[0], alone.detach(), atol=1e-5, rtol=0)
+
+
+def test_the_micro_batch_changes_memory_and_not_the_result(tiny, tmp_path, monkeypatch):
+    """Pairs of different weight, so that any divisor but the weight of the whole step shows."""
+    plain_sgd(monkeypatch)
+    models = {}
+    for size in (1, 3, 64):
+        paths = write_inputs(tmp_path / str(size), tiny)
+        rows = [row | {"weight": 1 + i % 3} for i, row in enumerate(read_jsonl(paths["pairs"]))]
+        write_jsonl(paths["pairs"], rows)
+        reward.main(reward.Config(**paths, batch_size=96, lr=0.1, warmup=0, max_grad_norm=1e9, held_out=0.2,
+                                  micro_batch=size))
+        models[size] = load_scalar_model(paths["out"])
+    assert len(metrics(tmp_path / "64")) == 1
+    for size in (1, 3):
+        assert change(models[64], models[size]).abs().max() < 1e-6
+        assert metrics(tmp_path / str(size))[0]["loss"] == pytest.approx(metrics(tmp_path / "64")[0]["loss"], abs=1e-6)
+        assert metrics(tmp_path / str(size))[0]["accuracy"] == metrics(tmp_path / "64")[0]["accuracy"]
+    assert change(load_scalar_model(tiny, new_head="zero"), models[64]).abs().max() > 1e-3
+
+
+def test_too_few_samples_to_calibrate_on_is_an_error(tiny, tmp_path):
+    paths = write_inputs(tmp_path, tiny)
+    write_jsonl(tmp_path / "samples.jsonl", [{"id": "q0", "response": "####", "finish": "length"}] * 5)
+    with pytest.raises(ValueError, match="0 finished responses, too few to calibrate on"):
+        reward.main(reward.Config(**paths))
+
+
+def test_pairs_of_a_single_question_cannot_be_both_trained_and_held_out(tiny, tmp_path):
+    paths = write_inputs(tmp_path, tiny)
+    write_jsonl(tmp_path / "pairs.jsonl", [row for row in read_jsonl(tmp_path / "pairs.jsonl") if row["id"] == "q0"])
+    with pytest.raises(ValueError, match="0 pairs to train on and 2 held out"):
+        reward.main(reward.Config(**paths))
+
+
+@pytest.mark.parametrize(("flag", "value"), [("epochs", 0), ("lr", 0.0), ("held_out", 1.0), ("held_out", 0.0)])
+def test_a_flag_out_of_range_is_named(tiny, tmp_path, flag, value):
+    with pytest.raises(ValueError, match=f"--{flag}"):
+        reward.main(reward.Config(**write_inputs(tmp_path, tiny), **{flag: value}))

@@ -1,0 +1,329 @@
+"""runtime.py: flags, error sentences, the learning rate, progress lines, and stages that finish once."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import runtime
+from runtime import Stage
+
+ROOT = Path(runtime.__file__).resolve().parent
+
+
+# ---- flags ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A few flags."""
+
+    model: str
+    steps: int = 3
+    lr: float = 0.5
+    fast: bool = False
+    safe: bool = True
+
+
+def test_cli_makes_a_typed_flag_of_every_field():
+    assert runtime.cli(Flags, ["--model", "m"]) == Flags("m", 3, 0.5, False, True)
+    argv = ["--model", "m", "--steps", "-7", "--lr", "1e-3", "--fast", "--no-safe"]
+    assert runtime.cli(Flags, argv) == Flags("m", -7, 1e-3, True, False)
+    assert runtime.cli(Flags, ["--model", "m", "--no-fast", "--safe"]) == Flags("m")
+
+
+@pytest.mark.parametrize(("argv", "named"), [
+    ([], "--model"),  # required
+    (["--model", "m", "--stepz", "3"], "--stepz"),
+    (["--model", "m", "--step", "3"], "--step"),  # no abbreviations: a later field must not change their meaning
+    (["--model", "m", "--steps", "3.5"], "--steps"),
+    (["--model", "m", "--lr", "fast"], "--lr"),
+    (["--model", "m", "extra"], "extra"),
+])
+def test_cli_refuses_a_bad_command_line_with_code_2_and_names_the_flag(argv, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        runtime.cli(Flags, argv)
+    assert stop.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+SCRIPT = """
+import json, dataclasses, runtime
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    "A script."
+    how: str
+
+def main(cfg):
+    if cfg.how == "require":
+        runtime.require(False, "--how require: not so")
+    if cfg.how == "ours":
+        raise ValueError("data.jsonl, line 3: not so")
+    if cfg.how == "file":
+        raise FileNotFoundError("data.jsonl not found")
+    if cfg.how == "library":
+        json.loads("{")
+    if cfg.how == "bug":
+        raise KeyError("a bug")
+    if cfg.how == "interrupt":
+        raise KeyboardInterrupt
+    print("fine")
+
+if __name__ == "__main__":
+    runtime.launch(main, Config)
+"""
+
+
+@pytest.mark.parametrize(("how", "debug", "code", "last_line"), [
+    ("well", "", 0, None),
+    ("require", "", 2, "error: --how require: not so"),
+    ("ours", "", 2, "error: data.jsonl, line 3: not so"),
+    ("file", "", 2, "error: data.jsonl not found"),
+    ("library", "", 1, None),  # a ValueError too, but raised in json: a bug of ours, not a mistake of the user
+    ("bug", "", 1, "KeyError: 'a bug'"),
+    ("ours", "1", 1, "ValueError: data.jsonl, line 3: not so"),
+    ("interrupt", "", 130, None),
+])
+def test_launch_prints_one_sentence_for_mistakes_and_a_traceback_for_bugs(how, debug, code, last_line, tmp_path):
+    shutil.copy(ROOT / "runtime.py", tmp_path)
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    done = subprocess.run([sys.executable, "script.py", "--how", how], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"DEBUG": debug})
+    assert done.returncode == code, done.stderr
+    assert ("Traceback" in done.stderr) == (code == 1)
+    if code == 2:
+        assert done.stderr == last_line + "\n" and done.stdout == ""
+    elif last_line:
+        assert done.stderr.splitlines()[-1] == last_line
+
+
+# ---- seeds and learning rate ---------------------------------------------------------------------------------------
+
+
+def test_seed_all_repeats_every_kind_of_draw():
+    def draw(seed):
+        rng = runtime.seed_all(seed)
+        return random.random(), np.random.rand(), torch.rand(1).item(), torch.rand(1, generator=rng).item()
+
+    assert draw(3) == draw(3)
+    assert all(a != b for a, b in zip(draw(3), draw(4)))
+
+
+def test_learning_rate_warms_up_and_falls_linearly_to_zero():
+    """Without warm-up four updates have 1, .75, .5, .25 of the peak; with it the peak is reached and not passed."""
+    assert [runtime.lr_at(step, 4, 0) for step in range(5)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    up, down = [0.25, 0.5, 0.75, 1], [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
+    assert [runtime.lr_at(step, 10, 4) for step in range(11)] == pytest.approx(up + down)
+    assert all(0 < runtime.lr_at(step, 3, 20) <= 1 for step in range(3))  # a run shorter than its warm-up
+
+
+def test_set_lr_reaches_every_group():
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr": 3.0}], lr=1.0)
+    runtime.set_lr(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+# ---- progress ------------------------------------------------------------------------------------------------------
+
+
+def test_progress_prints_a_plain_line_every_ten_seconds_when_piped(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    bar = runtime.Progress("sft", 4)
+    for loss in ("3", "2", "1", "0"):
+        now[0] += 5
+        bar.update(1, f"loss {loss}")
+    bar.close()
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == ["sft 2/4 loss 2 left 0:10", "sft 4/4 loss 0 left 0:00"]
+    assert "\r" not in captured.out + captured.err
+
+
+# ---- stages --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    data: str  # an input
+    out: str
+    lr: float = 0.1
+
+
+def run(cfg, text="result"):
+    """One pass of a stage; True if it had to be done."""
+    stage = Stage(cfg, inputs=["data"])
+    if stage.finished:
+        return False
+    (stage.out / "result.txt").write_text(text, encoding="utf-8")
+    stage.log(0, loss=1.5)
+    stage.finish(tokens=7, loss=1.5)
+    return True
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "data.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
+    return Work(str(tmp_path / "run" / "data.jsonl"), str(tmp_path / "run" / "stage"))
+
+
+def aside(cfg):
+    return sorted(path.name for path in Path(cfg.out).parent.glob("stage.old*"))
+
+
+def test_a_finished_stage_is_skipped_and_left_as_it_is(cfg, capsys):
+    assert run(cfg)
+    before = {path.name: path.read_bytes() for path in Path(cfg.out).iterdir()}
+    assert not run(cfg, "another")
+    assert {path.name: path.read_bytes() for path in Path(cfg.out).iterdir()} == before
+    assert "skipped" in capsys.readouterr().out and aside(cfg) == []
+
+
+def test_done_json_says_what_was_asked_what_it_cost_and_what_came_out(cfg):
+    run(cfg)
+    done = json.loads((Path(cfg.out) / "done.json").read_text())
+    assert done["config"] == {"data": cfg.data, "out": cfg.out, "lr": 0.1}
+    assert done["tokens"] == 7 and done["results"] == {"loss": 1.5} and done["seconds"] >= 0
+    assert 10 < done["peak_memory_mb"] < 1e6
+    metrics = Path(cfg.out) / "metrics.jsonl"
+    assert done["outputs"] == {"metrics.jsonl": metrics.stat().st_size, "result.txt": len("result")}
+
+
+def test_a_changed_setting_redoes_the_stage_and_keeps_the_old_one_aside(cfg, capsys):
+    run(cfg, "first")
+    assert run(replace(cfg, lr=0.2), "second")
+    assert "lr 0.1 -> 0.2" in capsys.readouterr().out
+    assert aside(cfg) == ["stage.old1"]
+    assert (Path(cfg.out).parent / "stage.old1" / "result.txt").read_text() == "first"
+    assert (Path(cfg.out) / "result.txt").read_text() == "second"
+    assert run(cfg, "third") and aside(cfg) == ["stage.old1", "stage.old2"]
+
+
+def test_changed_content_of_an_input_redoes_the_stage(cfg):
+    run(cfg, "first")
+    Path(cfg.data).write_text('{"a": 2}\n', encoding="utf-8")  # same size, same name
+    assert run(cfg, "second") and aside(cfg) == ["stage.old1"]
+
+
+def test_an_input_folder_counts_by_its_models_files_not_by_its_own_done_json(cfg, tmp_path):
+    folder = tmp_path / "run" / "model"
+    folder.mkdir()
+    cfg = replace(cfg, data=str(folder))
+    for name in ("config.json", "model.safetensors", "done.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    assert run(cfg)
+    (folder / "done.json").write_text('{"seconds": 2}', encoding="utf-8")
+    assert not run(cfg)
+    (folder / "model.safetensors").write_text("[]", encoding="utf-8")
+    assert run(cfg)
+
+
+def test_a_moved_run_folder_is_not_redone(cfg, tmp_path):
+    run(cfg)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = Work(str(tmp_path / "moved" / "data.jsonl"), str(tmp_path / "moved" / "stage"))
+    assert not run(moved)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_a_truncated_done_json_does_not_count(cfg, share):
+    run(cfg)
+    done = Path(cfg.out) / "done.json"
+    done.write_text(done.read_text()[: int(share * done.stat().st_size)])
+    assert run(cfg) and not run(cfg)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '"x"', '{"outputs": []}'])
+def test_a_done_json_that_is_something_else_does_not_count(cfg, text):
+    run(cfg)
+    (Path(cfg.out) / "done.json").write_text(text)
+    assert run(cfg) and not run(cfg)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("resul")])
+def test_a_missing_or_truncated_output_is_made_again(cfg, damage):
+    run(cfg)
+    damage(Path(cfg.out) / "result.txt")
+    assert run(cfg)
+    assert (Path(cfg.out) / "result.txt").read_text() == "result" and not run(cfg)
+
+
+def test_a_stage_that_was_cut_off_starts_its_metrics_anew(cfg):
+    stage = Stage(cfg, inputs=["data"])
+    stage.log(0, loss=9.0)
+    stage.log(1, loss=8.0)
+    assert not (stage.out / "done.json").exists()
+    stage = Stage(cfg, inputs=["data"])
+    assert not stage.finished and aside(cfg) == []
+    stage.log(0, loss=1.5, **{"val/ratio": 1.0})
+    stage.log(1, loss=1.25)
+    lines = [json.loads(line) for line in (stage.out / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 0, "loss": 1.5, "val/ratio": 1.0}, {"step": 1, "loss": 1.25}]
+
+
+def test_a_missing_input_is_named_with_its_flag_before_anything_is_written(cfg):
+    with pytest.raises(FileNotFoundError, match=r"--data .*nothing\.jsonl"):
+        Stage(replace(cfg, data="nothing.jsonl"), inputs=["data"])
+    assert not Path(cfg.out).exists()
+    assert not Stage(replace(cfg, data=""), inputs=["data"]).finished  # an empty path is an input that is not used
+
+
+def test_write_json_leaves_a_whole_file_or_the_old_one(tmp_path):
+    path = tmp_path / "a.json"
+    runtime.write_json(path, {"name": "Zoë"})
+    with pytest.raises(TypeError):
+        runtime.write_json(path, {"name": object()})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "Zoë"} and list(tmp_path.iterdir()) == [path]
+
+
+# ---- preflight -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def preflight(tmp_path):
+    """A student of 1,000 parameters and a recorded teacher."""
+    student = tmp_path / "student"
+    student.mkdir()
+    (student / "config.json").write_text('{"torch_dtype": "float32"}')
+    (student / "tokenizer.json").write_text("{}")
+    (student / "model.safetensors").write_bytes(bytes(4000))
+    (tmp_path / "teacher.jsonl").write_text("{}\n")
+    return runtime.Config(run=str(tmp_path / "runs" / "new"), preset="tiny", seed=3, student=str(student),
+                          teacher=str(tmp_path / "teacher.jsonl"), questions="arith", minutes=7)
+
+
+def test_preflight_says_what_the_run_will_take_and_writes_nothing(preflight, capsys, monkeypatch):
+    runtime.main(preflight)
+    captured = capsys.readouterr()
+    for part in ("preset tiny", "seed 3", "torch", "about 7 min", "0.6 GB memory", "0.1 GB disk"):
+        assert part in captured.out
+    assert captured.err == "" and not Path(preflight.run).exists()
+    monkeypatch.setattr(runtime, "available_memory", lambda: 0.1e9)
+    runtime.main(preflight)
+    assert "warning: that is more memory than is free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("teacher", "nowhere", "TEACHER=nowhere: there is no such file or folder"),
+    ("student", "nowhere", "STUDENT=nowhere: there is no such folder"),
+    ("questions", "nowhere", "QUESTIONS=nowhere"),
+])
+def test_preflight_refuses_what_cannot_succeed(preflight, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        runtime.main(replace(preflight, **{field: value}))
+
+
+def test_preflight_names_the_file_that_a_model_folder_lacks(preflight):
+    (Path(preflight.student) / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"STUDENT=.* without tokenizer\.json"):
+        runtime.main(preflight)

@@ -1,0 +1,173 @@
+"""sft.py: the loss, what it trains (the response and its end token, nothing else), and that it learns."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+
+import runtime
+import sft
+from data import Tokenizer, collate, write_jsonl
+from generate import generate
+from model import Llama, ModelConfig, load_model, save_model, token_logprobs
+from sft import sft_loss
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """The numbers below are compared closely."""
+    monkeypatch.setattr(runtime, "default_device", lambda: torch.device("cpu"))
+
+
+def tiny_folder(folder, seed=0):
+    """A random Llama of one layer over 20 characters, with a tokenizer that knows one character at a time."""
+    folder.mkdir(parents=True)
+    vocabulary = {character: i for i, character in enumerate(["<s>", "</s>", *"0123456789+-*=# \n?ab"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    backend.decoder = tokenizers.decoders.Fuse()
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    torch.manual_seed(seed)
+    model = Llama(ModelConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=64, rope_theta=10000.0, eos_token_id=1))
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.2)
+    save_model(model, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("sft") / "tiny")
+
+
+# ---- the loss ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("total", "loss", "slope"), [(2, 1.5, -0.5), (4, 0.75, -0.25)])
+def test_loss_is_the_sum_over_the_mask_by_the_tokens_of_the_whole_step(total, loss, slope):
+    logprobs = torch.tensor([[-1.0, -2.0, -9.0]], dtype=torch.float64, requires_grad=True)
+    value = sft_loss(logprobs, torch.tensor([[True, True, False]]), total)
+    value.backward()
+    assert value.item() == pytest.approx(loss, abs=1e-12)
+    assert logprobs.grad.tolist() == [[slope, slope, 0.0]]
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("-inf"), 1e6])
+def test_a_masked_cell_may_hold_anything(poison):
+    logprobs = torch.tensor([[-1.0, poison], [poison, -3.0]], dtype=torch.float64, requires_grad=True)
+    value = sft_loss(logprobs, torch.tensor([[True, False], [False, True]]), 2)
+    value.backward()
+    assert value.item() == 2.0 and logprobs.grad.tolist() == [[-0.5, 0.0], [0.0, -0.5]]
+
+
+def test_the_end_token_is_trained_and_the_prompt_and_padding_are_not():
+    """Gradient in the logits: none where a prompt token or padding is predicted, some for each response token."""
+    end = 1
+    tokens, mask, _ = collate([[5, 6, 7], [5]], [[8, end], [8, 9, 8, end]])  # (2, 5), (2, 4)
+    logits = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    sft_loss(token_logprobs(logits, tokens), mask, int(mask.sum())).backward()
+    trained = logits.grad.abs().sum(-1) > 0  # (2, 5)
+    assert trained.tolist() == [[False, False, True, True, False], [True, True, True, True, False]]
+    # a step of descent makes the right token likelier: its logit alone must rise
+    assert (logits.grad[0, 3].argmin(), logits.grad[1, 3].argmin()) == (end, end)
+    assert (logits.grad[0, 3] < 0).sum() == 1
+    assert logits.grad.sum(-1).abs().max() < 1e-12  # softmax: the others fall by as much
+
+
+# ---- the script ----------------------------------------------------------------------------------------------------
+
+EXAMPLES = [("3+4", "7"), ("12+30", "12+30=42\n#### 42"), ("1+1", "1+1=2\n#### 2"), ("9-2", "9-2=7\n#### 7"),
+            ("2*3", "2*3=6\n#### 6"), ("8", "8"), ("10-4", "6"), ("5+5+5", "5+5=10\n10+5=15\n#### 15")]
+
+
+def train(folder, model, rows=EXAMPLES, **flags):
+    """Run sft.py; the trained model, its metrics, and done.json."""
+    write_jsonl(folder / "data.jsonl", [{"prompt": prompt, "response": response} for prompt, response in rows])
+    sft.main(sft.Config(model=model, data=str(folder / "data.jsonl"), out=str(folder / "out"), **flags))
+    metrics = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+    return load_model(folder / "out"), metrics, json.loads((folder / "out" / "done.json").read_text())
+
+
+def plain_sgd(monkeypatch):
+    """With SGD at rate 1 the weights move by exactly the gradient."""
+    monkeypatch.setattr(torch.optim, "AdamW", lambda params, lr, **_: torch.optim.SGD(params, lr=lr))
+
+
+ONE_STEP = {"epochs": 1, "batch_size": 8, "lr": 1.0, "warmup": 0, "max_grad_norm": 1e9}
+
+
+def change(before, after):
+    """All parameters' movement in one vector."""
+    return torch.cat([(a - b).flatten() for b, a in zip(before.parameters(), after.parameters())])
+
+
+def test_one_step_moves_by_the_gradient_of_the_mean_response_token(tiny, tmp_path, monkeypatch):
+    """Against an independent gradient: each example alone, unpadded, through log_softmax."""
+    plain_sgd(monkeypatch)
+    trained, [metrics], _ = train(tmp_path, tiny, **ONE_STEP)
+    tokenizer, model = Tokenizer(tiny), load_model(tiny)
+    loss, count = 0.0, 0
+    for prompt, response in EXAMPLES:
+        ids, target = tokenizer.chat(prompt), [*tokenizer.encode(response), tokenizer.end_id]
+        logits = model(torch.tensor([ids + target]))[0, len(ids) - 1 : -1]  # (response, V)
+        loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="sum")
+        count += len(target)
+    (loss / count).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert metrics["loss"] == pytest.approx((loss / count).item(), abs=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-4)
+    torch.testing.assert_close(change(load_model(tiny), trained), -gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_the_micro_batch_changes_memory_and_not_the_result(tiny, tmp_path, monkeypatch):
+    """Losses divide by the tokens of the whole step; the examples differ in length, so any other divisor shows."""
+    plain_sgd(monkeypatch)
+    runs = {size: train(tmp_path / str(size), tiny, micro_batch=size, **ONE_STEP) for size in (1, 2, 4, 8)}
+    full, [metrics], _ = runs[8]
+    for size in (1, 2, 4):
+        model, [other], _ = runs[size]
+        assert change(full, model).abs().max() < 1e-6
+        assert other["loss"] == pytest.approx(metrics["loss"], abs=1e-6)
+        assert other["grad_norm"] == pytest.approx(metrics["grad_norm"], abs=1e-5)
+    assert change(load_model(tiny), full).abs().max() > 1e-2
+
+
+def test_the_gradient_is_clipped_once_and_logged_as_it_was(tiny, tmp_path, monkeypatch):
+    plain_sgd(monkeypatch)
+    trained, [metrics], _ = train(tmp_path, tiny, **ONE_STEP | {"max_grad_norm": 0.01, "micro_batch": 2})
+    assert change(load_model(tiny), trained).norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert metrics["grad_norm"] > 0.1
+
+
+def test_it_learns_the_answers_and_to_end_them(tiny, tmp_path):
+    model, metrics, done = train(tmp_path, tiny, rows=EXAMPLES[:4], epochs=60, batch_size=4, lr=1e-2, warmup=5)
+    assert metrics[0]["loss"] > 2 and metrics[-1]["loss"] < 0.05
+    assert [m["step"] for m in metrics] == list(range(60))
+    assert metrics[0]["lr"] == pytest.approx(2e-3) and metrics[-1]["lr"] < 2e-4
+    tokenizer = Tokenizer(tmp_path / "out")  # saved beside the model
+    answers = generate(model, [tokenizer.chat(p) for p, _ in EXAMPLES[:4]], 30, 0.0, tokenizer.stop_ids)
+    assert [tokenizer.decode(a.tokens) for a in answers] == [response for _, response in EXAMPLES[:4]]
+    assert [a.finish for a in answers] == ["stop"] * 4
+    assert done["results"] == {"loss": metrics[-1]["loss"], "examples": 4, "too_long": 0}
+
+
+def test_examples_that_are_too_long_are_left_out_whole_and_counted(tiny, tmp_path):
+    """'3+4' -> '7' is <s>, 3, +, 4, line end, 7, </s>: seven tokens."""
+    _, _, done = train(tmp_path / "some", tiny, epochs=1, max_tokens=7)
+    assert (done["results"]["examples"], done["results"]["too_long"]) == (2, 6)
+    with pytest.raises(ValueError, match="none of its 8 examples fits into --max_tokens 4"):
+        train(tmp_path / "none", tiny, epochs=1, max_tokens=4)
+
+
+@pytest.mark.parametrize("flag", ["epochs", "batch_size", "micro_batch", "lr", "max_tokens"])
+def test_a_flag_out_of_range_is_named(tiny, tmp_path, flag):
+    with pytest.raises(ValueError, match=f"--{flag} 0"):
+        train(tmp_path, tiny, **{flag: 0})
+    assert not Path(tmp_path / "out").exists()
