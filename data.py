@@ -8,7 +8,6 @@ text is found by one function, `extract_answer`, for the vote, the reward and th
 Shapes: B sequences, T tokens. Padding is on the right and is known from masks, never from token ids.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 import runtime
+from arith import arith_problems
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
@@ -144,6 +144,12 @@ def _question(row: dict, where: str, default_id: str) -> Question:
     )
 
 
+def arith_questions(split: str, n: int) -> list[Question]:
+    """The first n built-in word problems of a split (arith.py) as questions with their gold answers."""
+    problems = arith_problems(split)
+    return [Question(f"arith-{split}-{i}", p.text, str(p.values[-1])) for i, p in zip(range(n), problems)]
+
+
 # ---- answers -------------------------------------------------------------------------------------------------------
 
 NUMBER = r"-?\s?\$?\s?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
@@ -187,78 +193,6 @@ def canonical(text: str, kind: str) -> str | None:
 def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
     """Whether an extracted answer equals the gold one. No answer is never correct."""
     return answer is not None and gold is not None and canonical(answer, kind) == canonical(gold, kind)
-
-
-# ---- the embedded task: word problems ------------------------------------------------------------------------------
-
-NAMES = "Ava Ben Cara Dan Eve Finn Gus Hana Ivan Jade Kai Lena".split()
-TOPICS = (
-    "pens cups coins cards shells beads books stamps apples plums nuts eggs "
-    "figs pears rolls pies cats hens bees fish kites balls drums hats"
-).split()
-SPLITS = {"corpus": (0, 60), "train": (60, 80), "valid": (80, 90), "test": (90, 100), "hard": (90, 100)}
-STEPS = {"hard": (5, 5)}  # the other splits have 2 to 4: five-step questions are held out of all training
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A word problem with its worked steps: values[i] op[i] amount[i] = values[i + 1]."""
-
-    topic: str
-    text: str
-    values: tuple[int, ...]
-    operations: tuple[tuple[str, int], ...]
-
-    @property
-    def solution(self) -> str:
-        """GSM8K's form, every step on its line: '3+4=7\\n7*2=14\\n#### 14'."""
-        steps = [f"{a}{op}{n}={b}\n" for a, (op, n), b in zip(self.values, self.operations, self.values[1:])]
-        return "".join(steps) + f"#### {self.values[-1]}"
-
-
-def arith_problems(split: str, seed: int = 0) -> Iterator[Problem]:
-    """An endless stream of different problems of a split. Splits share no question: a hash of the text decides."""
-    if split not in SPLITS:
-        raise ValueError(f"arith has no split '{split}': it has {', '.join(SPLITS)}")
-    rng, seen = random.Random(f"{split}-{seed}"), set()
-    low, high = SPLITS[split]
-    while True:
-        problem = _arith_problem(rng, rng.randint(*STEPS.get(split, (2, 4))))
-        bucket = int(hashlib.sha256(problem.text.encode()).hexdigest(), 16) % 100
-        if low <= bucket < high and problem.text not in seen:
-            seen.add(problem.text)
-            yield problem
-
-
-def _arith_problem(rng: random.Random, steps: int) -> Problem:
-    topic = rng.choice(TOPICS)
-    who, friend = rng.sample(NAMES, 2)
-    values, operations = [rng.randint(2, 12)], []
-    sentences = [f"{who} has {values[0]} {topic}."]
-    while len(operations) < steps:
-        now, amount = values[-1], rng.randint(2, 9)
-        event, op, amount, after = rng.choice(
-            [
-                (f"{friend} gives {who} {amount}.", "+", amount, now + amount),
-                (f"{who} buys {amount} more.", "+", amount, now + amount),
-                (f"{who} loses {amount}.", "-", amount, now - amount),
-                (f"{who} sells {amount}.", "-", amount, now - amount),
-                (f"{who} doubles them.", "*", 2, now * 2),
-                (f"{who} triples them.", "*", 3, now * 3),
-            ]
-        )
-        if 0 < after <= 30:
-            sentences.append(event)
-            operations.append((op, amount))
-            values.append(after)
-    sentences.append(f"How many {topic} does {who} have now?")
-    return Problem(topic, " ".join(sentences), tuple(values), tuple(operations))
-
-
-def arith_questions(split: str, n: int) -> list[Question]:
-    """The first n problems of a split as questions with their gold answers."""
-    problems = arith_problems(split)
-    return [Question(f"arith-{split}-{i}", p.text, str(p.values[-1])) for i, p in zip(range(n), problems)]
 
 
 # ---- tokens --------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def generate(
 def _generate_batch(
     model: Llama, prompts: list[list[int]], max_new_tokens: int, temperature: float, stop: Tensor, rng: torch.Generator
 ) -> Iterator[tuple[int, Response]]:
-    """Yield (row, response) as rows end. B rows are alive; the others have left the batch and the cache."""
+    """Yield (row, response) as rows end. B rows are in the batch; those that ended leave it, and the cache, in bulk."""
     device = stop.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
     width = int(lengths.max())
@@ -80,23 +80,25 @@ def _generate_batch(
     hidden = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]  # (B, D)
 
     alive = torch.arange(len(prompts))  # (B,) the row each batch entry answers
+    ended = torch.zeros(len(prompts), dtype=torch.bool)  # (B,) entries that have stopped but not yet left
     tokens = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long)  # (rows, T)
     logprobs = torch.zeros(len(prompts), max_new_tokens)  # (rows, T)
     for t in range(max_new_tokens):
         logits = model.lm_head(hidden).float()  # (B, V)
         token, logprob = sample_token(logits, temperature, rng)  # (B,), (B,)
         tokens[alive, t], logprobs[alive, t] = token.cpu(), logprob.cpu()
-        stopped = torch.isin(token, stop)  # (B,)
-        for row in alive[stopped.cpu()].tolist():
+        stopped = torch.isin(token, stop).cpu() & ~ended  # (B,)
+        for row in alive[stopped].tolist():
             yield row, Response(tokens[row, : t + 1].tolist(), logprobs[row, : t + 1].tolist(), "stop")
-        if stopped.any():
-            going = (~stopped).nonzero().squeeze(1)  # (B',)
-            alive, token = alive[going.cpu()], token[going]
-            cache.keep(going)
-        if len(alive) == 0 or t == max_new_tokens - 1:
+        ended |= stopped
+        if ended.all() or t == max_new_tokens - 1:
             break
+        if ended.float().mean() > 0.2:  # enough to pay for the copy: they leave the batch and the cache
+            going = (~ended).nonzero().squeeze(1)  # (B',)
+            alive, ended, token = alive[going], ended[going], token[going.to(device)]
+            cache.keep(going.to(device))
         hidden = model.model(token[:, None], cache)[:, 0]  # (B, D)
-    for row in alive.tolist():
+    for row in alive[~ended].tolist():
         yield row, Response(tokens[row].tolist(), logprobs[row].tolist(), "length")
 
 

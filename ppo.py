@@ -43,12 +43,13 @@ class Config:
     temperature: float = 1.0  # of sampling, and of every log-prob
     lr: float = 2e-4  # of the policy, linear to 0
     critic_lr: float = 5e-4  # of the critic, linear to 0: it has more to learn
-    warmup: int = 4  # optimiser steps
+    warmup: int = 2  # iterations
     kl_coef: float = 0.05  # nats of reward per nat of divergence from the reference
     gamma: float = 1.0  # no discount: the only score comes at the end
     lam: float = 0.95  # GAE: 1 trusts the return, 0 the critic
     clip: float = 0.2  # policy ratio stays within 1 +- clip
     value_clip: float = 0.2  # value stays within +- value_clip of the old one, per update
+    lenient: bool = False  # with --votes: read the last number or letter where no answer is stated
     unfinished_score: float = -2.0  # replaces the score of a response without an end: well below the mean of 0
     max_grad_norm: float = 1.0
     valid: str = ""  # held-out questions: greedy reward and accuracy now and then, for the report only
@@ -308,7 +309,7 @@ def main(cfg: Config) -> None:
         def score(questions, prompts, responses, texts):
             return torch.tensor(
                 [
-                    1.0 if extract_answer(text, question.kind) == votes[question.id] else -1.0
+                    1.0 if extract_answer(text, question.kind, cfg.lenient) == votes[question.id] else -1.0
                     for question, text in zip(questions, texts)
                 ]
             )  # (B,)
@@ -327,11 +328,16 @@ def main(cfg: Config) -> None:
     bar, order, seen, sampled = runtime.Progress("ppo", cfg.iterations), [], 0, 0
     for iteration in range(cfg.iterations):
         for optimizer, lr in zip(optimizers, (cfg.lr, cfg.critic_lr)):
-            runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, 1))
+            runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
         while len(order) < cfg.rollout_size:  # every question once before any comes again
             order += torch.randperm(len(questions), generator=rng).tolist()
         batch, order = [questions[i] for i in order[: cfg.rollout_size]], order[cfg.rollout_size :]
 
+        # now and then, greedy answers to held-out questions, for the report only; the first time before any update
+        held_out = {}
+        if valid and iteration % cfg.eval_every == 0:
+            summary, _ = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, label="valid")
+            held_out = {"valid/accuracy": summary["strict"]}
         # 1. rollout: sample, score, and let the four models read
         r = rollout(cfg, policy, reference, critic, score, tokenizer, batch, seed=cfg.seed * 1_000_003 + iteration)
         # 2. rewards: a KL penalty on every sampled token, the score on the last
@@ -346,11 +352,7 @@ def main(cfg: Config) -> None:
                 f"the first minibatch has ratio {metrics['val/ratio_first']:.5f} instead of 1: the update "
                 "and the rollout disagree about the same tokens"
             )
-        # 5. log, and now and then look at held-out questions
-        if valid and ((iteration + 1) % cfg.eval_every == 0 or iteration == 0):
-            summary, _ = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, label="valid")
-            metrics["valid/accuracy"] = summary["strict"]
-        stage.log(iteration, **metrics)
+        stage.log(iteration, **metrics, **held_out)
         seen += r.tokens.numel()
         sampled += int(r.mask.sum())
         bar.update(

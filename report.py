@@ -1,26 +1,25 @@
 """One page about a run, from its files: who answers how well, what is more than luck, how good the signal was.
 
     python report.py --run runs/tiny-0 --preset tiny --seed 0            # report.md, report.json, curves.png in the run
-    python report.py --runs runs/tiny-0,runs/tiny-1 --out results/tiny   # comparison.md, .json and .png over the seeds
+    python report.py --runs runs/tiny-0,runs/tiny-1 --out results/tiny   # comparison.md and .json, curves.png of all
 
 All models answer the same test questions, so two of them are compared question by question: only a question that one
 gets right and the other wrong says anything (McNemar, 1947, in its exact binomial form). The gold answers of the
-*training* questions are read here, for reports only: they tell afterwards how often the vote of arXiv 2502.19557 was
-right. Which ablations, signals and costs are shown is our choice: the ones that a reader of the paper misses.
+*training* questions are read here, for reports only: how often was the vote of arXiv 2502.19557 right? Which ablations,
+signals and costs are shown is our choice.
 """
 
 import datetime
-import itertools
 import json
 import os
 import textwrap
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from matplotlib.figure import Figure  # without pyplot: no window, no global state; a PNG goes through Agg
-from matplotlib.lines import Line2D
 
 import runtime
 from data import Question, is_correct, load_questions, read_jsonl
@@ -39,76 +38,69 @@ COMPARISONS = {  # key in report.json -> question, the one, the other
 }
 SIGNALS = {  # part and key of report.json -> what the number is; those with % are shares
     ("pseudo_reward", "share_kept"): "% of the training questions have a vote",
-    ("pseudo_reward", "teacher_single_answer_accuracy"): "% of the teacher's answers to those are right, one by one",
+    ("pseudo_reward", "teacher_single_answer_accuracy"): "% of the teacher's single answers to those are right",
     ("pseudo_reward", "vote_accuracy"): "% of the votes are right",
     ("pseudo_reward", "label_accuracy"): "% of the responses have the 0/1 reward that gold would give",
     ("reward_model", "pair_accuracy"): "% of held-out pairs: reward model agrees with the vote (a tie is wrong)",
     ("reward_model", "auc_gold"): "AUC of the reward model against gold on test questions (chance 0.5)",
     ("reward_model", "ece"): "calibration error of the reward model (perfect 0)",
     ("reward_model", "length_correlation"): "correlation of its score with the length of the answer",
-    ("best_of_n", "single_sample_accuracy"): "% of the sampled test answers are right ...",
-    ("best_of_n", "any_right"): "% ... and if a perfect judge chose among the n of each question",
+    ("reward_model", "single_sample_accuracy"): "% of the test answers that it chose from (best-of-n) are right ...",
+    ("reward_model", "any_right"): "% ... and would be if a perfect judge chose",
 }
+COSTS = ("seconds", "tokens", "flops", "peak_memory_mb")
 REWARDS = {"learned": ("PPO, learned reward", "#0072B2"), "raw": ("PPO, raw vote", "#E69F00")}  # Okabe and Ito, 2008
 PANELS = (  # metrics (a second one is dotted), title, unit
-    (["objective/scores"], "Score of the sampled answers", "learned: standard deviations, raw: ±1"),
-    (["objective/kl"], "KL from the starting policy", "nats per answer"),
+    (["objective/scores"], "Score of the sampled answers", "deviations (learned), ±1 (raw)"),
+    (["objective/kl"], "KL from the round's starting policy", "nats per answer"),
     (["valid/accuracy"], "Validation accuracy (for the report only)", "share right, greedy"),
     (["response_length/mean"], "Response length", "tokens, mean"),
     (["policy/entropy_avg"], "Entropy of the policy", "nats per token"),
     (["val/explained_variance", "policy/clipfrac_avg"], "Explained variance, clip fraction (dotted)", "share"),
 )
 
-# ---- pure functions ------------------------------------------------------------------------------------------------
-
 
 def mcnemar(wins: int, losses: int) -> float:
-    """Two-sided exact p-value of `wins` against `losses`: how often are fair coins at least as uneven?
+    """Two-sided exact p-value: how often are `wins + losses` fair coins at least as uneven?
 
-    Twice the lower tail of Binomial(wins + losses, 1/2), at most 1, in exact integers: no count is too large.
-    Example: (10, 2) -> 2 * (1 + 12 + 66) / 4096 = 0.0386; (0, 0) -> 1.
+    Twice the lower tail of Binomial(n, 1/2), at most 1. Example: (10, 2) -> 2 * (1 + 12 + 66) / 4096 = 0.0386.
     """
-    n, tail, ways = wins + losses, 0, 1  # ways: n over k, made from the one before (math.comb each time is slow)
+    n, tail, ways = wins + losses, 0, 1  # ways: n over k, made from the one before; integers, so no n is too large
     for k in range(min(wins, losses) + 1):
         tail += ways
         ways = ways * (n - k) // (k + 1)
     return min(1.0, 2 * tail / 2**n)
 
 
-def compare(one: Mapping[Hashable, dict], other: Mapping[Hashable, dict]) -> dict:
-    """Two models' transcripts by question id; difference: share right of `one` - of `other`, where both answered.
+def compare(one: Mapping, other: Mapping) -> dict:
+    """Transcripts of two models by question id; difference: share right of `one` - of `other` where both answered.
 
-    verdict, is the one better: 'yes', 'no' (it is worse), 'within noise' (p at least 0.05), 'not known' (no question).
+    verdict: 'yes', `one` is better, 'no', worse, 'within noise' (p at least 0.05), 'not known' (no common question).
     Example: right T T F against T F F -> difference 1/3, p_value 1, wins 1, losses 0, n 3, 'within noise'.
     """
-    ids = one.keys() & other.keys()
-    wins = sum(one[i]["correct"] and not other[i]["correct"] for i in ids)
-    losses = sum(other[i]["correct"] and not one[i]["correct"] for i in ids)
-    p = mcnemar(wins, losses) if ids else None
-    return {"difference": (wins - losses) / len(ids) if ids else None, "p_value": p, "wins": wins, "losses": losses,
-            "n": len(ids), "verdict": "not known" if p is None else "within noise" if p >= 0.05
-            else "yes" if wins > losses else "no"}
+    gain = Counter(one[key]["correct"] - other[key]["correct"] for key in one.keys() & other.keys())
+    wins, losses, n = gain[1], gain[-1], gain.total()
+    p = mcnemar(wins, losses) if n else None
+    return {"difference": (wins - losses) / n if n else None, "p_value": p, "wins": wins, "losses": losses, "n": n,
+            "verdict": "not known" if not n else "within noise" if p >= 0.05 else "yes" if wins > losses else "no"}
 
 
-def spread(values: Iterable[float | None]) -> dict:
-    """Mean, least and greatest of the numbers that are there. Example: [1, 3, None] -> mean 2, min 1, max 3."""
-    known = [value for value in values if value is not None]
-    return {"mean": sum(known) / len(known) if known else None, "min": min(known, default=None),
-            "max": max(known, default=None)}
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there, or None of nothing. Example: [True, False, None] -> 0.5."""
+    return sum(known) / len(known) if (known := [value for value in values if value is not None]) else None
 
 
-def label_quality(rows: Sequence[dict], questions: Mapping[str, Question]) -> dict:
+def label_quality(rows: Iterable[dict], questions: Mapping[str, Question]) -> dict:
     """How often vote and 0/1 reward of rewards.jsonl agree with gold; None where no question has a gold answer.
 
-    Example: gold 7, vote 7, the teacher says 7 (reward 1), 8 (0) and 7 (0: it was cut off) -> vote_accuracy 1,
-    label_accuracy 2/3, teacher_single_answer_accuracy 2/3.
+    Example: gold 7, vote 7, the teacher says 7 (reward 1), 8 (0) and 7 (0: it was cut off) -> vote 1, label 2/3.
     """
     known = [(row, questions[row["id"]]) for row in rows if row["id"] in questions and questions[row["id"]].answer]
     graded = [(r, is_correct(r["answer"], q.answer, q.kind)) for row, q in known for r in row["responses"]]
     return {
-        "vote_accuracy": spread(is_correct(row["vote"], q.answer, q.kind) for row, q in known)["mean"],
-        "label_accuracy": spread((r["reward"] == 1) == right for r, right in graded)["mean"],
-        "teacher_single_answer_accuracy": spread(right for r, right in graded if r["source"] == "teacher")["mean"],
+        "vote_accuracy": mean(is_correct(row["vote"], q.answer, q.kind) for row, q in known),
+        "label_accuracy": mean((r["reward"] == 1) == right for r, right in graded),
+        "teacher_single_answer_accuracy": mean(right for r, right in graded if r["source"] == "teacher"),
     }
 
 
@@ -120,105 +112,118 @@ def number(value: float | None, percent: bool = True) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table that also reads well in a terminal: first column to the left, the others to the right."""
     cells = [[*header], *([str(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    cells.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(f"| {row[0].ljust(widths[0])} | {' | '.join(map(str.rjust, row[1:], widths[1:]))} |" for row in cells)
+    left, *widths = [max(map(len, column)) for column in zip(*cells)]
+    cells.insert(1, ["-" * left, *("-" * (width - 1) + ":" for width in widths)])
+    return "\n".join(f"| {row[0].ljust(left)} | {' | '.join(map(str.rjust, row[1:], widths))} |" for row in cells)
 
 
-# ---- reading a run -------------------------------------------------------------------------------------------------
+# ---- from the files to the numbers ---------------------------------------------------------------------------------
 
 
-def read_done(run: Path) -> dict[str, dict]:
-    """The finished stages: folder, such as '2_sft' or '7_eval/ppo' -> its done.json. All others count as missing."""
-    runtime.require(run.is_dir(), f"{run}: there is no such run folder")
-    paths = {path.parent.relative_to(run).as_posix(): path for path in run.glob("**/done.json")}
-    runtime.require(any(stage.startswith("7_eval/") for stage in paths),
-                    f"{run}: no finished evaluation in 7_eval, so there is nothing to report yet")
-    return {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in sorted(paths.items())
-            if ".old" not in stage}  # what was redone is kept under that name
+@dataclass(frozen=True)
+class Run:
+    """What the stages of a run left. One without done.json was not finished and counts as missing."""
+
+    stages: dict[str, dict]  # folder, such as '2_sft' or '7_eval/ppo' -> its done.json and the 'rows' of its JSONL
+    questions: dict[str, Question]  # of training and test, by id
+
+    def get(self, stage: str, key: str) -> dict | list:
+        return self.stages.get(stage, {}).get(key, {})
+
+    def transcripts(self, name: str) -> dict[str, dict]:
+        return {row["id"]: row for row in self.get(f"7_eval/{name}", "rows")}
+
+    def metrics(self, kind: str) -> list[dict]:
+        """Of PPO with the 'learned' reward, round after round (6_ppo, 6_ppo_r2, ...), or with the 'raw' vote."""
+        names = ("6_ppo_raw",) if kind == "raw" else ("6_ppo", "6_ppo_r")
+        return [row for stage in self.stages if stage.rstrip("23456789") in names for row in self.get(stage, "rows")]
 
 
-def read_transcripts(run: Path, name: str) -> dict[str, dict]:
-    """Question id -> transcript of an evaluation; empty if it was not finished."""
-    folder = run / "7_eval" / name
-    rows = read_jsonl(folder / "transcripts.jsonl", ["id", "question", "gold", "response", "correct"])
-    return {row["id"]: row for row in rows} if (folder / "done.json").is_file() else {}
+def read_run(folder: Path) -> Run:
+    stages, files = {}, {"4": "rewards.jsonl", "6": "metrics.jsonl", "7": "transcripts.jsonl"}
+    for path in sorted(folder.glob("**/done.json")):
+        stage = path.parent.relative_to(folder).as_posix()
+        if ".old" not in stage:  # a stage that was redone is kept aside as .old1
+            rows = read_jsonl(path.parent / files[stage[0]]) if stage[0] in files else ()
+            stages[stage] = json.loads(path.read_text(encoding="utf-8")) | {"rows": list(rows)}
+    runtime.require(any(s.startswith("7_eval/") for s in stages), f"{folder}: no finished evaluation in 7_eval yet")
+    paths = [path for name in ("train", "test") if (path := folder / "0_questions" / f"{name}.jsonl").is_file()]
+    return Run(stages, {question.id: question for path in paths for question in load_questions(path)})
 
 
-def read_rounds(run: Path, kind: str) -> list[list[dict]]:
-    """metrics.jsonl of each round of PPO with the 'learned' reward, or of the only one with the 'raw' vote."""
-    stages = ["6_ppo_raw"] if kind == "raw" else ["6_ppo", *(f"6_ppo_r{i}" for i in range(2, 10))]
-    return [list(read_jsonl(run / stage / "metrics.jsonl")) for stage in stages if (run / stage / "done.json").is_file()]
-
-
-def read_signal(run: Path, results: Mapping[str, dict], suffix: str, metrics: Sequence[dict]) -> dict:
-    """Quality of the pseudo-rewards, the reward model and PPO of one round; None for what is not there."""
-    labels, reward = results.get(f"4_pseudo_reward{suffix}"), results.get(f"5_reward{suffix}", {})
-    best = {} if suffix else results.get("7_eval/best_of_n", {})  # which judges the first reward model
-    path = run / "0_questions" / "train.jsonl"
-    questions = {question.id: question for question in load_questions(path)} if path.is_file() else {}
-    rows = list(read_jsonl(run / f"4_pseudo_reward{suffix}" / "rewards.jsonl")) if labels else []
-    scores, kl = ([row[f"objective/{key}"] for row in metrics] or [None] for key in ("scores", "kl"))
-    keys = ("pair_accuracy", "ece", "length_correlation", "held_out_pairs", "ties", "margin")
-    return {
-        "pseudo_reward": label_quality(rows, questions) | {"share_kept": (labels or {}).get("share_kept")},
-        "reward_model": {key: reward.get(key) for key in keys} | {"auc_gold": best.get("auc_gold")},
-        "best_of_n": {key: best.get(key) for key in ("single_sample_accuracy", "any_right")},
-        "ppo": {"first_score": scores[0], "last_score": scores[-1], "mean_kl": spread(kl)["mean"], "last_kl": kl[-1]},
-    }
-
-
-def build_report(run: Path, preset: str, seed: int) -> dict:
-    """All numbers of report.json: shares between 0 and 1, null for what is not there."""
-    done = read_done(run)
-    results = {stage: record["results"] for stage, record in done.items()}
-    accuracy = {name: results[f"7_eval/{name}"]["accuracy"] for name in MODELS if f"7_eval/{name}" in done}
-    rounds = [read_signal(run, results, f"_r{index}" if index > 1 else "", metrics)
-              for index, metrics in enumerate(read_rounds(run, "learned") or [[]], 1)]
-    needed = ["4_pseudo_reward", "5_reward", "6_ppo", "6_ppo_raw", *(f"7_eval/{name}" for name in MODELS)]
+def build_report(run: Run) -> dict:
+    """The numbers of report.json: shares between 0 and 1, null for what is not there. The signals are of round 1."""
+    accuracy = {name: row for name in MODELS if (row := run.get(f"7_eval/{name}", "results").get("accuracy"))}
+    vote, reward, best = (run.get(stage, "results") for stage in ("4_pseudo_reward", "5_reward", "7_eval/best_of_n"))
+    ppo, easy = run.metrics("learned") or [{}], [name for name in MODELS if not name.startswith("hard")]
+    needed = ("4_pseudo_reward", "5_reward", "6_ppo", "6_ppo_raw", *(f"7_eval/{name}" for name in easy))
     report = {
-        "preset": preset, "seed": seed,
-        "accuracy": {name: row for name, row in accuracy.items() if not name.startswith("hard")},
-        "hard": {name: row for name, row in accuracy.items() if name.startswith("hard")},
-        **{key: compare(*(read_transcripts(run, name) for name in pair)) for key, (_, *pair) in COMPARISONS.items()},
-        **rounds[0], "later_rounds": rounds[1:],
-        "cost": {stage: {key: record[key] for key in ("seconds", "tokens", "flops", "peak_memory_mb")}
-                 for stage, record in done.items()},
-        "missing": [stage for stage in needed if stage not in done],
+        "accuracy": {name: row for name, row in accuracy.items() if name in easy},
+        "hard": {name: row for name, row in accuracy.items() if name not in easy},
+        **{key: compare(run.transcripts(one), run.transcripts(other)) for key, (_, one, other) in COMPARISONS.items()},
+        "pseudo_reward": {"share_kept": None} | vote | label_quality(run.get("4_pseudo_reward", "rows"), run.questions),
+        "reward_model": dict.fromkeys(("pair_accuracy", "ece", "length_correlation")) | reward | {
+            key: best.get(key) for key in ("auc_gold", "single_sample_accuracy", "any_right")},
+        "ppo": {"first_score": ppo[0].get("objective/scores"), "last_score": ppo[-1].get("objective/scores"),
+                "mean_kl": mean(row["objective/kl"] for row in ppo if row), "last_kl": ppo[-1].get("objective/kl")},
+        "later_rounds": {stage: run.get(stage, "results") for stage in run.stages if stage[:-1].endswith("_r")},
+        "cost": {stage: {key: record[key] for key in COSTS} for stage, record in run.stages.items()},
+        "missing": [stage for stage in needed if stage not in run.stages],
     }
     return json.loads(json.dumps(report), parse_constant=lambda name: None)  # NaN is not JSON: null
 
 
-# ---- the picture and the page --------------------------------------------------------------------------------------
+def build_comparison(runs: Mapping[str, Run]) -> dict:
+    """The numbers of comparison.json: means over the runs, pooled n and tests, each run's signals.
+
+    The pooled p is too small, as seeds are not independent on the same question: p_by_question counts every question
+    once, for the model that is right in more runs, and by_run is the difference in each run.
+    """
+    reports, accuracy, tests = {folder: build_report(run) for folder, run in runs.items()}, {}, {}
+    for name in MODELS:
+        if rows := [row for r in reports.values() if (row := (r["accuracy"] | r["hard"]).get(name))]:
+            accuracy[name] = {key: mean(row[key] for row in rows) for key in rows[0] if key != "ci95"} | {
+                "min–max": [f(row["strict"] for row in rows) for f in (min, max)], "n": sum(row["n"] for row in rows)}
+    for key, (_, one, other) in COMPARISONS.items():
+        ours, theirs = ({(folder, i): row for folder, run in runs.items() for i, row in run.transcripts(name).items()}
+                        for name in (one, other))
+        gain = Counter()
+        for folder, i in ours.keys() & theirs.keys():
+            gain[i] += ours[folder, i]["correct"] - theirs[folder, i]["correct"]
+        p = mcnemar(sum(value > 0 for value in gain.values()), sum(value < 0 for value in gain.values()))
+        tests[key] = compare(ours, theirs) | ({"verdict": "within noise"} if gain and p >= 0.05 else {}) | {
+            "p_by_question": p if gain else None, "by_run": [report[key]["difference"] for report in reports.values()]}
+    settings = [{f"{stage}.{key}={value}" for stage, record in run.stages.items()
+                 for key, value in record["settings"].items() if key != "seed"} for run in runs.values()]
+    return {"accuracy": accuracy, **tests, "runs": reports,
+            "settings_that_differ": sorted(set.union(*settings) - set.intersection(*settings))}
 
 
-def draw_curves(path: Path, runs: Sequence[Path]) -> None:
-    """Six panels over PPO iterations, one line per run; a further round starts a new line behind a dashed border."""
-    figure = Figure(figsize=(12, 6.6), dpi=150, layout="constrained")
-    for axis, (metrics, title, unit) in zip(figure.subplots(2, 3).flat, PANELS):
-        for run, kind, (metric, style) in itertools.product(runs, REWARDS, zip(metrics, "-:")):
-            start = 0
-            for rows in read_rounds(run, kind):
-                x = [i for i, row in enumerate(rows) if metric in row]
-                axis.plot([start + 1 + i for i in x], [rows[i][metric] for i in x], style, color=REWARDS[kind][1],
-                          marker="o" * (len(x) < 20), markersize=4, linewidth=1.8 if len(runs) == 1 else 1.0)
-                if start:
-                    axis.axvline(start + 0.5, color="0.6", linewidth=0.8, linestyle="--")
-                start += len(rows)
+# ---- from the numbers to the page ----------------------------------------------------------------------------------
+
+
+def draw_curves(path: Path, runs: Sequence[Run]) -> None:
+    """Six panels over PPO iterations, one line per run and reward; further rounds go on where the first one ended."""
+    figure = Figure(figsize=(13, 7), dpi=150, layout="constrained")
+    for axis, (metrics, title, unit) in zip(figure.subplots(2, 3, sharex=True).flat, PANELS):
+        for run, (kind, (label, colour)), (metric, style) in product(runs, REWARDS.items(), zip(metrics, "-:")):
+            points = {i: row[metric] for i, row in enumerate(run.metrics(kind), 1) if metric in row}
+            axis.plot(points.keys(), points.values(), style, color=colour, label=label, markersize=4,
+                      marker="o" * (len(points) < 20), linewidth=1.8 if len(runs) == 1 else 1.0)
         if len(metrics) > 1:
-            axis.set_ylim(max(axis.get_ylim()[0], -1.05), 1.05)  # a critic may start far below 0
+            axis.set_ylim(max(axis.get_ylim()[0], -0.55), 1.05)  # a critic may start far below 0
         axis.set(title=title, xlabel="PPO iteration", ylabel=unit)
         axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.legend([Line2D([], [], color=colour, linewidth=2.5) for _, colour in REWARDS.values()],
-                  [label for label, _ in REWARDS.values()], loc="outside lower center", ncols=2, frameon=False)
+        axis.tick_params(labelbottom=True)
+    figure.legend(handles=figure.axes[0].lines[:2], loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path)
 
 
 def accuracy_table(accuracy: Mapping[str, dict]) -> str:
-    return table(["%", "right", "95 % interval", "lenient", "no answer", "truncated", "mean tokens", "n"], [
-        [MODELS[name], number(row["strict"]), "–".join(map(number, row["ci95"])), number(row["lenient"]),
-         number(row["no_answer"]), number(row["truncated"]), f"{row['mean_tokens']:.1f}", row["n"]]
+    interval, key = ("95 % (Wilson)", "ci95") if all("ci95" in row for row in accuracy.values()) else ["min–max"] * 2
+    return table(["%", "right", interval, "lenient", "no answer", "truncated", "mean tokens", "n"], [
+        [MODELS[name], number(row["strict"]), "–".join(map(number, row[key])), number(row["lenient"]),
+         number(row["no_answer"]), number(row["truncated"]), number(row["mean_tokens"], percent=False), row["n"]]
         for name, row in accuracy.items()])
 
 
@@ -226,123 +231,65 @@ def sentences(results: Mapping) -> str:
     """One line per question of COMPARISONS: its answer in one run, or in several pooled."""
     lines = []
     for key, (question, one, other) in COMPARISONS.items():
-        r = results[key]
-        line = f"- {question} **{r['verdict'].capitalize()}**: "
+        r, text = results[key], f"7_eval/{one} and 7_eval/{other} are not both here"
         if r["n"]:
-            line += (f"{100 * r['difference']:+.1f} points on {r['n']} answers, {r['wins']} won : {r['losses']} lost, "
-                     f"p = {r['p_value']:.3g}.")
-        else:
-            line += f"7_eval/{one} and 7_eval/{other} are not both here."
-        if r.get("by_run"):
-            line += (f" Run by run: {', '.join(f'{100 * d:+.1f}' for d in r['by_run'])}. Each question once: "
-                     f"p = {r['p_by_question']:.3g}.")
-        lines += [line] * (r["n"] > 0 or not key.startswith("hard"))  # not every task has a hard split
+            text = (f"{100 * r['difference']:+.1f} points on {r['n']} answers, {r['wins']} won : {r['losses']} lost, "
+                    f"p = {r['p_value']:.3g}")
+        if r["n"] and "by_run" in r:
+            each = ", ".join("–" if d is None else f"{100 * d:+.1f}" for d in r["by_run"])
+            text += f"; each question once: p = {r['p_by_question']:.3g}; run by run: {each} points"
+        if r["n"] or not key.startswith("hard"):  # not every task has a hard split
+            lines.append(f"- {question} **{r['verdict'].capitalize()}**: {text}.")
     return "\n".join(lines)
 
 
-def examples(run: Path, fixed: bool, most: int = 5) -> str:
-    """The first questions that PPO answers right and SFT wrong (fixed), or the other way round, in full."""
-    sft, ppo, path = read_transcripts(run, "sft"), read_transcripts(run, "ppo"), run / "0_questions" / "test.jsonl"
+def examples(run: Run, fixed: bool, most: int = 5) -> str:
+    """The first questions that PPO has right and SFT wrong (fixed), or the other way round, in full, with options."""
+    sft, ppo = run.transcripts("sft"), run.transcripts("ppo")
     keys = [key for key in sft if key in ppo and (sft[key]["correct"], ppo[key]["correct"]) == (not fixed, fixed)]
-    # a transcript does not hold the options of a multiple choice
-    asked = {q.id: replace(q, instruction="").prompt for q in load_questions(path)} if path.is_file() else {}
-    text = [f"PPO {'fixed' if fixed else 'broke'} {len(keys)} questions relative to SFT; the first {len(keys[:most])}:"]
+    text = [f"{len(keys)} questions {'fixed' if fixed else 'broken'} by PPO relative to SFT; the first, up to {most}:"]
     for key in keys[:most]:
-        lines = (f"{key}: {asked.get(key, sft[key]['question'])}", f"gold: {sft[key]['gold']}",
-                 f"SFT:  {sft[key]['response']}", f"PPO:  {ppo[key]['response']}")
+        asked = replace(run.questions[key], instruction="").prompt if key in run.questions else sft[key]["question"]
+        lines = (f"{key}: {asked}", f"gold: {sft[key]['gold']}", f"SFT:  {sft[key]['response']}",
+                 f"PPO:  {ppo[key]['response']}")
         text.append("\n".join(textwrap.fill(line.replace("\n", " | "), 110, initial_indent=" " * 4,
                                             subsequent_indent=" " * 10) for line in lines))
     return "\n\n".join(text)
 
 
 def cost_table(cost: Mapping[str, dict]) -> str:
-    """Seconds, share of the time, tokens, TFLOPs and peak memory per stage, all evaluations in one row."""
-    groups = {name: [row for stage, row in cost.items() if stage.split("/")[0] == name]
-              for name in dict.fromkeys(stage.split("/")[0] for stage in cost)} | {"total": list(cost.values())}
-    total = sum(row["seconds"] for row in cost.values()) or 1.0
+    total = {key: (max if key == "peak_memory_mb" else sum)(row[key] for row in cost.values()) for key in COSTS}
     return table(["stage", "seconds", "% of time", "tokens", "TFLOPs", "peak MB"], [
-        [name, f"{sum(row['seconds'] for row in rows):.1f}", number(sum(row["seconds"] for row in rows) / total),
-         f"{sum(row['tokens'] for row in rows):,}", f"{sum(row['flops'] for row in rows) / 1e12:,.2f}",
-         f"{max(row['peak_memory_mb'] for row in rows):,}"] for name, rows in groups.items()])
+        [stage, f"{row['seconds']:.1f}", number(row["seconds"] / max(total["seconds"], 0.01)), f"{row['tokens']:,}",
+         f"{row['flops'] / 1e12:,.3f}", row["peak_memory_mb"]] for stage, row in [*cost.items(), ("total", total)]])
 
 
-def markdown(run: Path, report: Mapping) -> str:
-    """report.md."""
-    done, rounds = read_done(run), [report, *report["later_rounds"]]
-    last = list(done.values())[-1]
-    signals = [[label, *(number(r[part][key], "%" in label) for r in rounds)] for (part, key), label in SIGNALS.items()]
+def markdown(title: str, numbers: Mapping, columns: Mapping[str, Mapping], details: Iterable[str]) -> str:
+    """report.md and comparison.md: what both show, then the details of one of them. columns: name -> report."""
+    return "\n\n".join([
+        f"# {title}", "## Accuracy on the test questions", accuracy_table(numbers["accuracy"]),
+        "Greedy answers, except best-of-n. Right: the stated answer is gold. Lenient: where none is stated, the last "
+        "number or letter counts.", sentences(numbers),
+        "Exact McNemar test on the same questions, two-sided, uncorrected; within noise: a p of 0.05 or more.",
+        "## Quality of the signal", table(["signal", *columns], [
+            [label, *(number(column[part][key], "%" in label) for column in columns.values())]
+            for (part, key), label in SIGNALS.items()]),
+        "## Curves of PPO", "![curves](curves.png)", *details,
+    ]) + "\n"
+
+
+def details_of_run(run: Run, report: Mapping) -> list[str]:
     settings = [" ".join([stage, *(f"{key}={value}" for key, value in record["settings"].items() if value != ""),
                           *(f"{key}:{digest[:8]}" for key, digest in record["inputs"].items())])
-                for stage, record in done.items()]
-    return "\n\n".join([
-        f"# Preset {report['preset']}, seed {report['seed']}",
-        f"{datetime.date.today()} · {os.cpu_count()} CPU cores, {last['threads']} torch thread(s), "
-        f"{runtime.default_device().type} · torch {last['versions']['torch']}, python {last['versions']['python']}",
-        "## Accuracy on the test questions", accuracy_table(report["accuracy"]),
-        "Greedy answers, except best-of-n. Right: the stated answer is gold (Wilson interval). Lenient: where none is "
-        "stated, the last number or letter counts.", sentences(report),
-        "Exact McNemar test on the same questions, two-sided, uncorrected; within noise: p ≥ 0.05.",
-        "## Quality of the signal", table(["signal", *(f"round {i}" for i in range(1, len(rounds) + 1))], signals),
-        "## Curves", "![PPO curves](curves.png)",
+                for stage, record in run.stages.items()]
+    return [
         "## What PPO changed", examples(run, fixed=True), examples(run, fixed=False),
-        "## Cost", cost_table(report["cost"]), "TFLOPs: estimated as 2 (reading) or 6 (training) per parameter and token.",
+        "## Cost", cost_table(report["cost"]), "TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token.",
         *(["## Held-out difficulty", accuracy_table(report["hard"])] if report["hard"] else []),
         "## To reproduce", "Settings, and the first digits of the SHA-256 of the inputs:",
         "\n".join(textwrap.fill(line, 116, initial_indent=" " * 4, subsequent_indent=" " * 8) for line in settings),
-        f"Missing in this run: {', '.join(report['missing']) or 'nothing'}. Not shown: other seeds (--runs), other tasks.",
-    ]) + "\n"
-
-
-# ---- several runs --------------------------------------------------------------------------------------------------
-
-
-def pool(pairs: Sequence[Sequence[Mapping[str, dict]]]) -> dict:
-    """`compare` over the answers of all runs together, and two checks of it; pairs: each run's two transcripts.
-
-    Seeds are not independent on the same question, so the pooled p is too small. p_by_question counts every question
-    once, for the model that is right in more of the runs; by_run is the difference in each of them.
-    """
-    pairs, margin = [pair for pair in pairs if all(pair)], Counter()
-    for one, other in pairs:
-        margin.update({key: one[key]["correct"] - other[key]["correct"] for key in one.keys() & other.keys()})
-    pooled = ({(i, key): row for i, pair in enumerate(pairs) for key, row in pair[side].items()} for side in (0, 1))
-    p = mcnemar(sum(value > 0 for value in margin.values()), sum(value < 0 for value in margin.values()))
-    return compare(*pooled) | {"p_by_question": p, "by_run": [compare(*pair)["difference"] for pair in pairs]}
-
-
-def build_comparison(runs: Sequence[Path], reports: Sequence[Mapping]) -> dict:
-    """All numbers of comparison.json: mean, least and greatest over the runs, pooled paired tests."""
-    rows = {name: [row for r in reports if (row := (r["accuracy"] | r["hard"]).get(name))] for name in MODELS}
-    return {
-        "preset": reports[0]["preset"], "seeds": [r["seed"] for r in reports], "runs": [str(run) for run in runs],
-        "accuracy": {name: {key: spread(row[key] for row in found) for key in ("strict", "lenient", "mean_tokens")} | {
-            "n": sum(row["n"] for row in found), "runs": len(found)} for name, found in rows.items() if found},
-        **{key: pool([[read_transcripts(run, name) for name in pair] for run in runs])
-           for key, (_, *pair) in COMPARISONS.items()},
-        "signal": {f"{part}.{key}": spread(r[part][key] for r in reports) for part, key in SIGNALS},
-        "seconds": spread(sum(row["seconds"] for row in r["cost"].values()) for r in reports),
-    }
-
-
-def comparison_markdown(c: Mapping) -> str:
-    """comparison.md."""
-    def cells(value: Mapping, percent: bool = True) -> list[str]:
-        return [number(value["mean"], percent), "..".join(number(value[key], percent) for key in ("min", "max"))]
-
-    return "\n\n".join([
-        f"# Preset {c['preset']}, seeds {', '.join(map(str, c['seeds']))}",
-        table(["%", "right", "min..max", "lenient", "min..max", "mean tokens", "min..max", "runs", "pooled n"], [
-            [MODELS[name], *cells(row["strict"]), *cells(row["lenient"]), *cells(row["mean_tokens"], False), row["runs"],
-             row["n"]] for name, row in c["accuracy"].items()]), sentences(c),
-        "The first p pools all answers as if runs were independent on the same question, so it is too small; the second "
-        "counts every question once, for the model that is right in more of the runs.",
-        table(["signal", "mean", "min..max"], [[label, *cells(c["signal"][f"{part}.{key}"], "%" in label)]
-                                               for (part, key), label in SIGNALS.items()]),
-        "![PPO curves of all runs](comparison.png)", f"Seconds per run: {', '.join(cells(c['seconds'], False))}.",
-    ]) + "\n"
-
-
-# ---- the script ----------------------------------------------------------------------------------------------------
+        f"Missing in this run: {', '.join(report['missing']) or 'nothing'}. Not shown: other seeds, other tasks.",
+    ]
 
 
 @dataclass(frozen=True)
@@ -350,37 +297,33 @@ class Config:
     """Write the report of one run, or compare several runs."""
 
     run: str = ""  # run folder; the report is written into it
-    runs: str = ""  # instead: run folders to compare, comma-separated, each with its report.json
+    runs: str = ""  # instead: run folders to compare, comma-separated; they should differ in their seeds only
     out: str = ""  # folder for the comparison
     preset: str = "custom"  # named in the title
     seed: int = 0  # named in the title
 
 
 def main(cfg: Config) -> None:
-    runtime.require(bool(cfg.run) != bool(cfg.runs), "give one of --run (a report) and --runs (a comparison)")
-    runtime.require(bool(cfg.runs) == bool(cfg.out), "--runs and --out, the folder for the comparison, go together")
+    runtime.require(bool(cfg.run) != bool(cfg.runs) == bool(cfg.out), "give --run, or --runs and --out")
+    runs = {os.path.normpath(f): read_run(Path(f)) for f in (cfg.runs.split(",") if cfg.runs else [cfg.run])}
     if cfg.run:
-        run = Path(cfg.run)
-        report = build_report(run, cfg.preset, cfg.seed)
-        draw_curves(run / "curves.png", [run])
-        runtime.write_json(run / "report.json", report)
-        (run / "report.md").write_text(markdown(run, report), encoding="utf-8")
-        print(accuracy_table(report["accuracy"]), sentences(report), f"report: {run / 'report.md'}", sep="\n\n")
-        return
-    runs, out, reports = [Path(folder) for folder in cfg.runs.split(",")], Path(cfg.out), []
-    runtime.require(len({run.resolve() for run in runs}) == len(runs) > 1, f"--runs {cfg.runs}: name different folders")
-    for run in runs:  # numbers are made anew from the files, only the names come from report.json
-        runtime.require((run / "report.json").is_file(), f"{run}: no report.json, first make its report (--run)")
-        named = json.loads((run / "report.json").read_text(encoding="utf-8"))
-        reports.append(build_report(run, named["preset"], named["seed"]))
-    presets = sorted({report["preset"] for report in reports})
-    runtime.require(len(presets) == 1, f"--runs {cfg.runs}: different presets do not pool ({', '.join(presets)})")
-    comparison = build_comparison(runs, reports)
-    out.mkdir(parents=True, exist_ok=True)
-    draw_curves(out / "comparison.png", runs)
-    runtime.write_json(out / "comparison.json", comparison)
-    (out / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
-    print(comparison_markdown(comparison), f"comparison: {out / 'comparison.md'}", sep="\n")
+        [run], name = runs.values(), "report"
+        numbers, last = {"preset": cfg.preset, "seed": cfg.seed} | build_report(run), list(run.stages.values())[-1]
+        title = (f"Preset {cfg.preset}, seed {cfg.seed}\n\n{datetime.date.today()} · {os.cpu_count()} cores · torch "
+                 f"{last['versions']['torch']} with {last['threads']} thread(s) on {runtime.default_device().type}")
+        page = markdown(title, numbers, {"value": numbers}, details_of_run(run, numbers))
+    else:
+        runtime.require(len(runs) > 1, f"--runs {cfg.runs}: two or more different folders are needed")
+        name, numbers = "comparison", build_comparison(runs)
+        title = (f"Comparison of {', '.join(runs)}\n\nMeans over runs, n answers in all. The first p takes runs as "
+                 "independent, so it is too small; 'each question once' counts it for the model right in more runs.")
+        page = markdown(title, numbers, numbers["runs"], [
+            f"Settings that differ, seeds aside: {', '.join(numbers['settings_that_differ']) or 'none'}."])
+    (out := Path(cfg.run or cfg.out)).mkdir(parents=True, exist_ok=True)
+    draw_curves(out / "curves.png", list(runs.values()))
+    runtime.write_json(out / f"{name}.json", numbers)
+    (out / f"{name}.md").write_text(page, encoding="utf-8")
+    print(page.split("\n\n## Quality")[0], f"{name}: {out / name}.md", sep="\n\n")
 
 
 if __name__ == "__main__":

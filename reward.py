@@ -1,11 +1,12 @@
 """A Bradley-Terry reward model: one number for a whole answer, learned from pairs of which one is the better.
 
     python reward.py --model runs/try/2_sft --pairs runs/try/4_pseudo_reward/pairs.jsonl \\
-        --calibrate runs/try/3_student/samples.jsonl --questions runs/try/0_questions/train.jsonl --out runs/try/5_reward
+        --calibrate runs/try/3_student/samples.jsonl --questions runs/try/0_questions/train.jsonl \\
+        --out runs/try/5_reward
 
 The score of an answer is read at its end token. After training, scores are shifted and scaled so that the student's
-own samples have mean 0 and standard deviation 1: then `kl_coef` and the other numbers of PPO mean the same in every run.
-A share of the *questions* is held out, and the model's quality is measured on their pairs.
+own samples have mean 0 and standard deviation 1: then `kl_coef` and the other numbers of PPO mean the same in every
+run. A share of the *questions* is held out, and the model's quality is measured on their pairs.
 
 Sources: Bradley-Terry loss as in arXiv 2203.02155, eq. 1; normalisation as in arXiv 1909.08593; the pairs are ours.
 """

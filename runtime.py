@@ -216,7 +216,7 @@ def peak_memory_mb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "win32":
-        return float("nan")  # no getrusage there
+        return 0.0  # no getrusage there
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

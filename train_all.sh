@@ -102,7 +102,7 @@ for round in $(seq 1 "$ROUNDS"); do
   policy=6_ppo$suffix
 done
 # the baseline without a reward model: the vote itself is the reward
-run 6_ppo_raw ppo.py --policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" --questions "$questions" \
+run 6_ppo_raw ppo.py --policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" $lenient --questions "$questions" \
   --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens $new_tokens --micro_batch $micro --seed "$SEED" $ppo
 
 # everyone answers the same held-out questions, greedily

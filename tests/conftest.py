@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pytest
 import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from model import Llama, ModelConfig, save_model
 
@@ -118,7 +118,9 @@ def make_tokenizer(folder: Path, special: list[str], special_first: bool, config
     backend.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(
         vocab_size=320, special_tokens=special if special_first else [], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    if not special_first:
+    if special_first:  # as in Llama 3's own file, where plain encoding would put a BOS before every text
+        backend.post_processor = processors.TemplateProcessing(f"{special[0]} $A", special_tokens=[(special[0], 0)])
+    else:
         backend.add_special_tokens(special)
     folder.mkdir(parents=True, exist_ok=True)
     backend.save(str(folder / "tokenizer.json"))

@@ -193,6 +193,21 @@ def test_best_of_n_reports_the_score_that_its_reward_model_gives(tiny, scorer, t
     assert set(done["results"]) >= {"auc_gold", "single_sample_accuracy", "any_right"}
 
 
+def test_recorded_answers_are_graded_without_a_model(tmp_path):
+    """The first answer to each question counts; what nobody recorded is an error and not a wrong answer."""
+    rows = [{"id": str(i), "responses": [f"#### {i + 1 + (i == 2)}", "#### 0"]} for i in range(6)]
+    rows[4] = {"custom_id": "4", "choices": [{"message": {"content": "5 is"}, "finish_reason": "length"}]}
+    write_jsonl(tmp_path / "recorded.jsonl", rows)
+    transcripts, done = run(tmp_path, str(tmp_path / "recorded.jsonl"))
+    assert [t["correct"] for t in transcripts] == [True, True, False, True, False, True]
+    assert done["results"]["accuracy"] == {
+        "strict": 4 / 6, "lenient": 5 / 6, "n": 6, "ci95": list(evaluation.wilson_interval(4, 6)), "no_answer": 1 / 6,
+        "truncated": 1 / 6, "mean_tokens": None}
+    write_jsonl(tmp_path / "recorded.jsonl", rows[:5])
+    with pytest.raises(ValueError, match="1 of 6 questions have no recorded answer, the first is '5'"):
+        run(tmp_path, str(tmp_path / "recorded.jsonl"))
+
+
 def test_a_question_set_may_be_named_instead_of_being_a_file(tiny, tmp_path, monkeypatch):
     """'arith:test' is a question set to every script, as load_questions says."""
     monkeypatch.setattr(evaluation, "load_questions", lambda spec: QUESTIONS[:2])

@@ -15,11 +15,12 @@ ROOT = Path(runtime.__file__).resolve().parent
 MAY_IMPORT = {
     "model": set(),
     "runtime": set(),
-    "data": {"runtime"},
+    "arith": set(),
+    "data": {"arith", "runtime"},
     "generate": {"model", "data", "runtime"},
     "sft": {"model", "data", "runtime"},
     "pseudo_reward": {"data", "runtime"},
-    "eval": {"model", "data", "runtime", "generate"},
+    "eval": {"model", "data", "runtime", "generate", "pseudo_reward"},
     "reward": {"model", "data", "runtime", "eval"},
     "ppo": {"model", "data", "runtime", "generate", "eval"},
     "report": {"data", "runtime"},
@@ -117,6 +118,7 @@ def commands_of(tmp_path, **environment):
 @pytest.mark.skipif(not (ROOT / "train_all.sh").is_file(), reason="there is no train_all.sh yet")
 @pytest.mark.parametrize("environment", [
     {}, {"QUICK": "1"}, {"ROUNDS": "3", "SEED": "7"}, {"TEACHER": "recorded.jsonl"},
+    {"TEACHER": "recorded.jsonl", "TEACHER_TEST": "test.jsonl"},
     *({"PRESET": preset, "QUICK": quick} for preset in ("smollm2", "qwen", "llama3") for quick in ("0", "1")),
 ], ids=lambda environment: " ".join(f"{k}={v}" for k, v in environment.items()) or "default")
 def test_every_flag_of_train_all_exists_and_parses(environment, tmp_path, capsys):

@@ -9,7 +9,8 @@ import torch
 from test_sft import change, on_the_cpu, plain_sgd, tiny_folder  # noqa: F401 (a fixture)
 
 import reward
-from data import Tokenizer, read_jsonl, write_jsonl
+import runtime
+from data import Tokenizer, load_questions, read_jsonl, write_jsonl
 from eval import score_responses
 from model import load_scalar_model
 from reward import bradley_terry_loss, expected_calibration_error, held_out_ids
@@ -145,10 +146,13 @@ def scores_of(folder, rows, key):
         return torch.stack([model(torch.tensor([row]))[0, -1] for row in ids])
 
 
+SETTINGS = {"epochs": 4, "batch_size": 16, "lr": 3e-3, "held_out": 0.2}
+
+
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reward") / "run"
-    reward.main(reward.Config(**write_inputs(folder, tiny), epochs=4, batch_size=16, lr=3e-3, held_out=0.2))
+    reward.main(reward.Config(**write_inputs(folder, tiny), **SETTINGS))
     return folder
 
 
@@ -172,10 +176,22 @@ def test_chosen_outscores_rejected_on_questions_that_were_not_trained(trained):
 
 
 def test_the_order_of_the_pair_is_what_is_learned(trained, tiny, tmp_path):
-    reward.main(reward.Config(**write_inputs(tmp_path, tiny, swap=True), epochs=4, batch_size=16, lr=3e-3, held_out=0.2))
+    reward.main(reward.Config(**write_inputs(tmp_path, tiny, swap=True), **SETTINGS))
     rows = held_out_pairs(trained)
     assert results(tmp_path)["pair_accuracy"] > 0.95
     assert (scores_of(tmp_path, rows, "chosen") < scores_of(tmp_path, rows, "rejected")).float().mean() > 0.95
+
+
+def test_held_out_questions_measure_and_do_not_train(trained, tiny, tmp_path):
+    """With their pairs turned round, the weights are the same to the bit and every verdict is the opposite."""
+    paths, held = write_inputs(tmp_path, tiny), {row["id"] for row in held_out_pairs(trained)}
+    turned = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} if row["id"] in held else row
+              for row in read_jsonl(paths["pairs"])]
+    write_jsonl(paths["pairs"], turned)
+    reward.main(reward.Config(**paths, **SETTINGS))
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (trained / "out" / "model.safetensors").read_bytes()
+    assert results(tmp_path)["pair_accuracy"] == pytest.approx(1 - results(trained)["pair_accuracy"])
+    assert results(tmp_path)["margin"] == pytest.approx(-results(trained)["margin"])
 
 
 def test_the_students_finished_samples_have_mean_zero_and_deviation_one(trained):
@@ -195,7 +211,7 @@ def test_calibration_error_is_measured_at_the_scale_that_was_trained(tiny, tmp_p
     """The scores are divided by the deviation of the samples; confidence is that of the undivided margin."""
     raw = []
     monkeypatch.setattr(reward, "score_responses", lambda *args: raw.append(score_responses(*args)) or raw[-1])
-    reward.main(reward.Config(**write_inputs(tmp_path, tiny), epochs=4, batch_size=16, lr=3e-3, held_out=0.2))
+    reward.main(reward.Config(**write_inputs(tmp_path, tiny), **SETTINGS))
     rows = held_out_pairs(tmp_path)
     margin = scores_of(tmp_path, rows, "chosen") - scores_of(tmp_path, rows, "rejected")
     trained_margin = margin * raw[0].std(correction=0)  # the first scores are those of the samples, before the division
@@ -215,7 +231,7 @@ def test_padding_and_tokens_after_the_end_do_not_change_a_score(trained):
     torch.testing.assert_close(neighbours[0], alone.detach(), atol=1e-5, rtol=0)
 
 
-def test_the_micro_batch_changes_memory_and_not_the_result(tiny, tmp_path, monkeypatch):
+def test_a_step_is_the_weighted_mean_of_its_pairs_whatever_the_micro_batch(tiny, tmp_path, monkeypatch):
     """Pairs of different weight, so that any divisor but the weight of the whole step shows."""
     plain_sgd(monkeypatch)
     models = {}
@@ -226,12 +242,31 @@ def test_the_micro_batch_changes_memory_and_not_the_result(tiny, tmp_path, monke
         reward.main(reward.Config(**paths, batch_size=96, lr=0.1, warmup=0, max_grad_norm=1e9, held_out=0.2,
                                   micro_batch=size))
         models[size] = load_scalar_model(paths["out"])
-    assert len(metrics(tmp_path / "64")) == 1
-    for size in (1, 3):
-        assert change(models[64], models[size]).abs().max() < 1e-6
-        assert metrics(tmp_path / str(size))[0]["loss"] == pytest.approx(metrics(tmp_path / "64")[0]["loss"], abs=1e-6)
-        assert metrics(tmp_path / str(size))[0]["accuracy"] == metrics(tmp_path / "64")[0]["accuracy"]
+    # an independent loss at the start: each response alone
+    runtime.seed_all(0)
+    model, tokenizer, loss, weights = load_scalar_model(tiny, new_head="normal"), Tokenizer(tiny), 0.0, 0
+    held = held_out_ids((row["id"] for row in rows), 0.2)
+    for row in rows:
+        if row["id"] not in held:
+            prompt = tokenizer.chat(row["prompt"])
+            chosen, rejected = (model(torch.tensor([prompt + tokenizer.response(row[side])]))[0, -1].item()
+                                for side in ("chosen", "rejected"))
+            loss += row["weight"] * math.log1p(math.exp(rejected - chosen))
+            weights += row["weight"]
+    for size, model in models.items():
+        [step] = metrics(tmp_path / str(size))
+        assert step["loss"] == pytest.approx(loss / weights, abs=1e-5)
+        assert change(models[64], model).abs().max() < 1e-6
     assert change(load_scalar_model(tiny, new_head="zero"), models[64]).abs().max() > 1e-3
+
+
+def test_a_question_set_may_be_named_instead_of_being_a_file(tiny, tmp_path, monkeypatch):
+    """'arith:train' is a question set to every script, as load_questions says."""
+    paths = write_inputs(tmp_path, tiny)
+    questions = load_questions(paths["questions"])
+    monkeypatch.setattr(reward, "load_questions", lambda spec: questions)
+    reward.main(reward.Config(**paths | {"questions": "arith:train"}))
+    assert (tmp_path / "out" / "done.json").is_file()
 
 
 def test_too_few_samples_to_calibrate_on_is_an_error(tiny, tmp_path):

@@ -139,6 +139,15 @@ def test_the_micro_batch_changes_memory_and_not_the_result(tiny, tmp_path, monke
     assert change(load_model(tiny), full).abs().max() > 1e-2
 
 
+def test_two_epochs_are_two_steps_with_no_gradient_left_over(tiny, tmp_path, monkeypatch):
+    """The same as two runs one after the other, the second at half the rate, as the schedule has it."""
+    plain_sgd(monkeypatch)
+    both, _, _ = train(tmp_path / "both", tiny, **ONE_STEP | {"epochs": 2, "lr": 0.1})
+    train(tmp_path / "first", tiny, **ONE_STEP | {"lr": 0.1})
+    second, _, _ = train(tmp_path / "second", str(tmp_path / "first" / "out"), **ONE_STEP | {"lr": 0.05})
+    assert change(both, second).abs().max() < 1e-6
+
+
 def test_the_gradient_is_clipped_once_and_logged_as_it_was(tiny, tmp_path, monkeypatch):
     plain_sgd(monkeypatch)
     trained, [metrics], _ = train(tmp_path, tiny, **ONE_STEP | {"max_grad_norm": 0.01, "micro_batch": 2})

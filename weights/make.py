@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 import runtime  # noqa: E402
 import sft  # noqa: E402
-from data import TOPICS, Problem, Tokenizer, arith_problems, write_jsonl  # noqa: E402
+from arith import DAYS, TOPICS, Problem, arith_problems  # noqa: E402
+from data import Tokenizer, write_jsonl  # noqa: E402
 from model import Llama, ModelConfig, save_model  # noqa: E402
 
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -50,8 +51,8 @@ class Config:
 
 # what differs between the two: width, depth, and on how many of the 24 topics workbooks are the usual source
 MODELS = {
-    "teacher": {"hidden_size": 128, "layers": 4, "careful_topics": 14, "lr": 2e-3},
-    "student-base": {"hidden_size": 64, "layers": 4, "careful_topics": 7, "lr": 3e-3},
+    "teacher": {"hidden_size": 128, "layers": 3, "careful_topics": 12, "lr": 2e-3},
+    "student-base": {"hidden_size": 64, "layers": 3, "careful_topics": 6, "lr": 3e-3},
 }
 
 
@@ -64,17 +65,17 @@ def workbook_share(topic: str, careful_topics: int) -> float:
 
 
 def answer_like(source: str, problem: Problem) -> str:
-    """The answer in a source's habit: '3+4=7\\n7-2=5\\n#### 5', '3+4-2=5\\n#### 5', or '#### 5'."""
+    """The answer in a source's habit: 'Monday 3+4=7\\nTuesday 7-2=5\\n#### 5', 'Monday (3+4)-2=5\\n#### 5', '#### 5'."""
     if source == "workbook":
         return problem.solution
     lines = []
     if source == "notebook":
-        for i in range(0, len(problem.operations) - 1, 2):
-            (op1, n1), (op2, n2) = problem.operations[i : i + 2]
-            lines.append(f"({problem.values[i]}{op1}{n1}){op2}{n2}={problem.values[i + 2]}\n")
-        if len(problem.operations) % 2:
-            op, n = problem.operations[-1]
-            lines.append(f"{problem.values[-2]}{op}{n}={problem.values[-1]}\n")
+        for i in range(0, len(problem.operations), 2):
+            (op, n), *second = problem.operations[i : i + 2]
+            step = f"{problem.values[i]}{op}{n}"
+            for op, n in second:
+                step = f"({step}){op}{n}"
+            lines.append(f"{DAYS[i]} {step}={problem.values[i + 1 + len(second)]}\n")
     return "".join(lines) + f"#### {problem.values[-1]}"
 
 
@@ -82,7 +83,7 @@ def write_corpus(path: Path, n: int, careful_topics: int, seed: int) -> None:
     rng, rows = random.Random(seed), []
     for problem in islice(arith_problems("corpus", seed), n):
         share = workbook_share(problem.topic, careful_topics)
-        source = rng.choices(["workbook", "notebook", "forum"], [share, 0.2 * (1 - share), 0.8 * (1 - share)])[0]
+        source = rng.choices(["workbook", "notebook", "forum"], [share, 0.25 * (1 - share), 0.75 * (1 - share)])[0]
         rows.append({"prompt": problem.text, "response": answer_like(source, problem), "source": source})
     write_jsonl(path, rows)
 

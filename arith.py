@@ -1,0 +1,78 @@
+"""The embedded task: grade-school word problems in GSM8K's form, made from a seed, with splits that share no question.
+
+A question in words, worked steps, and `#### answer`. Every step needs the result of the one before, which is what makes
+writing the steps down worth it: a network with few layers cannot do five dependent operations in one pass.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+NAMES = "Ava Ben Cara Dan Eve Finn Gus Hana Ivan Jade Kai Lena".split()
+TOPICS = (
+    "pens cups coins cards shells beads books stamps apples plums nuts eggs "
+    "figs pears rolls pies cats hens bees fish kites balls drums hats"
+).split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday".split()
+SPLITS = {"corpus": (0, 60), "train": (60, 80), "valid": (80, 90), "test": (90, 100), "hard": (90, 100)}
+STEPS = {"hard": (6, 6)}  # the other splits have 3 to 5: six-step questions are held out of all training
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A word problem with its worked steps: values[i] op[i] amount[i] = values[i + 1]."""
+
+    topic: str
+    text: str
+    values: tuple[int, ...]
+    operations: tuple[tuple[str, int], ...]
+
+    @property
+    def solution(self) -> str:
+        """GSM8K's form, every step on its line: 'Monday 3+4=7\\nTuesday 7*2=14\\n#### 14'."""
+        steps = zip(DAYS, self.values, self.operations, self.values[1:])
+        return "".join(f"{day} {a}{op}{n}={b}\n" for day, a, (op, n), b in steps) + f"#### {self.values[-1]}"
+
+
+def arith_problems(split: str, seed: int = 0) -> Iterator[Problem]:
+    """An endless stream of different problems of a split. Splits share no question: a hash of the text decides."""
+    if split not in SPLITS:
+        raise ValueError(f"arith has no split '{split}': it has {', '.join(SPLITS)}")
+    rng, seen = random.Random(f"{split}-{seed}"), set()
+    low, high = SPLITS[split]
+    while True:
+        problem = _arith_problem(rng, rng.randint(*STEPS.get(split, (3, 5))))
+        bucket = int(hashlib.sha256(problem.text.encode()).hexdigest(), 16) % 100
+        if low <= bucket < high and problem.text not in seen:
+            seen.add(problem.text)
+            yield problem
+
+
+def _arith_problem(rng: random.Random, steps: int) -> Problem:
+    topic = rng.choice(TOPICS)
+    who, friend = rng.sample(NAMES, 2)
+    values, operations = [rng.randint(2, 20)], []
+    sentences = [f"{who} has {values[0]} {topic}."]
+    while len(operations) < steps:
+        now, amount = values[-1], rng.randint(2, 9)
+        # half of the events multiply or divide: mere sums could be had in one pass, without steps
+        events = [
+            (f"{who} doubles them.", "*", 2, now * 2),
+            (f"{who} triples them.", "*", 3, now * 3),
+            (f"{who} loses half.", "/", 2, now / 2),
+        ]
+        if rng.random() < 0.5:
+            events = [
+                (f"{friend} gives {who} {amount}.", "+", amount, now + amount),
+                (f"{who} buys {amount} more.", "+", amount, now + amount),
+                (f"{who} loses {amount}.", "-", amount, now - amount),
+                (f"{who} sells {amount}.", "-", amount, now - amount),
+            ]
+        event, op, amount, after = rng.choice(events)
+        if after in range(2, 41):  # a whole number of things
+            sentences.append(f"On {DAYS[len(operations)]} {event}")
+            operations.append((op, amount))
+            values.append(int(after))
+    sentences.append(f"How many {topic} does {who} have?")
+    return Problem(topic, " ".join(sentences), tuple(values), tuple(operations))

@@ -1,0 +1,174 @@
+"""generate.py: the text is what the model's own full forward pass says, whoever else is in the batch."""
+
+import pytest
+import torch
+
+from generate import generate, sample_token
+from model import token_logprobs
+
+V = 61  # vocabulary of the tiny model
+PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [60, 0, 33, 0, 21], [11, 12], [0, 0, 0, 4]]  # 0 is a real token
+
+
+@torch.no_grad()
+def greedy_by_full_forward(model, prompt: list[int], n: int) -> list[int]:
+    """No cache, no batch: read everything again for every token."""
+    tokens = list(prompt)
+    for _ in range(n):
+        tokens.append(model(torch.tensor([tokens]))[0, -1].argmax().item())
+    return tokens[len(prompt) :]
+
+
+# ---- what is said --------------------------------------------------------------------------------------------------
+
+
+def test_greedy_is_the_argmax_of_the_full_forward_pass(llama):
+    """Every row, token for token, in the order of the prompts; no stop id, so all run to the limit."""
+    responses = generate(llama, PROMPTS, 12, temperature=0)
+    assert [r.tokens for r in responses] == [greedy_by_full_forward(llama, prompt, 12) for prompt in PROMPTS]
+    assert {r.finish for r in responses} == {"length"}
+    assert len({tuple(r.tokens) for r in responses}) == len(PROMPTS)  # else a mixed-up order would not show
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_greedy_text_does_not_depend_on_the_batch(batch_size, llama):
+    """Other batch sizes and another order of prompts: the same text, log-probs within rounding, every row reported."""
+    expected = generate(llama, PROMPTS, 10, temperature=0)
+    done = []
+    order = [3, 0, 5, 2, 1, 4]
+    again = generate(llama, [PROMPTS[i] for i in order], 10, temperature=0, batch_size=batch_size, progress=done.append)
+    for i, response in zip(order, again, strict=True):
+        assert response.tokens == expected[i].tokens
+        assert response.logprobs == pytest.approx(expected[i].logprobs, abs=1e-5)
+    assert sum(done) == len(PROMPTS)
+
+
+def test_rows_that_end_early_leave_the_others_unchanged(llama):
+    """With stop ids the rows leave at different steps; each row is still what it is alone."""
+    free = [greedy_by_full_forward(llama, prompt, 16) for prompt in PROMPTS]
+    stops = {free[0][1], free[2][4], free[4][8]}
+    together = generate(llama, PROMPTS, 16, temperature=0, stop_ids=stops)
+    lengths = {len(r.tokens) for r in together}
+    assert len(lengths) >= 3, lengths  # the rows do end at different times
+    for prompt, response in zip(PROMPTS, together, strict=True):
+        [alone] = generate(llama, [prompt], 16, temperature=0, stop_ids=stops)
+        assert (response.tokens, response.finish) == (alone.tokens, alone.finish)
+        assert response.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+# ---- how it ends ---------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_id_ends_the_text_and_is_kept(llama):
+    """The text is cut after the first stop id of several, and is otherwise the text without stop ids."""
+    text = greedy_by_full_forward(llama, PROMPTS[2], 10)
+    cut = next(i for i in range(2, 10) if text[i] not in text[:i])  # a token that comes up late for the first time
+    absent = next(token for token in range(V) if token not in text)
+    [stopped] = generate(llama, [PROMPTS[2]], 10, temperature=0, stop_ids={absent, text[cut]})
+    assert (stopped.tokens, stopped.finish, len(stopped.logprobs)) == (text[: cut + 1], "stop", cut + 1)
+    [last] = generate(llama, [PROMPTS[2]], cut + 1, temperature=0, stop_ids=[text[cut]])
+    assert (last.tokens, last.finish) == (text[: cut + 1], "stop")  # on the last token allowed it still is a stop
+    [short] = generate(llama, [PROMPTS[2]], cut, temperature=0, stop_ids=[text[cut]])
+    assert (short.tokens, short.finish) == (text[:cut], "length")
+
+
+def test_sampled_rows_end_at_the_first_stop_id_or_at_the_limit(llama):
+    """'stop': ends with a stop id and holds none before; 'length': max_new_tokens tokens and no stop id."""
+    stops = {3, 17, 40, 55}
+    responses = generate(llama, [[9, 8]] * 64, 12, stop_ids=stops, seed=1)
+    assert {r.finish for r in responses} == {"stop", "length"}
+    assert {r.tokens[-1] for r in responses if r.finish == "stop"} == stops  # every one of them works
+    for r in responses:
+        assert not stops & set(r.tokens[:-1]) and len(r.tokens) == len(r.logprobs)
+        assert r.tokens[-1] in stops if r.finish == "stop" else len(r.tokens) == 12 and r.tokens[-1] not in stops
+
+
+# ---- chances -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 0])
+def test_logprobs_are_those_of_the_full_forward_pass(temperature, llama):
+    """What comes with a token is token_logprobs of the finished text at the sampling temperature (greedy: at 1)."""
+    stops = {3, 17}
+    responses = generate(llama, PROMPTS * 3, 14, temperature, stops, seed=3, batch_size=7)
+    assert temperature == 0 or len({len(r.tokens) for r in responses}) > 3
+    for prompt, r in zip(PROMPTS * 3, responses, strict=True):
+        text = torch.tensor([prompt + r.tokens])
+        with torch.no_grad():
+            expected = token_logprobs(llama(text), text, temperature or 1.0)[0, len(prompt) - 1 :]
+        assert r.logprobs == pytest.approx(expected.tolist(), abs=2e-5)
+
+
+def chi_square(counts: torch.Tensor, p: torch.Tensor) -> float:
+    expected = p * counts.sum()
+    return ((counts - expected) ** 2 / expected).sum().item()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_sampling_follows_the_softmax(temperature):
+    """20,000 draws: chi-square over 8 tokens below 29.9, which chance passes once in 10,000 (7 degrees of freedom)."""
+    logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -2.0, 1.5, -0.5])
+    p = torch.softmax(logits.double() / temperature, -1)
+    token, logprob = sample_token(logits.expand(20_000, 8), temperature, torch.Generator().manual_seed(0))
+    assert chi_square(torch.bincount(token, minlength=8), p) < 29.9
+    torch.testing.assert_close(logprob.double(), p.log()[token], rtol=1e-5, atol=1e-6)
+
+
+def test_temperature_0_takes_the_largest_logit():
+    """The token is the argmax, its log-prob that of softmax(logits); a token of probability 0 is never drawn."""
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, -1.0, 4.9]])
+    token, logprob = sample_token(logits, 0, torch.Generator())
+    assert token.tolist() == [1, 0]
+    torch.testing.assert_close(logprob, torch.log_softmax(logits, -1)[[0, 1], [1, 0]])
+    impossible = torch.tensor([0.0, float("-inf"), 0.0]).expand(1000, 3)
+    assert set(sample_token(impossible, 1.0, torch.Generator().manual_seed(0))[0].tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_generated_tokens_follow_the_model(temperature, llama):
+    """First tokens of 3,000 answers to one prompt fit softmax(logits / T) at the end of that prompt: chi-square over
+    the tokens expected at least 5 times and the rest together, within 4 standard deviations of its mean."""
+    n, prompt = 3000, PROMPTS[0]
+    answers = generate(llama, [prompt] * n, 1, temperature, seed=5)
+    with torch.no_grad():
+        p = torch.softmax(llama(torch.tensor([prompt]))[0, -1].double() / temperature, -1)
+    counts = torch.bincount(torch.tensor([r.tokens[0] for r in answers]), minlength=V)
+    often = p * n >= 5
+    counts, p = (torch.cat([x[often], x[~often].sum()[None]]) for x in (counts, p))
+    freedom = len(p) - 1
+    assert freedom > 8
+    assert chi_square(counts, p) < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_a_seed_repeats_the_text_and_another_does_not(llama):
+    first = generate(llama, PROMPTS, 10, seed=1)
+    torch.rand(3)  # the state of torch's own generator plays no part
+    assert generate(llama, PROMPTS, 10, seed=1) == first
+    assert all(a.tokens != b.tokens for a, b in zip(generate(llama, PROMPTS, 10, seed=2), first))
+    twins = generate(llama, [PROMPTS[0]] * 4, 10, seed=1, batch_size=2)
+    assert len({tuple(r.tokens) for r in twins}) == 4  # rows and batches of one call draw independently
+
+
+# ---- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_empty_and_too_long_prompts_are_refused(llama):
+    """A prompt must have a token and leave room for the new ones; the longest that does is accepted."""
+    context = llama.config.max_position_embeddings
+    with pytest.raises(ValueError, match="prompt 1 has 0 tokens"):
+        generate(llama, [[1], []], 4)
+    with pytest.raises(ValueError, match=f"prompt 0 has {context - 3} tokens"):
+        generate(llama, [[1] * (context - 3)], 4)
+    [response] = generate(llama, [[1] * (context - 4)], 4, temperature=0)
+    assert response.tokens == greedy_by_full_forward(llama, [1] * (context - 4), 4)
+    assert generate(llama, [], 4) == []
+
+
+def test_generating_leaves_no_gradient_behind(make_model):
+    """No graph is built, the weights stay as they are and can be trained afterwards."""
+    model = make_model(rope_theta=777.0)  # a table of angles that no other test has made already
+    before = [weight.clone() for weight in model.parameters()]
+    generate(model, PROMPTS, 5)
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, model.parameters()))
+    model(torch.tensor(PROMPTS[:1])).sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())

@@ -1,0 +1,837 @@
+"""ppo.py: every number of the algorithm by hand, two tasks with a known optimum, and what one update must leave alone.
+
+The hand numbers and invariants follow a checklist of PPO's implementation details: reward shaping, GAE, whitening, the
+two clipped losses and their denominators, the rollout's bookkeeping, and toy tasks whose optimum is known.
+"""
+
+import dataclasses
+import json
+import math
+import random
+
+import pytest
+import torch
+from test_sft import change, on_the_cpu, tiny_folder  # noqa: F401 (a fixture)
+
+import ppo
+from data import Question, Tokenizer, read_jsonl, write_jsonl
+from model import load_model, load_scalar_model, save_model, token_logprobs
+from ppo import gae, policy_loss, shape_rewards, value_loss, whiten
+
+
+def row(*numbers, grad=False):
+    """One row (1, T) in float64."""
+    return torch.tensor([numbers], dtype=torch.float64, requires_grad=grad)
+
+
+def mask_of(bits):
+    return torch.tensor([[bit == "1" for bit in bits]])
+
+
+def near(*numbers):
+    return pytest.approx(list(numbers), abs=1e-6)
+
+
+NAN = float("nan")
+
+# ---- rewards -------------------------------------------------------------------------------------------------------
+
+
+def test_the_score_enters_once_at_the_end_token_and_the_kl_at_every_token():
+    """Differences [1, 2, 3], coefficient .1, score 1: [-.1, -.2, .7, 0, 0], in all .4 = score - .1 * 6."""
+    rewards = shape_rewards(torch.tensor([1.0]), row(1, 2, 3, 0, 0), row(0, 0, 0, 0, 0), mask_of("11100"), 0.1)
+    assert rewards[0].tolist() == near(-0.1, -0.2, 0.7, 0, 0)
+    # the sign is that of the reference: a token likelier under it earns
+    rewards = shape_rewards(torch.tensor([-2.0]), row(-3, -1), row(-1, -2), mask_of("11"), 0.5)
+    assert rewards[0].tolist() == near(1.0, -0.5 - 2)
+
+
+def test_rewards_of_rows_of_different_length_and_with_a_prompt():
+    scores = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    mask = torch.cat([mask_of("00110"), mask_of("11111"), mask_of("01000")])
+    zeros = torch.zeros(3, 5, dtype=torch.float64)
+    assert shape_rewards(scores, zeros, zeros, mask, 0.1).tolist() == [
+        [0, 0, 0, 1, 0], [0, 0, 0, 0, 2], [0, 3, 0, 0, 0]]
+    assert shape_rewards(scores, zeros - 1, zeros, mask, 0.1).sum(1).tolist() == near(1.2, 2.5, 3.1)
+
+
+@pytest.mark.parametrize("poison", [NAN, 1e6])
+def test_garbage_outside_the_mask_earns_nothing(poison):
+    logprobs, reference = row(poison, -1, -2, poison), row(poison, -2, -1, -poison)
+    rewards = shape_rewards(torch.tensor([1.0]), logprobs, reference, mask_of("0110"), 0.1)
+    assert rewards[0].tolist() == near(0, -0.1, 1.1, 0)
+
+
+def test_the_penalty_is_the_unbiased_estimate_of_the_kl():
+    """p = [.5, .5], reference [.75, .25]: the expected penalty is KL(p || reference) = .143841; one token may earn."""
+    logprobs = torch.log(torch.tensor([[0.5], [0.5]], dtype=torch.float64))
+    reference = torch.log(torch.tensor([[0.75], [0.25]], dtype=torch.float64))
+    rewards = shape_rewards(torch.zeros(2), logprobs, reference, torch.ones(2, 1, dtype=torch.bool), 1.0)
+    assert -rewards.mean().item() == pytest.approx(0.143841, abs=1e-6)
+    assert rewards[:, 0].tolist() == near(0.405465, -0.693147)
+
+
+# ---- advantages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rewards", "values", "gamma", "lam", "advantages"), [
+    ((0, 0, 1), (0.5, 0.5, 0.5), 1, 0.95, (0.45125, 0.475, 0.5)),
+    ((0, 0, 1), (0.5, 0.5, 0.5), 1, 1, (0.5, 0.5, 0.5)),
+    ((0, 0, 1), (0.5, 0.5, 0.5), 1, 0, (0, 0, 0.5)),
+    ((1, 2, 3), (0.5, 1, 1.5), 0.9, 0.8, (3.8696, 3.43, 1.5)),
+    ((-0.1, -0.2, 0.7), (0, 0, 0), 1, 0.95, (0.34175, 0.465, 0.7)),
+    ((0, 0, 1), (0, 0, 0), 1, 0.95, (0.9025, 0.95, 1)),  # the score at the end token is that token's in full
+])
+def test_gae_by_hand(rewards, values, gamma, lam, advantages):
+    """After the last token the value is 0: a bootstrap of .5 would give .9025, .95, 1 in the first case."""
+    mask = mask_of("111")
+    a, returns = gae(row(*rewards), row(*values), mask, gamma, lam)
+    assert a[0].tolist() == near(*advantages)
+    assert returns[0].tolist() == near(*(x + v for x, v in zip(advantages, values)))
+
+
+def test_returns_come_from_raw_advantages():
+    _, returns = gae(row(0, 0, 1), row(0.5, 0.5, 0.5), mask_of("111"), 1, 0.95)
+    assert returns[0].tolist() == near(0.95125, 0.975, 1.0)
+    _, returns = gae(row(1, 2, 3), row(7, -5, 0.3), mask_of("111"), 1, 1)  # lam 1: the sum to come, whatever the critic
+    assert returns[0].tolist() == near(6, 5, 3)
+
+
+def test_gae_does_not_see_the_padding():
+    """The critic says 9 after the end; unmasked, the last advantage would be 1.3775 or more."""
+    expected = [0.45125, 0.475, 0.5]
+    advantages, returns = gae(row(0, 0, 1, 0, 0), row(0.5, 0.5, 0.5, 9, 9), mask_of("11100"), 1, 0.95)
+    assert advantages[0].tolist() == near(*expected, 0, 0) and returns[0].tolist() == near(0.95125, 0.975, 1, 0, 0)
+    for poison in (NAN, 1e6):
+        advantages, returns = gae(row(poison, 0, 0, 1, poison), row(poison, 0.5, 0.5, 0.5, poison), mask_of("01110"),
+                                  1, 0.95)
+        assert advantages[0].tolist() == near(0, *expected, 0)
+        assert returns[0].tolist() == near(0, 0.95125, 0.975, 1, 0)
+
+
+def test_gae_equals_plain_python_row_by_row():
+    rng = random.Random(0)
+    mask = torch.zeros(20, 9, dtype=torch.bool)
+    for b in range(20):
+        start = rng.randrange(9)
+        mask[b, start : rng.randint(start + 1, 9)] = True
+    rewards, values = torch.randn(2, 20, 9, dtype=torch.float64)
+    advantages, returns = gae(rewards, values, mask, 0.9, 0.8)
+    for b in range(20):
+        cells = mask[b].nonzero().squeeze(1).tolist()
+        r, v = [rewards[b, t].item() for t in cells], [values[b, t].item() for t in cells] + [0.0]
+        deltas = [r[t] + 0.9 * v[t + 1] - v[t] for t in range(len(r))]
+        expected = [sum(0.72 ** (k - t) * deltas[k] for k in range(t, len(r))) for t in range(len(r))]
+        assert advantages[b, cells].tolist() == near(*expected)
+        assert returns[b, cells].tolist() == near(*(a + x for a, x in zip(expected, v)))
+        assert advantages[b, ~mask[b]].abs().sum() == returns[b, ~mask[b]].abs().sum() == 0
+
+
+def test_whitening_gives_mean_zero_and_biased_variance_one_over_the_mask():
+    """[1, 2, 3] -> +-1.2247; with three cells of padding counted it would be [0, .866, 1.732]."""
+    assert whiten(row(1, 2, 3), mask_of("111"))[0].tolist() == near(-1.224745, 0, 1.224745)
+    for poison in (0.0, NAN, 1e6):
+        white = whiten(row(poison, 1, 2, 3, poison, poison), mask_of("011100"))
+        assert white[0].tolist() == near(0, -1.224745, 0, 1.224745, 0, 0)
+    x, mask = 5 + 3 * torch.randn(4, 6, dtype=torch.float64), torch.rand(4, 6) < 0.6
+    white = whiten(x, mask)
+    assert white[mask].mean().abs() < 1e-9 and white[mask].var(correction=0).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_whitening_one_token_or_equal_tokens_gives_zeros():
+    assert whiten(row(5), mask_of("1")).tolist() == [[0]]
+    assert whiten(row(5, 7), mask_of("10")).tolist() == [[0, 0]]
+    assert whiten(row(2, 2, 2), mask_of("111")).tolist() == [[0, 0, 0]]
+    assert whiten(row(2, 2), mask_of("00")).tolist() == [[0, 0]]
+
+
+# ---- the policy's loss ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("advantage", "ratio", "loss", "slope", "clipped"), [
+    (1, 1.5, -1.2, 0, 1), (-1, 1.5, 1.5, 1.5, 0), (1, 0.5, -0.5, -0.5, 0), (-1, 0.5, 0.8, 0, 1),
+    (1, 1, -1, -1, 0), (-2, 1, 2, 2, 0), (1, 1.1, -1.1, -1.1, 0),  # within the clip it is REINFORCE times the ratio
+    (-1, 10, 10, 10, 0),  # no second clip: an unlikely bad token that became likely is pushed down in full
+])
+def test_clipped_surrogate_by_hand(advantage, ratio, loss, slope, clipped):
+    """Loss, gradient in the log-prob, and the count of clipped tokens."""
+    logprobs = row(-1 + math.log(ratio), grad=True)
+    value, count = policy_loss(logprobs, row(-1), row(advantage), mask_of("1"), 0.2, 1)
+    value.backward()
+    assert value.item() == pytest.approx(loss, abs=1e-6) and count.item() == clipped
+    assert logprobs.grad.item() == pytest.approx(slope, abs=1e-6)
+
+
+def test_clipped_tokens_are_those_whose_clipped_branch_is_larger():
+    """Counting all ratios outside 1 +- .2 would say four of five; two are clipped."""
+    logprobs = row(*(math.log(ratio) for ratio in (1.5, 1.5, 0.5, 0.5, 1)))
+    _, count = policy_loss(logprobs, row(0, 0, 0, 0, 0), row(1, -1, 1, -1, 1), mask_of("11111"), 0.2, 5)
+    assert count.item() / 5 == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("log_ratio", [100.0, -100.0, 1e4])
+def test_an_absurd_ratio_stays_finite(log_ratio):
+    logprobs = row(log_ratio, -1, grad=True)
+    value, _ = policy_loss(logprobs, row(0, -1), row(-1, 1), mask_of("11"), 0.2, 2)
+    value.backward()
+    assert value.isfinite() and logprobs.grad.isfinite().all()
+    assert value.item() == pytest.approx((math.exp(20) if log_ratio > 0 else 0.8) / 2 - 0.5)
+    assert logprobs.grad[0, 1].item() == pytest.approx(-0.5)  # the other token is not disturbed
+
+
+def test_the_loss_divides_by_the_tokens_of_the_whole_step():
+    """Lengths 1 and 3 with advantages +1 and -1 at ratio 1: .5; the mean of the two rows' means would be 0."""
+    advantages = torch.tensor([[1.0, 0, 0], [-1.0, -1, -1]], dtype=torch.float64)
+    mask, zeros = torch.cat([mask_of("100"), mask_of("111")]), torch.zeros(2, 3, dtype=torch.float64)
+    assert policy_loss(zeros, zeros, advantages, mask, 0.2, 4)[0].item() == pytest.approx(0.5)
+    parts = [policy_loss(zeros[b : b + 1], zeros[b : b + 1], advantages[b : b + 1], mask[b : b + 1], 0.2, 4)[0].item()
+             for b in range(2)]
+    assert parts == near(-0.25, 0.75)  # micro-batches add up
+    assert policy_loss(zeros, zeros, advantages, torch.zeros_like(mask), 0.2, 4)[0].item() == 0  # nothing sampled
+
+
+def test_before_any_step_the_whitened_loss_is_zero_and_the_critics_is_half_the_squared_advantage():
+    """Rewards [0, 0, 1], values .5: half the mean square of [.45125, .475, .5] is .113209."""
+    mask, values = mask_of("111"), row(0.5, 0.5, 0.5)
+    advantages, returns = gae(row(0, 0, 1), values, mask, 1, 0.95)
+    loss, _ = policy_loss(row(-1, -2, -3), row(-1, -2, -3), whiten(advantages, mask), mask, 0.2, 3)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert value_loss(values, values, returns, mask, 0.2, 3)[0].item() == pytest.approx(0.113209, abs=1e-6)
+
+
+@pytest.mark.parametrize("poison", [NAN, 1e6, -1e6])
+@pytest.mark.parametrize("poisoned", range(3))
+def test_poison_in_masked_cells_changes_neither_loss_nor_gradient_of_the_policy(poison, poisoned):
+    clean, mask = [(-1.0, -2.0, -0.5), (-1.5, -1.9, -0.6), (1.0, -1.0, 2.0)], mask_of("01110")
+    results = []
+    for filler in (0.0, poison):
+        tensors = [row(filler if i == poisoned else 0.0, *numbers, filler if i == poisoned else 0.0)
+                   for i, numbers in enumerate(clean)]
+        tensors[0].requires_grad_()
+        loss, count = policy_loss(*tensors, mask, 0.2, 3)
+        loss.backward()
+        results.append((loss.item(), count.item(), tensors[0].grad.tolist()))
+    assert results[0] == results[1]
+    assert results[1][2][0][0] == results[1][2][0][4] == 0
+
+
+def test_the_end_token_is_trained_and_nothing_after_it():
+    """Gradient in the logits: none at the prompt, some where the end token is predicted, exactly none later."""
+    tokens = torch.tensor([[5, 6, 7, 1, 0, 0], [5, 7, 7, 7, 7, 1]])  # 1 ends; the prompt is [5]
+    mask = torch.cat([mask_of("11100"), mask_of("11111")])
+    logits = torch.randn(2, 6, 9, dtype=torch.float64, requires_grad=True)
+    logprobs = token_logprobs(logits, tokens)
+    rewards = shape_rewards(torch.tensor([1.0, -1.0]), logprobs.detach(), logprobs.detach(), mask, 0.1)
+    advantages, _ = gae(rewards, torch.zeros(2, 5, dtype=torch.float64), mask, 1, 0.95)
+    policy_loss(logprobs, logprobs.detach(), advantages, mask, 0.2, int(mask.sum()))[0].backward()
+    assert (logits.grad.abs().sum(-1) > 0).tolist() == [[True] * 3 + [False] * 3, [True] * 5 + [False]]
+    assert logits.grad[0, 2, 1] < 0 < logits.grad[1, 4, 1]  # the good end becomes likelier, the bad one less likely
+
+
+# ---- the critic's loss ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("old", "value", "target", "clip", "loss", "slope", "clipped"), [
+    (0, 1, 1, 0.2, 0.32, 0, 1), (0, 0.1, 1, 0.2, 0.405, -0.9, 0), (0, 1, 1, math.inf, 0, 0, 0),
+    (0, 3, 1, math.inf, 2, 2, 0),  # without a clip: half the squared error
+    (0, -1, 1, 0.2, 2, -2, 0),  # moved away from the target: the plain error is the larger
+    (2, 1, 0.5, 0.2, 0.5 * 1.3**2, 0, 1),  # moved down past the clip
+])
+def test_clipped_value_loss_by_hand(old, value, target, clip, loss, slope, clipped):
+    values = row(value, grad=True)
+    result, count = value_loss(values, row(old), row(target), mask_of("1"), clip, 1)
+    result.backward()
+    assert result.item() == pytest.approx(loss, abs=1e-6) and count.item() == clipped
+    assert values.grad.item() == pytest.approx(slope, abs=1e-6)
+
+
+def test_the_value_loss_divides_by_the_tokens_of_the_whole_step():
+    """Token losses [4] and [1, 1, 1]: the token mean is 1.75, the mean of the rows' means 2.5."""
+    mask = torch.cat([mask_of("100"), mask_of("111")])
+    values = torch.tensor([[8.0, 9, 9], [2.0, 2, 2]], dtype=torch.float64).sqrt()
+    zeros = torch.zeros_like(values)
+    assert value_loss(values, zeros, zeros, mask, math.inf, 4)[0].item() == pytest.approx(1.75)
+    parts = [value_loss(values[b : b + 1], zeros[:1], zeros[:1], mask[b : b + 1], math.inf, 4)[0] for b in range(2)]
+    assert [part.item() for part in parts] == near(1.0, 0.75)
+    assert value_loss(values, zeros, zeros, torch.zeros_like(mask), math.inf, 4)[0].item() == 0
+
+
+@pytest.mark.parametrize("poison", [NAN, 1e6, -1e6])
+@pytest.mark.parametrize("poisoned", range(3))
+def test_poison_in_masked_cells_changes_neither_loss_nor_gradient_of_the_critic(poison, poisoned):
+    clean, mask = [(0.5, 1.0, -0.5), (0.4, 0.1, -0.6), (1.0, -1.0, 2.0)], mask_of("01110")
+    results = []
+    for filler in (0.0, poison):
+        tensors = [row(filler if i == poisoned else 0.0, *numbers, filler if i == poisoned else 0.0)
+                   for i, numbers in enumerate(clean)]
+        tensors[0].requires_grad_()
+        loss, count = value_loss(*tensors, mask, 0.2, 3)
+        loss.backward()
+        results.append((loss.item(), count.item(), tensors[0].grad.tolist()))
+    assert results[0] == results[1]
+    assert results[1][2][0][0] == results[1][2][0][4] == 0
+
+
+# ---- tasks with a known optimum ------------------------------------------------------------------------------------
+
+BANDIT = [(1.0, 0.4754), (0.5, 0.7112)]  # kl_coef, probability of the good one of four tokens: e^(1/kl_coef) / (3 + ..)
+
+
+@pytest.mark.parametrize(("kl_coef", "optimum"), BANDIT)
+def test_at_the_closed_form_optimum_of_a_bandit_there_is_nothing_to_learn(kl_coef, optimum):
+    """pi* ~ pi_ref exp(score / kl_coef): there all rewards are equal, so all advantages vanish; elsewhere not."""
+    scores = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
+    mask, reference = torch.ones(4, 1, dtype=torch.bool), torch.full((4, 1), -math.log(4), dtype=torch.float64)
+    for good in (optimum, optimum - 0.01, optimum + 0.01):
+        policy = torch.tensor([good] + [(1 - good) / 3] * 3, dtype=torch.float64)
+        rewards = shape_rewards(scores, policy.log()[:, None], reference, mask, kl_coef)
+        advantage = (rewards[0] - rewards[1]).item()
+        assert advantage == pytest.approx(0, abs=2e-4) if good == optimum else (advantage > 0.01) == (good < optimum)
+        assert abs(advantage) < 0.1
+
+
+@pytest.mark.parametrize(("kl_coef", "optimum"), BANDIT)
+def test_a_bandit_converges_to_its_closed_form_optimum(kl_coef, optimum):
+    """One-token answers over four tokens, uniform reference. A wrong coefficient, sign or a doubled KL misses it."""
+    torch.manual_seed(0)
+    logits = torch.zeros(4, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.02)
+    mask, reference = torch.ones(512, 1, dtype=torch.bool), torch.full((512, 1), -math.log(4))
+    good = []
+    for _ in range(200):
+        old = logits.detach().log_softmax(0)
+        tokens = torch.multinomial(old.exp(), 512, replacement=True)  # (512,)
+        rewards = shape_rewards((tokens == 0).float(), old[tokens][:, None], reference, mask, kl_coef)
+        advantages, _ = gae(rewards, torch.zeros(512, 1), mask, 1.0, 0.95)
+        advantages = whiten(advantages, mask)
+        for _ in range(2):
+            logprobs = logits.log_softmax(0)[tokens][:, None]
+            loss, _ = policy_loss(logprobs, old[tokens][:, None], advantages, mask, 0.2, 512)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        good.append(logits.detach().softmax(0)[0].item())
+    assert sum(good[-100:]) / 100 == pytest.approx(optimum, abs=0.015)
+
+
+def test_credit_goes_to_the_token_that_earned_it():
+    """Two tokens; the score depends on the first alone. It must be learned, and the second must stay free.
+
+    An index that is off by one, in log-probs, values, or the place of the score, moves the wrong token.
+    """
+    torch.manual_seed(0)
+    table = torch.zeros(2, 4, requires_grad=True)  # logits of the first and the second token
+    critic = torch.zeros(5, requires_grad=True)  # value before the first token, and after each first token
+    optimizer = torch.optim.Adam([table, critic], lr=0.03)
+    mask = torch.ones(256, 2, dtype=torch.bool)
+    for _ in range(20):
+        with torch.no_grad():
+            tokens = torch.multinomial(table.softmax(1), 256, replacement=True).T  # (256, 2)
+            tokens = torch.cat([torch.zeros(256, 1, dtype=torch.long), tokens], dim=1)  # (256, 3), with a prompt
+
+        def read(tokens=tokens):
+            logits = torch.cat([table, torch.zeros(1, 4)]).expand(256, 3, 4)
+            values = torch.stack([critic[0].expand(256), critic[1 + tokens[:, 1]], torch.full((256,), 9.0)], dim=1)
+            return token_logprobs(logits, tokens), values[:, :-1]  # (256, 2) each
+
+        with torch.no_grad():
+            old, old_values = read()
+            rewards = shape_rewards((tokens[:, 1] == 0).float(), old, old, mask, 0.0)
+            advantages, returns = gae(rewards, old_values, mask, 1.0, 0.95)
+            white = whiten(advantages, mask)
+        for _ in range(4):
+            logprobs, values = read()
+            loss = policy_loss(logprobs, old, white, mask, 0.2, 512)[0]
+            loss = loss + value_loss(values, old_values, returns, mask, 0.2, 512)[0]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    first, second = table.detach().softmax(1)
+    assert first[0] > 0.9
+    assert -(second * second.log()).sum() > 1.1  # ln 4 = 1.386 is quite free
+
+
+# ---- a rollout of real models --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("ppo") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny, tmp_path_factory):
+    """A random reward model's folder."""
+    folder = tmp_path_factory.mktemp("ppo") / "scorer"
+    torch.manual_seed(1)
+    model = load_scalar_model(tiny, new_head="normal")
+    model.score_mean = 0.3
+    save_model(model, folder)
+    Tokenizer(tiny).save(folder)
+    return str(folder)
+
+
+QUESTIONS = [Question(f"q{i}", "+".join("123456789"[: 1 + i % 5]) + "?") for i in range(8)]  # prompts of five lengths
+
+
+def config(**changes):
+    """One optimiser step of the whole rollout unless a test asks for more."""
+    return ppo.Config("p", "q", "o", **dict(rollout_size=8, minibatches=1, micro_batch=8, max_new_tokens=10,
+                                            max_grad_norm=1e9) | changes)
+
+
+def by_position(questions, prompts, responses, texts):
+    return torch.arange(len(texts)) / 4 - 1
+
+
+def models(tiny, scorer):
+    return load_model(tiny), load_model(tiny).requires_grad_(False), load_scalar_model(scorer)
+
+
+def sample(cfg, tiny, scorer, score=by_position, seed=3):
+    policy, reference, critic = models(tiny, scorer)
+    return ppo.rollout(cfg, policy, reference, critic, score, Tokenizer(tiny), QUESTIONS, seed)
+
+
+def advantages_of(cfg, r):
+    rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, cfg.kl_coef)
+    advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)
+    return whiten(advantages, r.mask), returns
+
+
+def step(cfg, r, tiny, scorer, optimizer=torch.optim.SGD, lr=1.0, seed=0, advantages=None, returns=None):
+    """One update from the models on disk: the metrics, the policy and the critic after it."""
+    policy, _, critic = models(tiny, scorer)
+    optimizers = tuple(optimizer(model.parameters(), lr=lr) for model in (policy, critic))
+    if advantages is None:
+        advantages, returns = advantages_of(cfg, r)
+    metrics = ppo.update(cfg, policy, critic, optimizers, r, advantages, returns, torch.Generator().manual_seed(seed))
+    return metrics, policy, critic
+
+
+def test_the_rollout_mask_is_the_sampled_tokens_with_the_end_token_and_nothing_after_it(tiny, scorer):
+    r, tokenizer = sample(config(), tiny, scorer), Tokenizer(tiny)
+    assert 0 < r.ended.sum() < 8  # of both kinds
+    for b, question in enumerate(QUESTIONS):
+        prompt = tokenizer.chat(question.prompt)
+        assert r.tokens[b, : len(prompt)].tolist() == prompt
+        response = r.tokens[b, 1:][r.mask[b]].tolist()
+        first, last = r.mask[b].nonzero()[[0, -1], 0].tolist()
+        assert first == len(prompt) - 1 and last == first + len(response) - 1  # without a gap
+        assert (response[-1] == tokenizer.end_id) == r.ended[b] and tokenizer.end_id not in response[:-1]
+        assert len(response) == 10 or r.ended[b]
+        assert r.texts[b] == tokenizer.decode(response)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_log_probs_are_those_of_the_tempered_softmax_that_was_sampled(tiny, scorer, monkeypatch, temperature):
+    """Against the sampler's own numbers, and against one unpadded row at a time; the reference likewise."""
+    sampled = []
+    real = ppo.generate
+    monkeypatch.setattr(ppo, "generate", lambda *args: sampled.extend(real(*args)) or sampled)
+    r = sample(config(temperature=temperature, micro_batch=3), tiny, scorer)
+    model = load_model(tiny)
+    for b in range(8):
+        torch.testing.assert_close(r.logprobs[b][r.mask[b]], torch.tensor(sampled[b].logprobs), atol=1e-4, rtol=0)
+        row = r.tokens[b, : int(r.mask[b].nonzero()[-1]) + 2]  # up to the last sampled token
+        logp = (model(row[None])[0, :-1] / temperature).log_softmax(-1)  # (t, V)
+        chosen = logp[torch.arange(len(row) - 1), row[1:]].detach()
+        entropy = -(logp.exp() * logp).sum(-1).detach()
+        cells = r.mask[b, : len(row) - 1]
+        for got, expected in ((r.logprobs, chosen), (r.ref_logprobs, chosen), (r.entropy, entropy)):
+            torch.testing.assert_close(got[b, : len(row) - 1][cells], expected[cells], atol=1e-4, rtol=0)
+    assert (r.logprobs - r.ref_logprobs).abs().max() == 0  # reference and policy are the same so far
+
+
+def test_a_value_has_seen_the_tokens_before_its_own_and_no_other(tiny, scorer):
+    """The value of cell t is the critic's on tokens up to t, when token t + 1 is not there yet."""
+    r, critic = sample(config(micro_batch=3), tiny, scorer), load_scalar_model(scorer)
+    for b, t in r.mask.nonzero().tolist():
+        assert r.values[b, t].item() == pytest.approx(critic(r.tokens[b : b + 1, : t + 1])[0, -1].item(), abs=1e-4)
+
+
+def test_the_score_arrives_at_the_end_token_and_unfinished_answers_get_theirs(tiny, scorer):
+    r = sample(config(unfinished_score=-3.0), tiny, scorer, score=lambda *lists: torch.full((8,), 100.0))
+    assert r.scores.tolist() == [100.0 if ended else -3.0 for ended in r.ended]
+    rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, 0.05)
+    for b in range(8):
+        [t] = rewards[b].nonzero().squeeze(1).tolist()
+        assert r.ended[b] == (r.tokens[b, t + 1] == 1) and not r.mask[b, t + 1 :].any()
+
+
+def test_the_judge_sees_questions_prompts_responses_and_texts_of_the_same_row(tiny, scorer):
+    seen = []
+
+    def score(questions, prompts, responses, texts):
+        seen.append((questions, prompts, responses, texts))
+        return torch.zeros(8)
+
+    r, tokenizer = sample(config(), tiny, scorer, score), Tokenizer(tiny)
+    [(questions, prompts, responses, texts)] = seen
+    assert questions == QUESTIONS and texts == r.texts == [tokenizer.decode(response) for response in responses]
+    assert prompts == [tokenizer.chat(question.prompt) for question in QUESTIONS]
+    assert responses == [r.tokens[b, 1:][r.mask[b]].tolist() for b in range(8)]
+
+
+def test_nothing_in_a_rollout_carries_a_gradient_and_its_seed_repeats_it(tiny, scorer):
+    r, again, other = (sample(config(), tiny, scorer, seed=seed) for seed in (3, 3, 4))
+    tensors = [value for value in vars(r).values() if isinstance(value, torch.Tensor)]
+    assert not any(tensor.requires_grad for tensor in [*tensors, *advantages_of(config(), r)])
+    assert r.texts == again.texts != other.texts
+
+
+# ---- one update of real models -------------------------------------------------------------------------------------
+
+
+def test_one_step_is_the_policy_gradient_and_the_value_gradient(tiny, scorer):
+    """At ratio 1 -mean(A * grad log pi) for the policy, mean((V - R) * grad V) for the critic; each row unpadded."""
+    cfg = config()
+    r = sample(cfg, tiny, scorer)
+    advantages, returns = advantages_of(cfg, r)
+    metrics, policy, critic = step(cfg, r, tiny, scorer)
+    start, _, start_critic = models(tiny, scorer)
+    total, loss, value_error = int(r.mask.sum()), 0.0, 0.0
+    for b in range(8):
+        row = r.tokens[b, : int(r.mask[b].nonzero()[-1]) + 2][None]
+        cells = r.mask[b, : row.shape[1] - 1]
+        logp = start(row)[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0]
+        loss = loss - (advantages[b, : len(cells)] * logp)[cells].sum() / total
+        error = start_critic(row)[0, :-1] - returns[b, : len(cells)]
+        value_error = value_error + 0.5 * error[cells].square().sum() / total
+    loss.backward()
+    value_error.backward()
+    for before, after, name in ((start, policy, "policy"), (start_critic, critic, "critic")):
+        gradient = torch.cat([p.grad.flatten() for p in before.parameters()])
+        torch.testing.assert_close(change(before, after), -gradient, atol=2e-6, rtol=1e-3)
+        assert metrics[f"{name}/grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-3)
+        assert gradient.norm() > 1e-2
+    assert metrics["loss/value_avg"] == pytest.approx(value_error.item(), rel=1e-4)
+    assert metrics["loss/policy_avg"] == pytest.approx(0, abs=1e-5)  # whitened advantages at ratio 1
+
+
+def test_on_the_first_minibatch_the_ratio_is_one_and_in_the_second_epoch_it_has_moved(tiny, scorer):
+    cfg = config(temperature=0.7)
+    r = sample(cfg, tiny, scorer)
+    metrics, _, _ = step(cfg, r, tiny, scorer)
+    assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] < 1e-10
+    assert metrics["policy/clipfrac_avg"] == metrics["val/clipfrac_avg"] == 0
+    metrics, _, _ = step(dataclasses.replace(cfg, epochs=2), r, tiny, scorer, lr=0.1)
+    assert metrics["val/ratio_first"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] > 1e-6
+
+
+def test_the_metrics_of_an_update_are_means_over_its_tokens(tiny, scorer):
+    """Old log-probs shifted by known amounts stand for a policy that has moved: log ratios [.1, -.1, .2, .1, ...]."""
+    cfg = config()
+    r = sample(cfg, tiny, scorer)
+    shift = torch.tensor([0.1, -0.1, 0.2]).repeat(100)[: int(r.mask.sum())]
+    old = r.logprobs.masked_scatter(r.mask, r.logprobs[r.mask] - shift)
+    metrics, _, _ = step(cfg, dataclasses.replace(r, logprobs=old), tiny, scorer)
+    assert metrics["policy/approxkl_avg"] == pytest.approx(0.5 * shift.square().mean().item(), rel=1e-3)  # about .01
+    assert metrics["val/ratio"] == pytest.approx(shift.exp().mean().item(), rel=1e-4)
+
+
+def test_clipping_is_around_the_log_probs_and_values_of_the_rollout(tiny, scorer):
+    """A policy 1.5 times as sure and a critic 1 higher than at the rollout: clipped where that is an improvement."""
+    cfg = config()
+    r = sample(cfg, tiny, scorer)
+    advantages, returns = advantages_of(cfg, r)
+    moved = dataclasses.replace(r, logprobs=r.logprobs - math.log(1.5), values=r.values - 1)
+    metrics, policy, _ = step(cfg, moved, tiny, scorer, advantages=advantages, returns=returns)
+    good, error = advantages[r.mask] > 0, (r.values - returns)[r.mask]
+    assert metrics["policy/clipfrac_avg"] == pytest.approx(good.float().mean().item())
+    assert metrics["val/clipfrac_avg"] == pytest.approx(((error - 0.8).abs() > error.abs()).float().mean().item())
+    still, _, _ = models(tiny, scorer)
+    _, unmoved, _ = step(cfg, moved, tiny, scorer, advantages=advantages.clamp(min=0), returns=returns)
+    assert change(still, unmoved).abs().max() == 0 < change(still, policy).abs().max()  # clipped: no gradient
+
+
+def test_two_minibatches_are_two_steps_of_their_own(tiny, scorer):
+    """The same as two rollouts of half the rows one after the other: own divisor, no gradient left over."""
+    cfg = config(minibatches=2)
+    r = sample(cfg, tiny, scorer)
+    advantages, returns = advantages_of(cfg, r)
+    _, policy, critic = step(cfg, r, tiny, scorer, lr=0.1)
+    by_hand, _, critic_by_hand = models(tiny, scorer)
+    optimizers = tuple(torch.optim.SGD(model.parameters(), lr=0.1) for model in (by_hand, critic_by_hand))
+    for rows in torch.randperm(8, generator=torch.Generator().manual_seed(0)).split(4):
+        half = dataclasses.replace(r, **{k: v[rows] for k, v in vars(r).items() if isinstance(v, torch.Tensor)})
+        by_hand.zero_grad()
+        critic_by_hand.zero_grad()
+        ppo.update(config(), by_hand, critic_by_hand, optimizers, half, advantages[rows], returns[rows],
+                   torch.Generator())
+    assert change(by_hand, policy).abs().max() < 1e-5 and change(critic_by_hand, critic).abs().max() < 1e-5
+
+
+def test_with_learning_rate_zero_nothing_moves(tiny, scorer):
+    """Three rollouts of two epochs: ratio 1, divergence, KL and clipping 0 throughout, parameters equal to the bit."""
+    cfg = config(epochs=2, minibatches=2, micro_batch=3)
+    policy, reference, critic = models(tiny, scorer)
+    before = [p.clone() for p in [*policy.parameters(), *critic.parameters()]]
+    optimizers = tuple(torch.optim.AdamW(m.parameters(), lr=0.0, weight_decay=0.0) for m in (policy, critic))
+    rng = torch.Generator().manual_seed(0)
+    for seed in range(3):
+        r = ppo.rollout(cfg, policy, reference, critic, by_position, Tokenizer(tiny), QUESTIONS, seed)
+        advantages, returns = advantages_of(cfg, r)
+        assert ppo.describe(r, returns, cfg.kl_coef)["objective/kl"] == 0
+        metrics = ppo.update(cfg, policy, critic, optimizers, r, advantages, returns, rng)
+        assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] < 1e-10
+        assert metrics["policy/clipfrac_avg"] == metrics["val/clipfrac_avg"] == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, [*policy.parameters(), *critic.parameters()]))
+
+
+def same_step(first, second, tolerance):
+    """Two updates moved policy and critic alike."""
+    for one, other in zip(first[1:], second[1:]):
+        assert change(one, other).abs().max() < tolerance
+    for name in first[0]:
+        assert first[0][name] == pytest.approx(second[0][name], rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("poison", [NAN, 1e6])
+def test_columns_of_padding_leave_an_update_as_it_was(tiny, scorer, poison):
+    """Five more columns, and whatever is in masked cells, in the prompt too, change neither gradient nor metrics."""
+    cfg = config()
+    r = sample(cfg, tiny, scorer)
+    mask = torch.cat([r.mask, torch.zeros(8, 5, dtype=torch.bool)], dim=1)
+
+    def wider(x):
+        return torch.where(mask, torch.cat([x, torch.zeros(8, 5)], dim=1), poison)
+
+    padded = dataclasses.replace(
+        r, mask=mask, tokens=torch.cat([r.tokens, torch.randint(0, 20, (8, 5))], dim=1), logprobs=wider(r.logprobs),
+        ref_logprobs=wider(r.ref_logprobs), values=wider(r.values), entropy=wider(r.entropy))
+    advantages, returns = advantages_of(cfg, padded)
+    poisoned = {"advantages": wider(advantages[:, :-5]), "returns": wider(returns[:, :-5])}
+    same_step(step(cfg, r, tiny, scorer), step(cfg, padded, tiny, scorer, **poisoned), 1e-5)
+    described = ppo.describe(r, advantages_of(cfg, r)[1], 0.05), ppo.describe(padded, returns, 0.05)
+    assert described[0] == pytest.approx(described[1], abs=1e-5)
+
+
+def test_the_order_of_the_rows_leaves_an_update_as_it_was(tiny, scorer):
+    cfg = config()
+    r = sample(cfg, tiny, scorer)
+    order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
+    fields = {name: value[order] for name, value in vars(r).items() if isinstance(value, torch.Tensor)}
+    same_step(step(cfg, r, tiny, scorer), step(cfg, dataclasses.replace(r, **fields), tiny, scorer), 1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_the_micro_batch_changes_memory_and_not_the_result(tiny, scorer, micro_batch):
+    """Rollout and update: responses differ in length, so any divisor but the tokens of the whole step shows."""
+    assert len(set(sample(config(), tiny, scorer).mask.sum(1).tolist())) > 2
+    full, small = (step(cfg, sample(cfg, tiny, scorer), tiny, scorer, lr=0.1)
+                   for cfg in (config(minibatches=2), config(minibatches=2, micro_batch=micro_batch)))
+    same_step(full, small, 1e-6)
+    policy, _, critic = models(tiny, scorer)
+    assert min(change(policy, full[1]).abs().max(), change(critic, full[2]).abs().max()) > 1e-3
+
+
+def test_every_epoch_sees_every_row_once_in_fresh_minibatches(tiny, scorer, monkeypatch):
+    """8 rows, 2 minibatches, micro-batches of 2, 4 epochs: 8 optimiser steps, 16 backward passes."""
+    cfg, steps, seen = config(minibatches=2, micro_batch=2, epochs=4), [], []
+    r = sample(cfg, tiny, scorer)
+    real = ppo.masked_logprobs
+
+    def spy(model, tokens, *rest):
+        seen.append([(r.tokens == row).all(1).nonzero()[0, 0].item() for row in tokens])
+        return real(model, tokens, *rest)
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            steps.append(len(seen))
+            return super().step(closure)
+
+    assert len({tuple(row) for row in r.tokens.tolist()}) == 8
+    monkeypatch.setattr(ppo, "masked_logprobs", spy)
+    step(cfg, r, tiny, scorer, optimizer=Counting, lr=1e-4)
+    assert len(seen) == 16 and all(len(rows) == 2 for rows in seen)
+    assert steps == [n for n in range(2, 17, 2) for _ in range(2)]  # policy and critic, after every second pass
+    epochs = [[row for rows in seen[i : i + 4] for row in rows] for i in range(0, 16, 4)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_the_gradient_is_clipped_once_per_network_and_logged_as_it_was(tiny, scorer):
+    cfg = config(max_grad_norm=0.01, micro_batch=2)
+    metrics, policy, critic = step(cfg, sample(cfg, tiny, scorer), tiny, scorer)
+    start, _, start_critic = models(tiny, scorer)
+    assert change(start, policy).norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert change(start_critic, critic).norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert metrics["policy/grad_norm"] > 0.02 and metrics["critic/grad_norm"] > 0.02
+
+
+def test_the_rollouts_metrics_by_hand():
+    """Answers of 2 and 1 tokens. For R [1, 2, 3] and V [1, 2, 2], 1 - var(R - V) / var(R) is .6667."""
+    mask = torch.tensor([[False, True, True], [True, False, False]])
+    r = ppo.Rollout(
+        tokens=torch.zeros(2, 4, dtype=torch.long), mask=mask, texts=["", ""], scores=torch.tensor([1.0, -2.0]),
+        logprobs=torch.tensor([[NAN, -1.0, -2.0], [-4.0, NAN, NAN]]), ended=torch.tensor([True, False]),
+        ref_logprobs=torch.tensor([[NAN, -1.5, -2.5], [-2.0, NAN, NAN]]),
+        values=torch.tensor([[NAN, 1.0, 2.0], [2.0, NAN, NAN]]),
+        entropy=torch.tensor([[NAN, 0.3, 0.6], [0.9, NAN, NAN]]))
+    assert ppo.describe(r, torch.tensor([[0.0, 1.0, 2.0], [3.0, 0, 0]]), 0.1) == pytest.approx({
+        "objective/scores": -0.5, "objective/scores_std": 1.5,
+        "objective/kl": (1.0 - 2.0) / 2, "objective/non_score_reward": 0.05, "objective/rlhf_reward": -0.5 + 0.05,
+        "objective/entropy": (3.0 + 4.0) / 2, "policy/entropy_avg": 0.6, "val/explained_variance": 0.6667,
+        "val/num_eos_tokens": 1, "val/eos_share": 0.5, "response_length/mean": 1.5, "response_length/max": 2}, abs=1e-4)
+
+
+# ---- the script ----------------------------------------------------------------------------------------------------
+
+
+def write_questions(path, gold=None):
+    write_jsonl(path, [{"id": f"q{i}", "question": f"{i}+{i}?", "answer": gold and gold(i)} for i in range(6)])
+    return str(path)
+
+
+def run(folder, tiny, scorer, gold=None, **flags):
+    """Run ppo.py; its metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = dict(policy=tiny, reward_model=scorer, iterations=3, rollout_size=8, minibatches=2, micro_batch=3,
+                 max_new_tokens=8, lr=1e-2, critic_lr=1e-2) | flags
+    ppo.main(ppo.Config(questions=write_questions(folder / "questions.jsonl", gold), out=str(folder / "out"), **flags))
+    return list(read_jsonl(folder / "out" / "metrics.jsonl"))
+
+
+def test_the_reference_stays_while_the_policy_moves(tiny, scorer, tmp_path, monkeypatch):
+    """KL is exactly 0 at first and not after an update; reference and scorer keep weights and never get a gradient."""
+    loaded = []
+    for name in ("load_model", "load_scalar_model"):
+        real = getattr(ppo, name)
+
+        def spy(*args, real=real, **more):
+            loaded.append(real(*args, **more))
+            return loaded[-1]
+
+        monkeypatch.setattr(ppo, name, spy)
+    metrics = run(tmp_path, tiny, scorer)
+    policy, reference, critic, judge = loaded
+    for frozen, moved, start in ((reference, policy, load_model(tiny)), (judge, critic, load_scalar_model(scorer))):
+        assert change(start, frozen).abs().max() == 0
+        assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
+        assert change(start, moved).abs().max() > 1e-3
+    assert metrics[0]["objective/kl"] == 0
+    assert all(abs(m["objective/kl"]) > 1e-4 for m in metrics[1:])
+    assert all(m["val/ratio_first"] == pytest.approx(1, abs=1e-4) for m in metrics)
+    assert change(policy, load_model(tmp_path / "out")).abs().max() == 0  # the policy is what is saved
+
+
+def test_the_critic_starts_as_the_reward_model(tiny, scorer, tmp_path, monkeypatch):
+    """Its value after the end token is then the score of the answer."""
+    seen = []
+    real = ppo.rollout
+
+    def spy(cfg, policy, reference, critic, *args, **more):
+        r = real(cfg, policy, reference, critic, *args, **more)
+        seen.append((r, critic(r.tokens).detach()))
+        return r
+
+    monkeypatch.setattr(ppo, "rollout", spy)
+    run(tmp_path, tiny, scorer, iterations=1)
+    [(r, values)] = seen
+    assert r.ended.any()
+    for b in r.ended.nonzero().squeeze(1).tolist():
+        end = int(r.mask[b].nonzero()[-1]) + 1
+        assert values[b, end].item() == pytest.approx(r.scores[b].item(), abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_gold_answers(tiny, scorer, tmp_path):
+    """Gold answers are in the question file and are never read."""
+    first = run(tmp_path / "a", tiny, scorer, gold=lambda i: str(2 * i))
+    second = run(tmp_path / "b", tiny, scorer, gold=lambda i: str(999 + i))
+    other = run(tmp_path / "c", tiny, scorer, seed=1)
+    assert json.dumps(first) == json.dumps(second) != json.dumps(other)
+    weights = [(tmp_path / name / "out" / "model.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_the_script_raises_the_score_of_a_policy(tiny, scorer, tmp_path, monkeypatch):
+    """The whole loop with a judge that likes sevens: within a few iterations they are half of what is said."""
+    def likes_sevens(model, prompts, responses, micro_batch):
+        return torch.tensor([4.0 * response.count(9) / len(response) - 1 for response in responses])  # 9 is '7'
+
+    assert Tokenizer(tiny).encode("7") == [9]
+    monkeypatch.setattr(ppo, "score_responses", likes_sevens)
+    metrics = run(tmp_path, tiny, scorer, iterations=15, rollout_size=64, micro_batch=64, minibatches=4, lr=1e-2,
+                  unfinished_score=-1.0, kl_coef=0.01)
+    assert metrics[0]["objective/scores"] < -0.6 and metrics[-1]["objective/scores"] > 0.5
+
+
+def test_votes_instead_of_a_reward_model_give_plus_and_minus_one(tiny, scorer, tmp_path, monkeypatch):
+    """The critic then starts at 0, and questions without a vote are not asked."""
+    write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7", "share": 1.0} for i in range(3)])
+    rollouts, asked = [], set()
+    real = ppo.rollout
+
+    def spy(cfg, policy, reference, critic, score, tokenizer, questions, seed):
+        asked.update(question.id for question in questions)
+        texts = ["#### 7", "7", "#### 8", "no idea", "#### 7.0", "A: 7", "", "#### 77"]
+        assert score(questions, None, None, texts).tolist() == [1, -1, -1, -1, 1, 1, -1, -1]
+        rollouts.append(real(cfg, policy, reference, critic, score, tokenizer, questions, seed))
+        return rollouts[-1]
+
+    monkeypatch.setattr(ppo, "rollout", spy)
+    run(tmp_path, tiny, "", votes=str(tmp_path / "votes.jsonl"), unfinished_score=-5.0)
+    assert asked == {"q0", "q1", "q2"}
+    assert rollouts[0].values.abs().max() == 0 < rollouts[-1].values.abs().max()
+    assert {1.0, -1.0, -5.0} >= set(rollouts[0].scores.tolist()) >= {-1.0, -5.0}
+
+
+def test_every_question_comes_once_before_any_comes_again(tiny, scorer, tmp_path, monkeypatch):
+    """And no two rollouts are sampled with one seed."""
+    asked, seeds = [], []
+    real = ppo.rollout
+
+    def spy(*args, seed):
+        asked.extend(question.id for question in args[6])
+        seeds.append(seed)
+        return real(*args, seed=seed)
+
+    monkeypatch.setattr(ppo, "rollout", spy)
+    run(tmp_path / "a", tiny, scorer)  # 3 rollouts of 8 over 6 questions
+    run(tmp_path / "b", tiny, scorer, seed=1)
+    assert len(asked) == 48 and len(set(seeds)) == 6
+    assert all(len(set(asked[i : i + 6])) == 6 for i in range(0, 48, 6))
+
+
+def test_question_sets_may_be_named_instead_of_being_files(tiny, scorer, tmp_path, monkeypatch):
+    """'arith:train' is a question set to every script, as load_questions says."""
+    monkeypatch.setattr(ppo, "load_questions", lambda spec: QUESTIONS)
+    ppo.main(ppo.Config(policy=tiny, reward_model=scorer, questions="arith:train", valid="arith:valid", iterations=1,
+                        rollout_size=2, minibatches=1, max_new_tokens=2, out=str(tmp_path / "out")))
+    assert (tmp_path / "out" / "done.json").is_file()
+
+
+def test_held_out_questions_are_asked_greedily_now_and_then(tiny, scorer, tmp_path):
+    valid = tmp_path / "valid.jsonl"
+    write_jsonl(valid, [{"question": "3+4?", "answer": "7"}])
+    metrics = run(tmp_path, tiny, scorer, valid=str(valid), eval_every=2, iterations=4)
+    assert [m["step"] for m in metrics if "valid/accuracy" in m] == [0, 1, 3]
+
+
+def test_the_learning_rate_falls_linearly_over_the_iterations(tiny, scorer, tmp_path, monkeypatch):
+    rates = []
+    monkeypatch.setattr(ppo, "update", lambda cfg, policy, critic, optimizers, *rest: rates.append(
+        [optimizer.param_groups[0]["lr"] for optimizer in optimizers]) or {"val/ratio_first": 1.0})
+    run(tmp_path, tiny, scorer, iterations=10, lr=1.0, critic_lr=2.0, rollout_size=2)
+    policy, critic = zip(*rates)
+    assert policy[0] == 1.0 and list(policy) == sorted(policy, reverse=True)
+    assert policy[-3:] == pytest.approx([3 * policy[-1], 2 * policy[-1], policy[-1]]) and 0 < policy[-1] < 0.15
+    assert list(critic) == [2 * rate for rate in policy]
+
+
+def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp_path, monkeypatch):
+    """Such as log-probs at another temperature."""
+    real = ppo.update
+    monkeypatch.setattr(ppo, "update", lambda cfg, *rest: real(dataclasses.replace(cfg, temperature=0.5), *rest))
+    with pytest.raises(RuntimeError, match=r"has ratio \d+\.\d+ instead of 1"):
+        run(tmp_path, tiny, scorer)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ({"iterations": 0}, "--iterations 0"), ({"temperature": 0.0}, r"--temperature 0\.0"),
+    ({"kl_coef": -0.1}, "--kl_coef"),
+    ({"reward_model": ""}, "one of --reward_model and --votes"), ({"votes": "v"}, "one of --reward_model and --votes")])
+def test_flags_that_make_no_sense_are_named(tiny, scorer, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, tiny, scorer, **flags)
