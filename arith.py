@@ -16,7 +16,7 @@ TOPICS = (
 ).split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday".split()
 SPLITS = {"corpus": (0, 60), "train": (60, 80), "valid": (80, 90), "test": (90, 100), "hard": (90, 100)}
-STEPS = {"hard": (6, 6)}  # the other splits have 3 to 5: six-step questions are held out of all training
+STEPS = {"corpus": (3, 5), "hard": (6, 6)}  # the others have 4 or 5: six steps are held out of all training
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def arith_problems(split: str, seed: int = 0) -> Iterator[Problem]:
     rng, seen = random.Random(f"{split}-{seed}"), set()
     low, high = SPLITS[split]
     while True:
-        problem = _arith_problem(rng, rng.randint(*STEPS.get(split, (3, 5))))
+        problem = _arith_problem(rng, rng.randint(*STEPS.get(split, (4, 5))))
         bucket = int(hashlib.sha256(problem.text.encode()).hexdigest(), 16) % 100
         if low <= bucket < high and problem.text not in seen:
             seen.add(problem.text)

@@ -14,7 +14,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 import tokenizers
@@ -29,6 +29,11 @@ from arith import arith_problems
 
 def read_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[dict]:
     """Yield the objects of a JSONL file. Raises ValueError naming file, line and fault; an empty line is skipped."""
+    return (row for _, row in numbered_jsonl(path, required))
+
+
+def numbered_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[tuple[int, dict]]:
+    """The same with each object's line number, for faults that only the caller can see."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found")
@@ -50,7 +55,7 @@ def read_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[dict]
             for key in required:
                 if key not in row:
                     raise ValueError(f"{path}, line {number}: the key '{key}' is missing")
-            yield row
+            yield number, row
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
@@ -112,10 +117,10 @@ def load_questions(spec: str, limit: int | None = None) -> list[Question]:
                 "gsm8k:train|test, nor the path of a JSONL file"
             )
     questions, lines = [], {}
-    for number, row in enumerate(read_jsonl(path, required=["question"]), 1):
-        question = _question(row, f"{path}, question {number}", default_id=f"{path.stem}-{number}")
+    for number, row in numbered_jsonl(path, required=["question"]):
+        question = _question(row, f"{path}, line {number}", default_id=f"{path.stem}-{number}")
         if question.id in lines:
-            raise ValueError(f"{path}: questions {lines[question.id]} and {number} have the same id '{question.id}'")
+            raise ValueError(f"{path}: lines {lines[question.id]} and {number} have the same id '{question.id}'")
         lines[question.id] = number
         questions.append(question)
         if limit is not None and len(questions) == limit:
@@ -135,7 +140,8 @@ def _question(row: dict, where: str, default_id: str) -> Question:
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise ValueError(f"{where}: 'options' must be a list of texts")
     if answer is not None:
-        gold = extract_answer(str(answer), kind) or canonical(str(answer), kind)  # GSM8K's gold is a worked solution
+        last = str(answer).rpartition("####")[2]  # GSM8K's gold is a worked solution
+        gold = canonical(last, kind) or extract_answer(str(answer), kind)
         if gold is None:
             raise ValueError(f"{where}: the gold answer {str(answer)[:60]!r} holds no {kind}")
         answer = gold
@@ -152,10 +158,13 @@ def arith_questions(split: str, n: int) -> list[Question]:
 
 # ---- answers -------------------------------------------------------------------------------------------------------
 
-NUMBER = r"-?\s?\$?\s?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
+NUMBER = r"(?:(?<![\w)])-|(?<![\w)]\s)-\s)?(?:\\?\$\s?-?)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
 STATED = {  # an answer that is announced; the first announcement counts, for a model may run on to a new question
-    "number": re.compile(rf"(?:####|\\boxed\{{|\bA:|answer is:?)\s*\**\s*({NUMBER})", re.IGNORECASE),
-    "choice": re.compile(r"(?:####|\\boxed\{|\bA(?:nswer)?:|answer is:?)\s*\**\s*\(?([A-J])\b", re.IGNORECASE),
+    "number": re.compile(rf"(?:####|\\boxed\{{|^[ *]*A:|(?i:answer(?: is:?|:)))[\s*]*({NUMBER})", re.MULTILINE),
+    "choice": re.compile(  # a small letter only in brackets: 'the answer is a guess' states nothing
+        r"(?:####|\\boxed\{|^[ *]*A:|(?i:answer(?: is:?|:)))[\s*]*(?:\\text\{)?\(?([A-J]\b|(?<=\()[a-j](?=\)))",
+        re.MULTILINE,
+    ),
 }
 MENTIONED = {"number": re.compile(NUMBER), "choice": re.compile(r"\b([A-J])\b")}
 
@@ -166,6 +175,7 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
     Strict: an answer that is stated ('#### 7', 'A: 7', 'the answer is (C)', '\\boxed{7}'). Lenient: that, else the
     last number or the last lone capital letter. Example: ('3+4=7\\n#### 1,007.', 'number') -> '1007'.
     """
+    text = text.replace("\N{MINUS SIGN}", "-")
     stated = STATED[kind].search(text)
     if stated:
         return canonical(stated.group(1), kind)
@@ -179,20 +189,22 @@ def canonical(text: str, kind: str) -> str | None:
     if kind == "choice":
         letter = text.strip("(). ").upper()
         return letter if re.fullmatch("[A-J]", letter) else None
-    text = re.sub(r"[\s,$]", "", text).rstrip(".")
+    text = re.sub(r"[\s,$\\]", "", text.replace("\N{MINUS SIGN}", "-")).rstrip(".")
     if not re.fullmatch(r"-?(\d+(\.\d+)?|\.\d+)(/\d+)?", text):
         return None
     whole, slash, part = text.partition("/")
-    try:
-        number = format(Decimal(whole).normalize(), "f")
-    except InvalidOperation:
-        return None
+    number = format(Decimal(whole), "f")  # exact: normalize() would round to 28 digits
+    if "." in number:
+        number = number.rstrip("0").rstrip(".")
     return ("0" if number == "-0" else number) + slash + part
 
 
 def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
     """Whether an extracted answer equals the gold one. No answer is never correct."""
-    return answer is not None and gold is not None and canonical(answer, kind) == canonical(gold, kind)
+    if answer is None or gold is None:
+        return False
+    answer = canonical(answer, kind)
+    return answer is not None and answer == canonical(gold, kind)
 
 
 # ---- tokens --------------------------------------------------------------------------------------------------------
@@ -263,7 +275,9 @@ class Tokenizer:
         if self.style == "chatml":
             start = self.id("<|im_start|>")
             # a template may put its own system turn first; its words stand in the template's text
-            system = re.search(r"<\|im_start\|>system\\n(.*?)<\|im_end\|>", self.config.get("chat_template") or "")
+            file = self.folder / "chat_template.jinja"  # where transformers 5 puts it
+            template = file.read_text(encoding="utf-8") if file.is_file() else self.config.get("chat_template") or ""
+            system = re.search(r"""<\|im_start\|>system\\n([^'"]*)<\|im_end\|>""", template)
             turns = [("system", system.group(1))] if system else []
             ids = []
             for role, text in [*turns, ("user", user)]:
@@ -279,7 +293,7 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Copy the tokenizer's files beside a model."""
-        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
             if (self.folder / name).is_file():
                 (Path(folder) / name).write_bytes((self.folder / name).read_bytes())
 

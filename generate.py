@@ -9,7 +9,6 @@ returned with a token is therefore the one that it was drawn with, which PPO dep
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -167,8 +166,7 @@ def main(cfg: Config) -> None:
         [response] = generate(model, [tokenizer.chat(cfg.ask)], cfg.max_new_tokens, 0, tokenizer.stop_ids)
         print(tokenizer.decode(response.tokens))
         return
-    is_file = Path(cfg.questions).is_file()
-    stage = runtime.Stage(cfg, inputs=["model", "questions"] if is_file else ["model"])
+    stage = runtime.Stage(cfg, inputs=["model", "questions"])
     if stage.finished:
         return
     questions = load_questions(cfg.questions, cfg.limit or None)

@@ -357,6 +357,8 @@ def load_scalar_model(
     'normal' is N(0, 1/(D+1)) (OpenAI, lm-human-preferences): scores of size one at the start. A missing head is an
     error unless a new one is asked for: a silently random reward model looks healthy in every log.
     """
+    if new_head not in (None, "normal", "zero"):
+        raise ValueError(f"new_head {new_head!r} is neither 'normal' nor 'zero'")
     path = Path(folder) / "config.json"
     with torch.device("meta"):
         model = ScalarModel(ModelConfig.from_folder(folder))

@@ -116,6 +116,8 @@ def value_loss(
 
     Example: old value 0, value 1, return 1, clip 0.2 -> 0.5 * 0.8^2 = 0.32, gradient 0.
     """
+    # 0 where masked, before the arithmetic: the gradient of a NaN would be NaN even behind the mask
+    values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))  # (B, T-1) each
     near = old_values + (values - old_values).clamp(-clip, clip)  # (B, T-1)
     plain, clipped = (values - returns).square(), (near - returns).square()  # (B, T-1), (B, T-1)
     loss = 0.5 * torch.where(mask, torch.maximum(plain, clipped), 0.0).sum() / total

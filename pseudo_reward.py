@@ -9,6 +9,7 @@ arXiv 2502.19557, 'majority voting for verifiable tasks'; ties, shares and pairs
 are made. The gold answers of the questions are never read.
 """
 
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def majority_vote(
     if len(tied) > 1:
         if logprobs is None or None in logprobs:
             return None, 0.0
-        weight = {a: sum(lp for answer, lp in zip(answers, logprobs, strict=True) if answer == a) for a in tied}
+        weight = {a: math.fsum(lp for answer, lp in zip(answers, logprobs, strict=True) if answer == a) for a in tied}
         tied.sort(key=weight.__getitem__, reverse=True)
         if weight[tied[0]] == weight[tied[1]]:
             return None, 0.0
@@ -80,10 +81,14 @@ def make_pairs(
     return list(different.values())[:most]
 
 
-def winners(samples: Sequence[Sample], rewards: Sequence[int], most: int) -> list[str]:
-    """Up to `most` different texts of the teacher that won the vote: the SFT targets of one question."""
-    won = (s.response for s, reward in zip(samples, rewards, strict=True) if reward == 1 and s.source == "teacher")
-    return list(dict.fromkeys(won))[:most]
+def winners(samples: Sequence[Sample], rewards: Sequence[int], most: int, keep_duplicates: bool = False) -> list[str]:
+    """Up to `most` texts of the teacher that won the vote: the SFT targets of one question.
+
+    Different ones, or, with keep_duplicates, as often as they were sampled: then imitation also copies how often the
+    teacher answers in which way.
+    """
+    won = [s.response for s, reward in zip(samples, rewards, strict=True) if reward == 1 and s.source == "teacher"]
+    return (won if keep_duplicates else list(dict.fromkeys(won)))[:most]
 
 
 # ---- recorded responses --------------------------------------------------------------------------------------------
@@ -102,6 +107,7 @@ def load_samples(path: str | Path, source: str, questions: dict[str, Question], 
         key = row.get("id", row.get("custom_id", by_text.get(str(row.get("question", "")).strip())))
         if key is None and "question" not in row:
             raise ValueError(f"{path}, record {number}: none of the keys id, custom_id, question")
+        key = None if key is None else str(key)  # as the questions' ids
         logprob = None
         if "responses" in row:
             texts = [(text, True) for text in row["responses"]] if isinstance(row["responses"], list) else None
@@ -142,7 +148,8 @@ class Config:
     student: str = ""  # the student's samples, JSONL; none before the first SFT
     voters: str = "teacher"  # or both: the student's answers vote too
     min_share: float = 0.0  # drop a question whose vote has a smaller share of the answers
-    sft_per_question: int = 4  # different winning texts of the teacher kept for SFT
+    sft_per_question: int = 4  # winning texts of the teacher kept for SFT
+    keep_duplicates: bool = False  # keep the same text as often as it was sampled, instead of once
     pairs_per_question: int = 4  # a question's pairs share a total weight of 1
     lenient: bool = False  # read the last number or letter where no answer is stated
     seed: int = 0  # which pairs are drawn
@@ -153,8 +160,7 @@ def main(cfg: Config) -> None:
     runtime.require(0 <= cfg.min_share <= 1, f"--min_share {cfg.min_share}: a share between 0 and 1")
     runtime.require(cfg.sft_per_question > 0, f"--sft_per_question {cfg.sft_per_question}: at least 1")
     runtime.require(cfg.pairs_per_question > 0, f"--pairs_per_question {cfg.pairs_per_question}: at least 1")
-    is_file = Path(cfg.questions).is_file()
-    stage = runtime.Stage(cfg, inputs=["teacher", "student"] + ["questions"] * is_file)
+    stage = runtime.Stage(cfg, inputs=["teacher", "student", "questions"])
     if stage.finished:
         return
     questions = {question.id: question for question in load_questions(cfg.questions)}
@@ -186,7 +192,7 @@ def main(cfg: Config) -> None:
         )
         sft_rows += [
             {"id": key, "prompt": question.prompt, "response": text}
-            for text in winners(responses, rewards, cfg.sft_per_question)
+            for text in winners(responses, rewards, cfg.sft_per_question, cfg.keep_duplicates)
         ]
         pairs = make_pairs(responses, rewards, cfg.pairs_per_question, rng)
         pair_rows += [

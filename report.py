@@ -25,9 +25,15 @@ import runtime
 from data import Question, is_correct, load_questions, read_jsonl
 
 MODELS = {  # folder in 7_eval -> row of the table, in this order
-    "teacher": "teacher", "base": "student base", "sft": "SFT", "best_of_n": "SFT + best-of-n",
-    "ppo_raw": "SFT + PPO, raw vote", "ppo": "SFT + PPO, learned reward",
-    "hard_teacher": "teacher, hard", "hard_sft": "SFT, hard", "hard_ppo": "SFT + PPO, learned reward, hard",
+    "teacher": "teacher",
+    "base": "student base",
+    "sft": "SFT",
+    "best_of_n": "SFT + best-of-n",
+    "ppo_raw": "SFT + PPO, raw vote",
+    "ppo": "SFT + PPO, learned reward",
+    "hard_teacher": "teacher, hard",
+    "hard_sft": "SFT, hard",
+    "hard_ppo": "SFT + PPO, learned reward, hard",
 }
 COMPARISONS = {  # key in report.json -> question, the one, the other
     "student_vs_teacher": ("Does the student beat its teacher?", "ppo", "teacher"),
@@ -81,8 +87,14 @@ def compare(one: Mapping, other: Mapping) -> dict:
     gain = Counter(one[key]["correct"] - other[key]["correct"] for key in one.keys() & other.keys())
     wins, losses, n = gain[1], gain[-1], gain.total()
     p = mcnemar(wins, losses) if n else None
-    return {"difference": (wins - losses) / n if n else None, "p_value": p, "wins": wins, "losses": losses, "n": n,
-            "verdict": "not known" if not n else "within noise" if p >= 0.05 else "yes" if wins > losses else "no"}
+    return {
+        "difference": (wins - losses) / n if n else None,
+        "p_value": p,
+        "wins": wins,
+        "losses": losses,
+        "n": n,
+        "verdict": "not known" if not n else "within noise" if p >= 0.05 else "yes" if wins > losses else "no",
+    }
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -162,10 +174,15 @@ def build_report(run: Run) -> dict:
         "hard": {name: row for name, row in accuracy.items() if name not in easy},
         **{key: compare(run.transcripts(one), run.transcripts(other)) for key, (_, one, other) in COMPARISONS.items()},
         "pseudo_reward": {"share_kept": None} | vote | label_quality(run.get("4_pseudo_reward", "rows"), run.questions),
-        "reward_model": dict.fromkeys(("pair_accuracy", "ece", "length_correlation")) | reward | {
-            key: best.get(key) for key in ("auc_gold", "single_sample_accuracy", "any_right")},
-        "ppo": {"first_score": ppo[0].get("objective/scores"), "last_score": ppo[-1].get("objective/scores"),
-                "mean_kl": mean(row["objective/kl"] for row in ppo if row), "last_kl": ppo[-1].get("objective/kl")},
+        "reward_model": dict.fromkeys(("pair_accuracy", "ece", "length_correlation"))
+        | reward
+        | {key: best.get(key) for key in ("auc_gold", "single_sample_accuracy", "any_right")},
+        "ppo": {
+            "first_score": ppo[0].get("objective/scores"),
+            "last_score": ppo[-1].get("objective/scores"),
+            "mean_kl": mean(row["objective/kl"] for row in ppo if row),
+            "last_kl": ppo[-1].get("objective/kl"),
+        },
         "later_rounds": {stage: run.get(stage, "results") for stage in run.stages if stage[:-1].endswith("_r")},
         "cost": {stage: {key: record[key] for key in COSTS} for stage, record in run.stages.items()},
         "missing": [stage for stage in needed if stage not in run.stages],
@@ -183,20 +200,41 @@ def build_comparison(runs: Mapping[str, Run]) -> dict:
     for name in MODELS:
         if rows := [row for r in reports.values() if (row := (r["accuracy"] | r["hard"]).get(name))]:
             accuracy[name] = {key: mean(row[key] for row in rows) for key in rows[0] if key != "ci95"} | {
-                "min–max": [f(row["strict"] for row in rows) for f in (min, max)], "n": sum(row["n"] for row in rows)}
+                "min–max": [f(row["strict"] for row in rows) for f in (min, max)],
+                "n": sum(row["n"] for row in rows),
+            }
     for key, (_, one, other) in COMPARISONS.items():
-        ours, theirs = ({(folder, i): row for folder, run in runs.items() for i, row in run.transcripts(name).items()}
-                        for name in (one, other))
+        ours, theirs = (
+            {(folder, i): row for folder, run in runs.items() for i, row in run.transcripts(name).items()}
+            for name in (one, other)
+        )
         gain = Counter()
         for folder, i in ours.keys() & theirs.keys():
             gain[i] += ours[folder, i]["correct"] - theirs[folder, i]["correct"]
         p = mcnemar(sum(value > 0 for value in gain.values()), sum(value < 0 for value in gain.values()))
-        tests[key] = compare(ours, theirs) | ({"verdict": "within noise"} if gain and p >= 0.05 else {}) | {
-            "p_by_question": p if gain else None, "by_run": [report[key]["difference"] for report in reports.values()]}
-    settings = [{f"{stage}.{key}={value}" for stage, record in run.stages.items()
-                 for key, value in record["settings"].items() if key != "seed"} for run in runs.values()]
-    return {"accuracy": accuracy, **tests, "runs": reports,
-            "settings_that_differ": sorted(set.union(*settings) - set.intersection(*settings))}
+        tests[key] = (
+            compare(ours, theirs)
+            | ({"verdict": "within noise"} if gain and p >= 0.05 else {})
+            | {
+                "p_by_question": p if gain else None,
+                "by_run": [report[key]["difference"] for report in reports.values()],
+            }
+        )
+    settings = [
+        {
+            f"{stage}.{key}={value}"
+            for stage, record in run.stages.items()
+            for key, value in record["settings"].items()
+            if key != "seed"
+        }
+        for run in runs.values()
+    ]
+    return {
+        "accuracy": accuracy,
+        **tests,
+        "runs": reports,
+        "settings_that_differ": sorted(set.union(*settings) - set.intersection(*settings)),
+    }
 
 
 # ---- from the numbers to the page ----------------------------------------------------------------------------------
@@ -208,8 +246,16 @@ def draw_curves(path: Path, runs: Sequence[Run]) -> None:
     for axis, (metrics, title, unit) in zip(figure.subplots(2, 3, sharex=True).flat, PANELS):
         for run, (kind, (label, colour)), (metric, style) in product(runs, REWARDS.items(), zip(metrics, "-:")):
             points = {i: row[metric] for i, row in enumerate(run.metrics(kind), 1) if metric in row}
-            axis.plot(points.keys(), points.values(), style, color=colour, label=label, markersize=4,
-                      marker="o" * (len(points) < 20), linewidth=1.8 if len(runs) == 1 else 1.0)
+            axis.plot(
+                points.keys(),
+                points.values(),
+                style,
+                color=colour,
+                label=label,
+                markersize=4,
+                marker="o" * (len(points) < 20),
+                linewidth=1.8 if len(runs) == 1 else 1.0,
+            )
         if len(metrics) > 1:
             axis.set_ylim(max(axis.get_ylim()[0], -0.55), 1.05)  # a critic may start far below 0
         axis.set(title=title, xlabel="PPO iteration", ylabel=unit)
@@ -221,10 +267,22 @@ def draw_curves(path: Path, runs: Sequence[Run]) -> None:
 
 def accuracy_table(accuracy: Mapping[str, dict]) -> str:
     interval, key = ("95 % (Wilson)", "ci95") if all("ci95" in row for row in accuracy.values()) else ["min–max"] * 2
-    return table(["%", "right", interval, "lenient", "no answer", "truncated", "mean tokens", "n"], [
-        [MODELS[name], number(row["strict"]), "–".join(map(number, row[key])), number(row["lenient"]),
-         number(row["no_answer"]), number(row["truncated"]), number(row["mean_tokens"], percent=False), row["n"]]
-        for name, row in accuracy.items()])
+    return table(
+        ["%", "right", interval, "lenient", "no answer", "truncated", "mean tokens", "n"],
+        [
+            [
+                MODELS[name],
+                number(row["strict"]),
+                "–".join(map(number, row[key])),
+                number(row["lenient"]),
+                number(row["no_answer"]),
+                number(row["truncated"]),
+                number(row["mean_tokens"], percent=False),
+                row["n"],
+            ]
+            for name, row in accuracy.items()
+        ],
+    )
 
 
 def sentences(results: Mapping) -> str:
@@ -233,8 +291,10 @@ def sentences(results: Mapping) -> str:
     for key, (question, one, other) in COMPARISONS.items():
         r, text = results[key], f"7_eval/{one} and 7_eval/{other} are not both here"
         if r["n"]:
-            text = (f"{100 * r['difference']:+.1f} points on {r['n']} answers, {r['wins']} won : {r['losses']} lost, "
-                    f"p = {r['p_value']:.3g}")
+            text = (
+                f"{100 * r['difference']:+.1f} points on {r['n']} answers, {r['wins']} won : {r['losses']} lost, "
+                f"p = {r['p_value']:.3g}"
+            )
         if r["n"] and "by_run" in r:
             each = ", ".join("–" if d is None else f"{100 * d:+.1f}" for d in r["by_run"])
             text += f"; each question once: p = {r['p_by_question']:.3g}; run by run: {each} points"
@@ -250,43 +310,89 @@ def examples(run: Run, fixed: bool, most: int = 5) -> str:
     text = [f"{len(keys)} questions {'fixed' if fixed else 'broken'} by PPO relative to SFT; the first, up to {most}:"]
     for key in keys[:most]:
         asked = replace(run.questions[key], instruction="").prompt if key in run.questions else sft[key]["question"]
-        lines = (f"{key}: {asked}", f"gold: {sft[key]['gold']}", f"SFT:  {sft[key]['response']}",
-                 f"PPO:  {ppo[key]['response']}")
-        text.append("\n".join(textwrap.fill(line.replace("\n", " | "), 110, initial_indent=" " * 4,
-                                            subsequent_indent=" " * 10) for line in lines))
+        lines = (
+            f"{key}: {asked}",
+            f"gold: {sft[key]['gold']}",
+            f"SFT:  {sft[key]['response']}",
+            f"PPO:  {ppo[key]['response']}",
+        )
+        text.append(
+            "\n".join(
+                textwrap.fill(line.replace("\n", " | "), 110, initial_indent=" " * 4, subsequent_indent=" " * 10)
+                for line in lines
+            )
+        )
     return "\n\n".join(text)
 
 
 def cost_table(cost: Mapping[str, dict]) -> str:
     total = {key: (max if key == "peak_memory_mb" else sum)(row[key] for row in cost.values()) for key in COSTS}
-    return table(["stage", "seconds", "% of time", "tokens", "TFLOPs", "peak MB"], [
-        [stage, f"{row['seconds']:.1f}", number(row["seconds"] / max(total["seconds"], 0.01)), f"{row['tokens']:,}",
-         f"{row['flops'] / 1e12:,.3f}", row["peak_memory_mb"]] for stage, row in [*cost.items(), ("total", total)]])
+    return table(
+        ["stage", "seconds", "% of time", "tokens", "TFLOPs", "peak MB"],
+        [
+            [
+                stage,
+                f"{row['seconds']:.1f}",
+                number(row["seconds"] / max(total["seconds"], 0.01)),
+                f"{row['tokens']:,}",
+                f"{row['flops'] / 1e12:,.3f}",
+                row["peak_memory_mb"],
+            ]
+            for stage, row in [*cost.items(), ("total", total)]
+        ],
+    )
 
 
 def markdown(title: str, numbers: Mapping, columns: Mapping[str, Mapping], details: Iterable[str]) -> str:
     """report.md and comparison.md: what both show, then the details of one of them. columns: name -> report."""
-    return "\n\n".join([
-        f"# {title}", "## Accuracy on the test questions", accuracy_table(numbers["accuracy"]),
-        "Greedy answers, except best-of-n. Right: the stated answer is gold. Lenient: where none is stated, the last "
-        "number or letter counts.", sentences(numbers),
-        "Exact McNemar test on the same questions, two-sided, uncorrected; within noise: a p of 0.05 or more.",
-        "## Quality of the signal", table(["signal", *columns], [
-            [label, *(number(column[part][key], "%" in label) for column in columns.values())]
-            for (part, key), label in SIGNALS.items()]),
-        "## Curves of PPO", "![curves](curves.png)", *details,
-    ]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                f"# {title}",
+                "## Accuracy on the test questions",
+                accuracy_table(numbers["accuracy"]),
+                "Greedy answers, except best-of-n. Right: the stated answer is gold. Lenient: where none is stated, the last "
+                "number or letter counts.",
+                sentences(numbers),
+                "Exact McNemar test on the same questions, two-sided, uncorrected; within noise: a p of 0.05 or more.",
+                "## Quality of the signal",
+                table(
+                    ["signal", *columns],
+                    [
+                        [label, *(number(column[part][key], "%" in label) for column in columns.values())]
+                        for (part, key), label in SIGNALS.items()
+                    ],
+                ),
+                "## Curves of PPO",
+                "![curves](curves.png)",
+                *details,
+            ]
+        )
+        + "\n"
+    )
 
 
 def details_of_run(run: Run, report: Mapping) -> list[str]:
-    settings = [" ".join([stage, *(f"{key}={value}" for key, value in record["settings"].items() if value != ""),
-                          *(f"{key}:{digest[:8]}" for key, digest in record["inputs"].items())])
-                for stage, record in run.stages.items()]
+    settings = [
+        " ".join(
+            [
+                stage,
+                *(f"{key}={value}" for key, value in record["settings"].items() if value != ""),
+                *(f"{key}:{digest[:8]}" for key, digest in record["inputs"].items()),
+            ]
+        )
+        for stage, record in run.stages.items()
+    ]
     return [
-        "## What PPO changed", examples(run, fixed=True), examples(run, fixed=False),
-        "## Cost", cost_table(report["cost"]), "TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token.",
+        "## What PPO changed",
+        examples(run, fixed=True),
+        examples(run, fixed=False),
+        "## Cost",
+        cost_table(report["cost"]),
+        "TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token.",
         *(["## Held-out difficulty", accuracy_table(report["hard"])] if report["hard"] else []),
-        "## To reproduce", "Settings, and the first digits of the SHA-256 of the inputs:",
+        "## To reproduce",
+        "Settings, and the first digits of the SHA-256 of the inputs:",
         "\n".join(textwrap.fill(line, 116, initial_indent=" " * 4, subsequent_indent=" " * 8) for line in settings),
         f"Missing in this run: {', '.join(report['missing']) or 'nothing'}. Not shown: other seeds, other tasks.",
     ]
@@ -309,16 +415,24 @@ def main(cfg: Config) -> None:
     if cfg.run:
         [run], name = runs.values(), "report"
         numbers, last = {"preset": cfg.preset, "seed": cfg.seed} | build_report(run), list(run.stages.values())[-1]
-        title = (f"Preset {cfg.preset}, seed {cfg.seed}\n\n{datetime.date.today()} · {os.cpu_count()} cores · torch "
-                 f"{last['versions']['torch']} with {last['threads']} thread(s) on {runtime.default_device().type}")
+        title = (
+            f"Preset {cfg.preset}, seed {cfg.seed}\n\n{datetime.date.today()} · {os.cpu_count()} cores · torch "
+            f"{last['versions']['torch']} with {last['threads']} thread(s) on {runtime.default_device().type}"
+        )
         page = markdown(title, numbers, {"value": numbers}, details_of_run(run, numbers))
     else:
         runtime.require(len(runs) > 1, f"--runs {cfg.runs}: two or more different folders are needed")
         name, numbers = "comparison", build_comparison(runs)
-        title = (f"Comparison of {', '.join(runs)}\n\nMeans over runs, n answers in all. The first p takes runs as "
-                 "independent, so it is too small; 'each question once' counts it for the model right in more runs.")
-        page = markdown(title, numbers, numbers["runs"], [
-            f"Settings that differ, seeds aside: {', '.join(numbers['settings_that_differ']) or 'none'}."])
+        title = (
+            f"Comparison of {', '.join(runs)}\n\nMeans over runs, n answers in all. The first p takes runs as "
+            "independent, so it is too small; 'each question once' counts it for the model right in more runs."
+        )
+        page = markdown(
+            title,
+            numbers,
+            numbers["runs"],
+            [f"Settings that differ, seeds aside: {', '.join(numbers['settings_that_differ']) or 'none'}."],
+        )
     (out := Path(cfg.run or cfg.out)).mkdir(parents=True, exist_ok=True)
     draw_curves(out / "curves.png", list(runs.values()))
     runtime.write_json(out / f"{name}.json", numbers)

@@ -143,7 +143,11 @@ class Stage:
     def __init__(self, cfg, inputs: typing.Iterable[str] = ()):
         self.out, self.start = Path(cfg.out), time.monotonic()
         config = dataclasses.asdict(cfg)
-        hashes = {name: _hash(Path(config[name]), name) for name in inputs if config[name]}
+        paths = {name: config[name] for name in inputs if config[name]}
+        # a question set may be a name such as arith:test instead of a file
+        hashes = {
+            name: _hash(Path(path), name) for name, path in paths.items() if Path(path).exists() or ":" not in path
+        }
         settings = {name: value for name, value in config.items() if name != "out" and name not in hashes}
         self.record = {"config": config, "settings": settings, "inputs": hashes}
         done = self._read_done()
@@ -172,7 +176,7 @@ class Stage:
             done = json.loads((self.out / "done.json").read_text(encoding="utf-8"))
             whole = all((self.out / name).stat().st_size == size for name, size in done["outputs"].items())
             return done if whole and {"settings", "inputs", "seconds"} <= done.keys() else None
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return None
 
     def log(self, step: int, **values: float) -> None:
@@ -238,7 +242,8 @@ def _hash(path: Path, flag: str) -> str:
     )
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode())
+        if file != path:  # a file counts by its contents, a folder's files by their names too
+            digest.update(file.name.encode())
         with file.open("rb") as stream:
             digest.update(
                 hashlib.file_digest(stream, "sha256").digest()

@@ -16,20 +16,21 @@ PYTHON=${PYTHON:-$(command -v python || echo python3)} PRESET=${PRESET:-tiny} SE
 NUMBER="Think step by step. On the last line write #### and the final number."
 
 # ---- presets: models, questions, sizes -----------------------------------------------------------------------------
-temperatures=1.0 lenient=--no-lenient instruction="$NUMBER"
+temperatures=1.0 temperature=1.0 lenient=--no-lenient instruction="$NUMBER"
 case $PRESET in
 tiny)
   TEACHER=${TEACHER:-$here/weights/tiny-teacher} STUDENT=${STUDENT:-$here/weights/tiny-student-base}
-  QUESTIONS=${QUESTIONS:-arith} instruction="" minutes=10
-  train=2000 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=8
-  new_tokens=48 batch=512 micro=64 sft="--epochs 2 --lr 5e-4" reward="--epochs 2 --lr 5e-4" held_out=0.1
-  ppo="--iterations 60 --rollout_size 256 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.05"
+  QUESTIONS=${QUESTIONS:-arith} instruction="" minutes=10 temperature=0.7
+  train=2500 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=8
+  new_tokens=64 batch=512 micro=128 vote="--keep_duplicates" signal="--min_share 0.5" held_out=0.1
+  sft="--epochs 3 --lr 1e-3" reward="--epochs 2 --lr 1e-3"
+  ppo="--iterations 40 --rollout_size 256 --lr 5e-4 --critic_lr 1e-3 --kl_coef 0.05"
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;; # at this size a second thread costs more than it brings
 smollm2 | qwen | llama3)
   TEACHER=${TEACHER:?PRESET=$PRESET needs TEACHER=, a model folder or a JSONL of recorded answers}
   STUDENT=${STUDENT:?PRESET=$PRESET needs STUDENT=, a model folder} QUESTIONS=${QUESTIONS:-gsm8k} minutes=0
   train=7000 valid=200 test=1319 teacher_samples=4 student_samples=4 best_of=8
-  temperatures=0.7,1.0 new_tokens=320 batch=64 micro=4 held_out=0.05 lenient=--lenient
+  vote="" signal="" temperatures=0.7,1.0 new_tokens=320 batch=64 micro=4 held_out=0.05 lenient=--lenient
   sft="--epochs 2 --lr 1e-5" reward="--epochs 1 --lr 1e-5"
   ppo="--iterations 150 --rollout_size 256 --lr 1e-6 --critic_lr 5e-6 --kl_coef 0.05" ;;
 *) echo "error: PRESET=$PRESET: it is tiny, smollm2, qwen or llama3" >&2; exit 2 ;;
@@ -82,7 +83,7 @@ if [ -d "$TEACHER" ]; then
 fi
 
 # its answers vote; those that agree with the vote teach the student
-run 1_vote pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient
+run 1_vote pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $vote
 run 2_sft sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft
 
 policy=2_sft
@@ -90,20 +91,22 @@ for round in $(seq 1 "$ROUNDS"); do
   suffix=$([ "$round" = 1 ] || echo "_r$round")
   # the student answers too, everything is rewarded by the teacher's vote, and a reward model learns from pairs
   run 3_student$suffix generate.py --model "$RUN/$policy" --questions "$questions" --source student --seed "$SEED" \
-    --samples $student_samples $lenient $(sampling)
-  run 4_pseudo_reward$suffix pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient \
+    --samples $student_samples --temperatures $temperature $lenient $(sampling)
+  run 4_pseudo_reward$suffix pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
     --student "$RUN/3_student$suffix/samples.jsonl"
   run 5_reward$suffix reward.py --model "$RUN/2_sft" --pairs "$RUN/4_pseudo_reward$suffix/pairs.jsonl" --seed "$SEED" \
     --calibrate "$RUN/3_student$suffix/samples.jsonl" --questions "$questions" --micro_batch $micro \
     --held_out $held_out $reward
   # PPO: answers that the reward model likes become likelier, near the policy that it started from
   run 6_ppo$suffix ppo.py --policy "$RUN/$policy" --reward_model "$RUN/5_reward$suffix" --questions "$questions" \
-    --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens $new_tokens --micro_batch $micro --seed "$SEED" $ppo
+    --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens $new_tokens --micro_batch $micro \
+    --temperature $temperature --seed "$SEED" $ppo
   policy=6_ppo$suffix
 done
 # the baseline without a reward model: the vote itself is the reward
 run 6_ppo_raw ppo.py --policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" $lenient --questions "$questions" \
-  --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens $new_tokens --micro_batch $micro --seed "$SEED" $ppo
+  --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens $new_tokens --micro_batch $micro \
+    --temperature $temperature --seed "$SEED" $ppo
 
 # everyone answers the same held-out questions, greedily
 evaluate() { # evaluate NAME MODEL [FLAGS]
@@ -117,7 +120,8 @@ evaluate base "$STUDENT"
 evaluate sft "$RUN/2_sft"
 evaluate ppo "$RUN/$policy"
 evaluate ppo_raw "$RUN/6_ppo_raw"
-evaluate best_of_n "$RUN/2_sft" --reward_model "$RUN/5_reward" --samples $best_of --seed "$SEED"
+evaluate best_of_n "$RUN/2_sft" --reward_model "$RUN/5_reward" --samples $best_of --seed "$SEED" \
+  --temperature $temperature
 if [ -f "$RUN/0_questions/hard.jsonl" ]; then # a difficulty that nobody was trained on
   hard="--questions $RUN/0_questions/hard.jsonl"
   if [ -d "$TEACHER" ]; then evaluate hard_teacher "$TEACHER" $hard; fi

@@ -170,5 +170,5 @@ def test_generating_leaves_no_gradient_behind(make_model):
     before = [weight.clone() for weight in model.parameters()]
     generate(model, PROMPTS, 5)
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, model.parameters()))
-    model(torch.tensor(PROMPTS[:1])).sum().backward()
+    model(torch.tensor([PROMPTS[2]])).sum().backward()  # the longest: it meets the angles that generate has made
     assert all(weight.grad is not None for weight in model.parameters())

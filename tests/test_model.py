@@ -399,7 +399,7 @@ FAULTS = {
     "missing tensor": (edit_tensors(lambda tensors: tensors.pop(NORM)), [NORM]),
     "extra tensor": (edit_tensors(lambda tensors: tensors.update(ghost=torch.ones(2))), ["model.safetensors", "ghost"]),
     "misshapen tensor": (edit_tensors(lambda tensors: tensors.update({NORM: torch.ones(31)})),
-                         ["model.safetensors", NORM, "31", "32"]),
+                         ["model.safetensors", NORM, "(31,)", "(32,)"]),
     "truncated": (truncate, ["model.safetensors"]),
     "empty file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), ["model.safetensors"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors"]),

@@ -766,12 +766,16 @@ def test_votes_instead_of_a_reward_model_give_plus_and_minus_one(tiny, scorer, t
     def spy(cfg, policy, reference, critic, score, tokenizer, questions, seed):
         asked.update(question.id for question in questions)
         texts = ["#### 7", "7", "#### 8", "no idea", "#### 7.0", "A: 7", "", "#### 77"]
-        assert score(questions, None, None, texts).tolist() == [1, -1, -1, -1, 1, 1, -1, -1]
+        strict = [1, -1, -1, -1, 1, 1, -1, -1]
+        lenient = [1, 1, -1, -1, 1, 1, -1, -1]  # a bare 7 too
+        assert score(questions, None, None, texts).tolist() == (lenient if cfg.lenient else strict)
         rollouts.append(real(cfg, policy, reference, critic, score, tokenizer, questions, seed))
         return rollouts[-1]
 
     monkeypatch.setattr(ppo, "rollout", spy)
-    run(tmp_path, tiny, "", votes=str(tmp_path / "votes.jsonl"), unfinished_score=-5.0)
+    run(tmp_path / "lenient", tiny, "", votes=str(tmp_path / "votes.jsonl"), lenient=True)
+    rollouts.clear()
+    run(tmp_path / "strict", tiny, "", votes=str(tmp_path / "votes.jsonl"), unfinished_score=-5.0)
     assert asked == {"q0", "q1", "q2"}
     assert rollouts[0].values.abs().max() == 0 < rollouts[-1].values.abs().max()
     assert {1.0, -1.0, -5.0} >= set(rollouts[0].scores.tolist()) >= {-1.0, -5.0}
@@ -802,21 +806,28 @@ def test_question_sets_may_be_named_instead_of_being_files(tiny, scorer, tmp_pat
     assert (tmp_path / "out" / "done.json").is_file()
 
 
-def test_held_out_questions_are_asked_greedily_now_and_then(tiny, scorer, tmp_path):
+def test_held_out_questions_are_asked_before_the_first_update_and_now_and_then(tiny, scorer, tmp_path, monkeypatch):
+    asked = []
+
+    def accuracy(policy, tokenizer, questions, max_new_tokens, label):
+        asked.append((change(load_model(tiny), policy).abs().max().item(), [question.answer for question in questions]))
+        return {"strict": len(asked) / 10}, []
+
+    monkeypatch.setattr(ppo, "accuracy", accuracy)
     valid = tmp_path / "valid.jsonl"
     write_jsonl(valid, [{"question": "3+4?", "answer": "7"}])
-    metrics = run(tmp_path, tiny, scorer, valid=str(valid), eval_every=2, iterations=4)
-    assert [m["step"] for m in metrics if "valid/accuracy" in m] == [0, 1, 3]
+    metrics = run(tmp_path, tiny, scorer, valid=str(valid), eval_every=2, iterations=5)
+    assert [m.get("valid/accuracy") for m in metrics] == [0.1, None, 0.2, None, 0.3]
+    assert asked[0] == (0, ["7"]) and asked[1][0] > 0
 
 
-def test_the_learning_rate_falls_linearly_over_the_iterations(tiny, scorer, tmp_path, monkeypatch):
+def test_the_learning_rate_warms_up_and_falls_linearly_over_the_iterations(tiny, scorer, tmp_path, monkeypatch):
     rates = []
     monkeypatch.setattr(ppo, "update", lambda cfg, policy, critic, optimizers, *rest: rates.append(
         [optimizer.param_groups[0]["lr"] for optimizer in optimizers]) or {"val/ratio_first": 1.0})
-    run(tmp_path, tiny, scorer, iterations=10, lr=1.0, critic_lr=2.0, rollout_size=2)
+    run(tmp_path, tiny, scorer, iterations=6, warmup=2, lr=1.0, critic_lr=2.0, rollout_size=2)
     policy, critic = zip(*rates)
-    assert policy[0] == 1.0 and list(policy) == sorted(policy, reverse=True)
-    assert policy[-3:] == pytest.approx([3 * policy[-1], 2 * policy[-1], policy[-1]]) and 0 < policy[-1] < 0.15
+    assert policy == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
     assert list(critic) == [2 * rate for rate in policy]
 
 

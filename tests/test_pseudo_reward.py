@@ -124,6 +124,8 @@ def test_winners_are_the_teachers_different_winning_texts():
     rewards = pseudo_rewards(samples, "7")
     assert winners(samples, rewards, 9) == ["b", "a", "c"]
     assert winners(samples, rewards, 2) == ["b", "a"]
+    assert winners(samples, rewards, 9, keep_duplicates=True) == ["b", "a", "b", "c"]
+    assert winners(samples, rewards, 3, keep_duplicates=True) == ["b", "a", "b"]
 
 
 # ---- recorded responses --------------------------------------------------------------------------------------------
@@ -260,6 +262,12 @@ def test_outputs_do_not_depend_on_the_hash_seed_of_the_process(tmp_path):
         subprocess.run([sys.executable, str(ROOT / "pseudo_reward.py"), *flags], check=True, capture_output=True,
                        env=os.environ | {"PYTHONHASHSEED": seed})
     assert written(tmp_path / "1") == written(tmp_path / "2")
+
+
+def test_keep_duplicates_keeps_the_teachers_winning_texts_as_often_as_they_were_sampled(tmp_path):
+    pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "run"), keep_duplicates=True))
+    targets = [row["response"] for row in rows(written(tmp_path / "run")["sft"]) if row["id"] == "q3"]
+    assert targets == ["3+1=4\n#### 4", "3+1=4\n#### 4", "#### 4"]
 
 
 def test_voters_both_lets_the_student_vote(tmp_path):

@@ -215,6 +215,12 @@ def test_changed_content_of_an_input_redoes_the_stage(cfg):
     assert run(cfg, "second") and aside(cfg) == ["stage.old1"]
 
 
+def test_a_renamed_input_file_is_the_same_input(cfg):
+    run(cfg)
+    renamed = Path(cfg.data).rename(Path(cfg.data).with_name("renamed.jsonl"))
+    assert not run(replace(cfg, data=str(renamed)))
+
+
 def test_an_input_folder_counts_by_its_models_files_not_by_its_own_done_json(cfg, tmp_path):
     folder = tmp_path / "run" / "model"
     folder.mkdir()
@@ -278,12 +284,20 @@ def test_a_missing_input_is_named_with_its_flag_before_anything_is_written(cfg):
     assert not Stage(replace(cfg, data=""), inputs=["data"]).finished  # an empty path is an input that is not used
 
 
-def test_write_json_leaves_a_whole_file_or_the_old_one(tmp_path):
+def test_write_json_leaves_a_whole_file_or_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     runtime.write_json(path, {"name": "Zoë"})
     with pytest.raises(TypeError):
         runtime.write_json(path, {"name": object()})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "Zoë"} and list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == [path]
+
+    def cut_off(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        runtime.write_json(path, {"name": "Ava"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "Zoë"}
 
 
 # ---- preflight -----------------------------------------------------------------------------------------------------

@@ -45,14 +45,14 @@ class Config:
     out: str  # folder to write the two model folders into
     work: str = "runs/pretrain"  # folder for the corpora and the logs
     only: str = ""  # teacher or student-base: make just this one
-    steps: int = 3000  # optimiser steps of 64 problems each
+    steps: int = 0  # optimiser steps of 64 problems each; 0: as many as the bundled models had
     seed: int = 0
 
 
 # what differs between the two: width, depth, and on how many of the 24 topics workbooks are the usual source
 MODELS = {
-    "teacher": {"hidden_size": 128, "layers": 3, "careful_topics": 12, "lr": 2e-3},
-    "student-base": {"hidden_size": 64, "layers": 3, "careful_topics": 6, "lr": 3e-3},
+    "teacher": {"hidden_size": 128, "layers": 3, "careful_topics": 15, "steps": 2000, "lr": 2e-3},
+    "student-base": {"hidden_size": 64, "layers": 3, "careful_topics": 6, "steps": 3000, "lr": 3e-3},
 }
 
 
@@ -155,10 +155,10 @@ def make_random_model(folder: Path, hidden_size: int, layers: int, seed: int) ->
 
 def main(cfg: Config) -> None:
     runtime.require(cfg.only in ("", *MODELS), f"--only {cfg.only}: one of {', '.join(MODELS)}")
-    runtime.require(cfg.steps > 0, f"--steps {cfg.steps}: at least 1")
+    runtime.require(cfg.steps >= 0, f"--steps {cfg.steps}: not negative")
     for name in [cfg.only] if cfg.only else MODELS:
         shape, work = MODELS[name], Path(cfg.work) / name
-        write_corpus(work / "corpus.jsonl", cfg.steps * 64, shape["careful_topics"], cfg.seed)
+        write_corpus(work / "corpus.jsonl", (cfg.steps or shape["steps"]) * 64, shape["careful_topics"], cfg.seed)
         make_tokenizer(work / "random")
         make_random_model(work / "random", shape["hidden_size"], shape["layers"], cfg.seed)
         sft.main(
