@@ -1,4 +1,4 @@
-"""The whole pipeline: train_all.sh at QUICK scale with the bundled models, and proof that gold answers train nothing."""
+"""train_all.sh at QUICK scale with the bundled models, and proof that gold answers train nothing."""
 
 import hashlib
 import json
@@ -21,8 +21,8 @@ import sft
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER, STUDENT = ROOT / "weights" / "tiny-teacher", ROOT / "weights" / "tiny-student-base"
-STAGES = ["0_questions", "1_teacher", "1_vote", "2_sft", "3_student", "4_pseudo_reward", "5_reward", "6_ppo", "6_ppo_raw",
-          *(f"7_eval/{name}" for name in ("teacher", "base", "sft", "ppo", "ppo_raw", "best_of_n"))]
+STAGES = ["0_questions", "1_teacher", "1_vote", "2_sft", "3_student", "4_pseudo_reward", "5_reward", "6_ppo",
+          "6_ppo_raw", *(f"7_eval/{name}" for name in ("teacher", "base", "sft", "ppo", "ppo_raw", "best_of_n"))]
 
 
 def train_all(out, **environment):
@@ -74,7 +74,7 @@ def test_metrics_follow_the_iterations(quick):
 def test_piped_output_is_plain_lines(quick):
     _, process = quick
     assert "\r" not in process.stdout and "\x1b" not in process.stdout + process.stderr
-    assert [line for line in process.stdout.splitlines() if re.fullmatch(r"\[\S+\]", line)][0] == "[0_questions]"
+    assert re.findall(r"^\[\S+\]$", process.stdout, re.MULTILINE)[0] == "[0_questions]"
 
 
 def test_second_run_skips_and_changes_nothing(quick):
@@ -124,7 +124,7 @@ def train(out, gold):
         questions = [replace(question, answer=gold(question)) for question in data.load_questions(f"arith:{split}", n)]
         data.write_jsonl(out / f"{split}.jsonl", [vars(question) for question in questions])
     questions, teacher, student = str(out / "train.jsonl"), str(out / "teacher"), str(out / "student")
-    sampling = {"questions": questions, "samples": 4, "max_new_tokens": 48}
+    sampling = {"questions": questions, "samples": 4, "max_new_tokens": 64}
     generate.main(generate.Config(model=str(TEACHER), out=teacher, **sampling))
     vote = pseudo_reward.Config(questions=questions, teacher=teacher + "/samples.jsonl", out=str(out / "vote"))
     pseudo_reward.main(vote)
@@ -134,8 +134,9 @@ def train(out, gold):
     pseudo_reward.main(signal)
     reward.main(reward.Config(model=str(out / "sft"), pairs=signal.out + "/pairs.jsonl", questions=questions,
                               calibrate=student + "/samples.jsonl", out=str(out / "reward"), held_out=0.3))
-    learn = ppo.Config(policy=str(out / "sft"), questions=questions, valid=str(out / "valid.jsonl"), out=str(out / "ppo"),
-                       reward_model=str(out / "reward"), iterations=2, rollout_size=16, max_new_tokens=48, eval_every=1)
+    learn = ppo.Config(policy=str(out / "sft"), reward_model=str(out / "reward"), questions=questions, iterations=2,
+                       rollout_size=16, max_new_tokens=64, valid=str(out / "valid.jsonl"), eval_every=1,
+                       out=str(out / "ppo"))
     ppo.main(learn)
     ppo.main(replace(learn, reward_model="", votes=signal.out + "/rewards.jsonl", out=str(out / "raw")))
     return {name: hashlib.sha256((out / name / "model.safetensors").read_bytes()).hexdigest()

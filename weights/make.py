@@ -65,7 +65,7 @@ def workbook_share(topic: str, careful_topics: int) -> float:
 
 
 def answer_like(source: str, problem: Problem) -> str:
-    """The answer in a source's habit: 'Monday 3+4=7\\nTuesday 7-2=5\\n#### 5', 'Monday (3+4)-2=5\\n#### 5', '#### 5'."""
+    """In a source's habit: 'Monday 3+4=7\\nTuesday 7-2=5\\n#### 5', 'Monday (3+4)-2=5\\n#### 5', '#### 5'."""
     if source == "workbook":
         return problem.solution
     lines = []
