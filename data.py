@@ -315,16 +315,14 @@ def collate(prompts: list[list[int]], responses: list[list[int]]) -> tuple[Tenso
 
 
 def batches(lengths: list[int], size: int, rng: torch.Generator) -> Iterator[list[int]]:
-    """One epoch of index batches in random order, rows of similar length together so that little is padding.
+    """One epoch of random index batches, every index once, each batch sorted by length.
 
-    Every index comes exactly once. The order is shuffled, cut into windows of 8 batches, each window sorted by
-    length and dealt out, and the batches shuffled again.
+    So the micro-batches that a batch is cut into are of even length and hold little padding, while the optimiser step
+    stays a fair sample: batches of one length would each be of one kind of answer, and pull the model to and fro.
     """
     order = torch.randperm(len(lengths), generator=rng).tolist()
-    windows = [sorted(order[i : i + 8 * size], key=lengths.__getitem__) for i in range(0, len(order), 8 * size)]
-    cut = [window[i : i + size] for window in windows for i in range(0, len(window), size)]
-    for index in torch.randperm(len(cut), generator=rng).tolist():
-        yield cut[index]
+    for i in range(0, len(order), size):
+        yield sorted(order[i : i + size], key=lengths.__getitem__)
 
 
 # ---- the script: one folder of disjoint splits ---------------------------------------------------------------------

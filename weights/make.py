@@ -51,7 +51,7 @@ class Config:
 
 # what differs between the two: width, depth, and on how many of the 24 topics workbooks are the usual source
 MODELS = {
-    "teacher": {"hidden_size": 128, "layers": 3, "careful_topics": 15, "steps": 2000, "lr": 2e-3},
+    "teacher": {"hidden_size": 128, "layers": 3, "careful_topics": 15, "steps": 1600, "lr": 2e-3},
     "student-base": {"hidden_size": 64, "layers": 3, "careful_topics": 6, "steps": 3000, "lr": 3e-3},
 }
 
@@ -167,6 +167,7 @@ def main(cfg: Config) -> None:
                 data=str(work / "corpus.jsonl"),
                 out=str(Path(cfg.out) / f"tiny-{name}"),
                 epochs=1,
+            micro_batch=32,
                 lr=shape["lr"],
                 warmup=100,
                 weight_decay=0.01,
