@@ -1,7 +1,7 @@
 """The embedded task: grade-school word problems in GSM8K's form, made from a seed, with splits that share no question.
 
 A question in words, worked steps, and `#### answer`. Every step needs the result of the one before, which is what makes
-writing the steps down worth it: a network with few layers cannot do five dependent operations in one pass.
+writing the steps down worth it: a network with few layers seldom does five dependent operations right in one pass.
 """
 
 import hashlib

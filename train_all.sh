@@ -21,10 +21,10 @@ case $PRESET in
 tiny)
   TEACHER=${TEACHER:-$here/weights/tiny-teacher} STUDENT=${STUDENT:-$here/weights/tiny-student-base}
   QUESTIONS=${QUESTIONS:-arith} instruction="" minutes=10 temperature=0.7
-  train=2500 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=8
+  train=2000 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=8
   new_tokens=64 batch=512 micro=128 vote="--keep_duplicates" signal="--min_share 0.5" held_out=0.1
-  sft="--epochs 3 --lr 1e-3" reward="--epochs 2 --lr 1e-3"
-  ppo="--iterations 40 --rollout_size 256 --lr 5e-4 --critic_lr 1e-3 --kl_coef 0.05"
+  sft="--epochs 2 --lr 5e-4" reward="--epochs 2 --lr 1e-3"
+  ppo="--iterations 30 --rollout_size 256 --lr 5e-4 --critic_lr 1e-3 --kl_coef 0.05"
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;; # at this size a second thread costs more than it brings
 smollm2 | qwen | llama3)
   TEACHER=${TEACHER:?PRESET=$PRESET needs TEACHER=, a model folder or a JSONL of recorded answers}
