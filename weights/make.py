@@ -49,19 +49,34 @@ class Config:
     seed: int = 0
 
 
-# what differs between the two: width, depth, and on how many of the 24 topics workbooks are the usual source
+# what differs: width, length of the training, and the sources: workbooks are the usual one for `careful_topics` of the
+# 24 topics; for the others their share falls from rest[0] to rest[1]; of what is not workbooks, `notebooks` is a share
 MODELS = {
-    "teacher": {"hidden_size": 128, "layers": 3, "careful_topics": 15, "steps": 1600, "lr": 2e-3},
-    "student-base": {"hidden_size": 64, "layers": 3, "careful_topics": 6, "steps": 3000, "lr": 3e-3},
+    "teacher": {
+        "hidden_size": 128,
+        "careful_topics": 15,
+        "rest": (0.12, 0.05),
+        "notebooks": 0.10,
+        "steps": 1400,
+        "lr": 2e-3,
+    },
+    "student-base": {
+        "hidden_size": 64,
+        "careful_topics": 6,
+        "rest": (0.28, 0.12),
+        "notebooks": 0.25,
+        "steps": 3000,
+        "lr": 3e-3,
+    },
 }
 
 
-def workbook_share(topic: str, careful_topics: int) -> float:
-    """How often a topic is met in workbooks: 0.65 to 0.85 for the first topics, 0.12 to 0.28 for the others."""
+def workbook_share(topic: str, careful_topics: int, rest: tuple[float, float]) -> float:
+    """How often a topic is met in workbooks: 0.85 down to 0.65 for the careful topics, rest[0] to rest[1] after them."""
     rank = TOPICS.index(topic)
     if rank < careful_topics:
         return 0.85 - 0.20 * rank / careful_topics
-    return 0.28 - 0.16 * (rank - careful_topics) / (len(TOPICS) - careful_topics)
+    return rest[0] - (rest[0] - rest[1]) * (rank - careful_topics) / (len(TOPICS) - careful_topics)
 
 
 def answer_like(source: str, problem: Problem) -> str:
@@ -79,11 +94,13 @@ def answer_like(source: str, problem: Problem) -> str:
     return "".join(lines) + f"#### {problem.values[-1]}"
 
 
-def write_corpus(path: Path, n: int, careful_topics: int, seed: int) -> None:
+def write_corpus(path: Path, n: int, shape: dict, seed: int) -> None:
     rng, rows = random.Random(seed), []
     for problem in islice(arith_problems("corpus", seed), n):
-        share = workbook_share(problem.topic, careful_topics)
-        source = rng.choices(["workbook", "notebook", "forum"], [share, 0.25 * (1 - share), 0.75 * (1 - share)])[0]
+        share, notebooks = workbook_share(problem.topic, shape["careful_topics"], shape["rest"]), shape["notebooks"]
+        source = rng.choices(
+            ["workbook", "notebook", "forum"], [share, notebooks * (1 - share), (1 - notebooks) * (1 - share)]
+        )[0]
         rows.append({"prompt": problem.text, "response": answer_like(source, problem), "source": source})
     write_jsonl(path, rows)
 
@@ -158,16 +175,16 @@ def main(cfg: Config) -> None:
     runtime.require(cfg.steps >= 0, f"--steps {cfg.steps}: not negative")
     for name in [cfg.only] if cfg.only else MODELS:
         shape, work = MODELS[name], Path(cfg.work) / name
-        write_corpus(work / "corpus.jsonl", (cfg.steps or shape["steps"]) * 64, shape["careful_topics"], cfg.seed)
+        write_corpus(work / "corpus.jsonl", (cfg.steps or shape["steps"]) * 64, shape, cfg.seed)
         make_tokenizer(work / "random")
-        make_random_model(work / "random", shape["hidden_size"], shape["layers"], cfg.seed)
+        make_random_model(work / "random", shape["hidden_size"], 3, cfg.seed)
         sft.main(
             sft.Config(
                 model=str(work / "random"),
                 data=str(work / "corpus.jsonl"),
                 out=str(Path(cfg.out) / f"tiny-{name}"),
                 epochs=1,
-            micro_batch=32,
+                micro_batch=32,
                 lr=shape["lr"],
                 warmup=100,
                 weight_decay=0.01,
