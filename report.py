@@ -351,8 +351,8 @@ def markdown(title: str, numbers: Mapping, columns: Mapping[str, Mapping], detai
                 f"# {title}",
                 "## Accuracy on the test questions",
                 accuracy_table(numbers["accuracy"]),
-                "Greedy answers, except best-of-n. Right: the stated answer is gold. Lenient: where none is stated, the "
-                "last number or letter counts.",
+                "Greedy answers, except best-of-n. Right: the stated answer is gold. Lenient: where none is stated, "
+                "the last number or letter counts.",
                 sentences(numbers),
                 "Exact McNemar test on the same questions, two-sided, uncorrected; within noise: a p of 0.05 or more.",
                 "## Quality of the signal",

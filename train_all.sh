@@ -41,7 +41,7 @@ if [ "$QUICK" = 1 ]; then
     train=200 valid=20 test=100 teacher_samples=4 student_samples=2
     ppo="--iterations 3 --rollout_size 64 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.05"
   else
-    train=8 valid=2 test=4 teacher_samples=2 student_samples=2 new_tokens=96 minutes=0
+    train=8 valid=2 test=4 teacher_samples=2 student_samples=2 new_tokens=160 minutes=0
     ppo="--iterations 1 --rollout_size 8 --minibatches 2 --lr 1e-6 --critic_lr 5e-6 --kl_coef 0.05"
   fi
 fi

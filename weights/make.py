@@ -72,7 +72,7 @@ MODELS = {
 
 
 def workbook_share(topic: str, careful_topics: int, rest: tuple[float, float]) -> float:
-    """How often a topic is met in workbooks: 0.85 down to 0.65 for the careful topics, rest[0] to rest[1] after them."""
+    """How often a topic is met in workbooks: 0.85 to 0.65 for the careful topics, rest[0] to rest[1] after them."""
     rank = TOPICS.index(topic)
     if rank < careful_topics:
         return 0.85 - 0.20 * rank / careful_topics
