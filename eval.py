@@ -205,13 +205,15 @@ def best_of_n(
         right[index] = torch.tensor([row["correct"] for row in graded])
         best = int(scores[index].argmax())
         transcripts.append(graded[best] | {"score": scores[index, best].item()})
+    area = auc(scores.flatten(), right.flatten())
     quality = {
-        "auc_gold": auc(scores.flatten(), right.flatten()),  # over all samples of all held-out questions
+        # over all samples of all held-out questions; null where all are right or all are wrong
+        "auc_gold": None if math.isnan(area) else area,
         "single_sample_accuracy": right.float().mean().item(),
         "any_right": right.any(1).float().mean().item(),  # what a perfect judge would reach
     }
     print(
-        f"reward model against gold, {right.numel()} samples: AUC {quality['auc_gold']:.3f}; one sample "
+        f"reward model against gold, {right.numel()} samples: AUC {area:.3f}; one sample "
         f"{quality['single_sample_accuracy']:.1%}, a perfect judge {quality['any_right']:.1%}"
     )
     return summarise(transcripts), transcripts, quality
