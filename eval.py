@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 import runtime
-from data import Question, Tokenizer, collate, extract_answer, is_correct, load_questions, write_jsonl
+from answers import extract_answer, is_correct
+from chat import Tokenizer
+from data import Question, collate, load_questions, write_jsonl
 from generate import answer_questions
 from model import Llama, ScalarModel, last_value, load_model, load_scalar_model
 from pseudo_reward import load_samples

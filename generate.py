@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 import runtime
-from data import Question, Tokenizer, extract_answer, load_questions, write_jsonl
+from answers import extract_answer
+from chat import Tokenizer
+from data import Question, load_questions, write_jsonl
 from model import KVCache, Llama, load_model
 
 

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 import runtime
-from data import Question, Tokenizer, collate, extract_answer, load_questions, read_jsonl
+from answers import extract_answer
+from chat import Tokenizer
+from data import Question, collate, load_questions, read_jsonl
 from eval import accuracy, score_responses
 from generate import generate
 from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, save_model

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import runtime
-from data import Question, extract_answer, load_questions, read_jsonl, write_jsonl
+from answers import extract_answer
+from data import Question, load_questions, read_jsonl, write_jsonl
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from pathlib import Path
 from matplotlib.figure import Figure  # without pyplot: no window, no global state; a PNG goes through Agg
 
 import runtime
-from data import Question, is_correct, load_questions, read_jsonl
+from answers import is_correct
+from data import Question, load_questions, read_jsonl
 
 MODELS = {  # folder in 7_eval -> row of the table, in this order
     "teacher": "teacher",

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import runtime
-from data import Tokenizer, batches, collate, load_questions, read_jsonl
+from chat import Tokenizer
+from data import batches, collate, load_questions, read_jsonl
 from eval import score_responses
 from model import last_value, load_scalar_model, save_model
 

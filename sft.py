@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import runtime
-from data import Tokenizer, batches, collate, read_jsonl
+from chat import Tokenizer
+from data import batches, collate, read_jsonl
 from model import load_model, masked_logprobs, save_model
 
 

@@ -32,6 +32,16 @@ CHATML_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 
 
+def real_data(name: str) -> Path:
+    """A file of $DATA_DIR; the test is skipped where it is not there."""
+    if not os.environ.get("DATA_DIR"):
+        pytest.skip("DATA_DIR is not set: it names the folder with gsm8k/ and mmlu_pro/")
+    path = Path(os.environ["DATA_DIR"]) / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    return path
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_network():
     """A connection or a name look-up beyond this machine fails the test that asks for it."""
