@@ -27,7 +27,7 @@ from model import (
 )
 
 LLAMA3_ROPE = dict(rope_type="llama3", rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
-                   rope_original_length=32)
+                   rope_original_max_position_embeddings=32)
 CASES = {  # changes to conftest's config, number of tokens
     "gqa": ({}, 13),
     "one token": ({}, 1),
@@ -144,7 +144,7 @@ def test_rope_is_a_complex_rotation(rope, make_config):
     for i in range(E // 2):
         speed = config.rope_theta ** (-2 * i / E)
         if config.rope_type == "llama3":  # Llama 3.1's rule, told by wavelength
-            wavelength, context = 2 * math.pi / speed, config.rope_original_length
+            wavelength, context = 2 * math.pi / speed, config.rope_original_max_position_embeddings
             if wavelength > context / config.rope_low_freq_factor:
                 speed /= config.rope_factor
             elif wavelength > context / config.rope_high_freq_factor:
