@@ -71,16 +71,14 @@ def family(template: str) -> str | None:
     """
     has = lambda pattern: re.search(pattern, template) is not None
     if START in template:
-        if has(r"<think|<\|end_header_id\|>(?!(\\n|\n){2})") or not has("trim"):
+        if not has("trim") or has(r"<think|<\|end_header_id\|>(?!(\\n|\n){2})"):
             return None
         if has("Cutting Knowledge Date: December 2023"):
-            return "llama3.1" if not has(r"""set system_message = (["'])(?!\1)""") else None
-        return "llama3" if not has(r"system<\|end_header_id\|>") else None
-    if IM_END in template:
-        turn_end = r"""<\|im_end\|>(["'] ?\+ ?["'])?(\\n|\n)"""
-        odd = r"""<think|trim|strip|bos_token|set system|[^'"]<\|im_start\|>system"""
-        return "chatml" if len(re.findall(turn_end, template)) == template.count(IM_END) and not has(odd) else None
-    return None
+            return None if has(r"""set system_message = (["'])(?!\1)""") else "llama3.1"
+        return None if has(r"system<\|end_header_id\|>") else "llama3"
+    if IM_START not in template or has(r"""<think|trim|strip|bos_token|set system|(^|[^'"])<\|im_start\|>system"""):
+        return None
+    return None if has(r"""<\|im_end\|>(?!(["'] ?\+ ?["'])?(\\n|\n))""") else "chatml"
 
 
 def default_system(template: str) -> str | None:
@@ -125,7 +123,6 @@ class Tokenizer:
         self.backend.encode_special_tokens = True
 
         self.config = self._json("tokenizer_config.json") | ({"date_string": date} if date else {})
-        self.date = self.config.get("date_string") or DATE
         template, stops, ends = self._template(), self._stops(), {EOT: "llama3", IM_END: "chatml"}
         names = [self.backend.id_to_token(id) for id in stops] or [end for end in ends if self.id(end) is not None]
         self.style = family(template) if template else next((ends[name] for name in names if name in ends), "plain")
@@ -136,8 +133,10 @@ class Tokenizer:
             self.pieces, tokens = partial(plain, begin=begin, end=Special(names[0])), names[:1]
         elif self.style == "chatml":
             self.pieces, tokens = partial(chatml, system=default_system(template)), CHATML
-        elif self.style:
-            self.pieces, tokens = partial(llama3, date=self.date if self.style == "llama3.1" else None), LLAMA3
+        elif self.style == "llama3":
+            self.pieces, tokens = llama3, LLAMA3
+        elif self.style == "llama3.1":
+            self.pieces, tokens = partial(llama3, date=self.config.get("date_string") or DATE), LLAMA3
         else:
             raise ValueError(
                 f"{self.folder} has a chat template that chat.py does not know: take a model with that of Llama 3, "
@@ -178,9 +177,10 @@ class Tokenizer:
         for name in ("generation_config.json", "config.json"):
             listed = self._json(name).get("eos_token_id")
             for id in listed if isinstance(listed, list) else [] if listed is None else [listed]:
-                if not isinstance(id, int) or not 0 <= id < self.vocab_size:
+                if type(id) is not int or not 0 <= id < self.vocab_size:
+                    ids = f"ids are 0 to {self.vocab_size - 1}"
                     raise ValueError(
-                        f"{self.folder / name}: eos_token_id {id!r} is no token: tokenizer.json ends at {self.vocab_size - 1}"
+                        f"{self.folder / name}: eos_token_id {id!r} is no token of tokenizer.json, whose {ids}"
                     )
                 stops.append(id)
         return stops
@@ -211,8 +211,9 @@ class Tokenizer:
             if role not in ("system", "user", "assistant"):
                 raise ValueError(f"a conversation has turns of system, user and assistant, not of '{role}'")
         ids = []
-        for special, pieces in groupby(self.pieces(turns, generation_prompt), lambda piece: isinstance(piece, Special)):
-            ids += map(self.id, pieces) if special else self.encode("".join(pieces))
+        for special, group in groupby(self.pieces(turns, generation_prompt), lambda piece: isinstance(piece, Special)):
+            pieces = list(group)
+            ids += [self.id(name) for name in pieces] if special else self.encode("".join(pieces))
         return ids
 
     def chat(self, user: str) -> list[int]:
