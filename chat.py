@@ -56,8 +56,9 @@ def chatml(turns: Turns, opened: bool, system: str | None = None) -> Iterator[st
         yield from (IM_START, "assistant", "\n")
 
 
-def plain(turns: Turns, opened: bool, begin: list[Special], end: Special) -> Iterator[str]:
-    """A base model, which knows no turns: every text ends with a newline, an answer with the end token."""
+def plain(turns: Turns, opened: bool, tokens: list[Special]) -> Iterator[str]:
+    """A base model, which knows no turns: each text ends with a newline, an answer with the end token, tokens' last."""
+    *begin, end = tokens
     yield from begin
     for role, text in turns:
         yield from (text, end if role == "assistant" else "\n")
@@ -112,10 +113,8 @@ class Tokenizer:
         self.vocab_size = 1 + max(self.backend.get_vocab().values(), default=-1)
         rows = self._json("config.json").get("vocab_size")
         if isinstance(rows, int) and rows < self.vocab_size:  # fewer tokens than rows are fine: Qwen pads its embedding
-            raise ValueError(
-                f"{path} has {self.vocab_size} tokens but config.json an embedding of only {rows} (vocab_size): "
-                "take both from the same model"
-            )
+            sizes = f"{self.vocab_size} tokens but config.json's embedding only {rows} rows (vocab_size)"
+            raise ValueError(f"{path} has {sizes}: take both from the same model")
         added = self.backend.get_added_tokens_decoder()
         self.special_ids = {id for id, token in added.items() if token.special}
         # Text is text. The switch is for tokens known as special, and files flag some ('<tool_call>') as ordinary.
@@ -129,8 +128,9 @@ class Tokenizer:
         if self.style == "plain" and not names:
             raise ValueError(f"{self.folder}: no end token is known; name it as eos_token in tokenizer_config.json")
         if self.style == "plain":
-            begin = [Special(token) for token in self.backend.encode("").tokens[:1]]  # its BOS, if a text gets one
-            self.pieces, tokens = partial(plain, begin=begin, end=Special(names[0])), names[:1]
+            begin = [self._named("bos_token")] if self._named("bos_token") else self.backend.encode("").tokens[:1]
+            tokens = [Special(token) for token in (*begin, names[0])]
+            self.pieces = partial(plain, tokens=tokens)
         elif self.style == "chatml":
             self.pieces, tokens = partial(chatml, system=default_system(template)), CHATML
         elif self.style == "llama3":
@@ -138,9 +138,9 @@ class Tokenizer:
         elif self.style == "llama3.1":
             self.pieces, tokens = partial(llama3, date=self.config.get("date_string") or DATE), LLAMA3
         else:
+            known = "Llama 3, Llama 3.1, Llama 3.2, SmolLM2, Qwen2.5 or plain ChatML"
             raise ValueError(
-                f"{self.folder} has a chat template that chat.py does not know: take a model with that of Llama 3, "
-                "Llama 3.1, Llama 3.2, SmolLM2, Qwen2.5 or plain ChatML"
+                f"{self.folder} has a chat template that chat.py does not know: take one with that of {known}"
             )
         for token in tokens:
             if self.id(token) is None:
@@ -167,10 +167,14 @@ class Tokenizer:
             template = {entry["name"]: entry["template"] for entry in template}.get("default", "no default")
         return template
 
+    def _named(self, key: str) -> str | None:
+        """A token that tokenizer_config.json names, alone or with its flags."""
+        token = self.config.get(key)
+        return token["content"] if isinstance(token, dict) else token
+
     def _stops(self) -> list[int]:
         """The ids of all end tokens that the folder's files name, the tokenizer's own first."""
-        eos = self.config.get("eos_token")
-        eos = eos["content"] if isinstance(eos, dict) else eos
+        eos = self._named("eos_token")
         if eos and self.id(eos) is None:
             raise ValueError(f"{self.folder / 'tokenizer_config.json'}: eos_token '{eos}' is not in tokenizer.json")
         stops = [self.id(eos)] if eos else []
@@ -178,9 +182,9 @@ class Tokenizer:
             listed = self._json(name).get("eos_token_id")
             for id in listed if isinstance(listed, list) else [] if listed is None else [listed]:
                 if type(id) is not int or not 0 <= id < self.vocab_size:
-                    ids = f"ids are 0 to {self.vocab_size - 1}"
+                    where = f"{self.folder / name}: eos_token_id"
                     raise ValueError(
-                        f"{self.folder / name}: eos_token_id {id!r} is no token of tokenizer.json, whose {ids}"
+                        f"{where} {id!r} is none of tokenizer.json's ids, which end at {self.vocab_size - 1}"
                     )
                 stops.append(id)
         return stops

@@ -273,6 +273,8 @@ def test_base_models_are_plain(llama_folder, chatml_folder, tmp_path):
     tokenizer = Tokenizer(variant(chatml_folder, tmp_path / "b", config=base))
     assert (tokenizer.style, tokenizer.end_id) == ("plain", tokenizer.id("<|endoftext|>"))
     assert tokenizer.chat("2+2?") == tokenizer.encode("2+2?\n")
+    named = Tokenizer(variant(chatml_folder, tmp_path / "bos", config=base | {"bos_token": "<|endoftext|>"}))
+    assert named.chat("2+2?") == [named.end_id, *named.encode("2+2?\n")]
     base = {"chat_template": None, "eos_token": None}
     unnamed = variant(llama_folder, tmp_path / "c", config=base, model={"eos_token_id": 1})
     assert (Tokenizer(unnamed).style, Tokenizer(unnamed).end_id) == ("plain", 1)
