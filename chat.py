@@ -116,7 +116,6 @@ class Tokenizer:
             sizes = f"{self.vocab_size} tokens but config.json's embedding only {rows} rows (vocab_size)"
             raise ValueError(f"{path} has {sizes}: take both from the same model")
         added = self.backend.get_added_tokens_decoder()
-        self.special_ids = {id for id, token in added.items() if token.special}
         # Text is text. The switch is for tokens known as special, and files flag some ('<tool_call>') as ordinary.
         self.backend.add_special_tokens([token.content for token in added.values()])
         self.backend.encode_special_tokens = True
@@ -145,6 +144,7 @@ class Tokenizer:
         for token in tokens:
             if self.id(token) is None:
                 raise ValueError(f"{path} has no token '{token}', which the {self.style} template needs")
+        self.special_ids = {id for id, token in added.items() if token.special or token.content in tokens}
         self.end_id = self.id(tokens[-1])  # closes every training response
         self.stop_ids = frozenset([self.end_id, *stops])  # any of these stops generation
 

@@ -352,6 +352,16 @@ def test_text_never_becomes_an_added_token_however_it_is_flagged(llama_folder, t
     assert as_is.token_to_id("<tool0>") in as_is.encode("<tool0>").ids  # so the switch alone would not do
 
 
+def test_the_templates_own_tokens_are_special_even_where_the_file_calls_them_ordinary(chatml_folder, tmp_path):
+    def ordinary(content):
+        for token in content["added_tokens"]:
+            token["special"] = False
+
+    tokenizer = Tokenizer(variant(chatml_folder, tmp_path, ordinary))
+    check_text_is_text(tokenizer, CHATML_SPECIAL)
+    assert tokenizer.decode(tokenizer.response("#### 7")) == "#### 7"
+
+
 @pytest.mark.parametrize("name", ["llama3-tokenizer", "SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"])
 def test_real_special_tokens_stay_text(name, tmp_path):
     """Every added token of the file, and Qwen2.5's <tool_call>, which is flagged as an ordinary one."""
