@@ -240,6 +240,8 @@ def test_prompt_and_response_are_the_rendered_conversation(tokenizer):
     check_responses(tokenizer)
     assert tokenizer.end_id == tokenizer.id("<|eot_id|>" if tokenizer.style == "llama3" else "<|im_end|>")
     assert tokenizer.decode(tokenizer.response("#### 7")) == "#### 7"
+    # not trimmed: it may be a sample
+    assert tokenizer.response(" 7\n\n") == [*tokenizer.encode(" 7\n\n"), tokenizer.end_id]
 
 
 @pytest.mark.parametrize("name", ["llama3-tokenizer", "SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"])
@@ -411,13 +413,15 @@ def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
             Tokenizer(tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused(llama_folder, tmp_path):
-    size = Tokenizer(llama_folder).vocab_size
-    assert size == tokenizers.Tokenizer.from_file(str(llama_folder / "tokenizer.json")).get_vocab_size()
+@pytest.mark.parametrize("folder", ["llama_folder", "chatml_folder"])  # one counts its special tokens first, one last
+def test_a_tokenizer_larger_than_the_embedding_is_refused(folder, request, tmp_path):
+    folder = request.getfixturevalue(folder)
+    size = Tokenizer(folder).vocab_size
+    assert size == tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
     for rows in (size, size + 100):
-        assert Tokenizer(variant(llama_folder, tmp_path / str(rows), model={"vocab_size": rows})).vocab_size == size
+        assert Tokenizer(variant(folder, tmp_path / str(rows), model={"vocab_size": rows})).vocab_size == size
     with pytest.raises(ValueError, match=f"{size} tokens.* {size - 1} "):
-        Tokenizer(variant(llama_folder, tmp_path / "small", model={"vocab_size": size - 1}))
+        Tokenizer(variant(folder, tmp_path / "small", model={"vocab_size": size - 1}))
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "config.json"])
