@@ -347,7 +347,10 @@ def batches(lengths: list[int], size: int, rng: torch.Generator) -> Iterator[lis
 
 @dataclass(frozen=True)
 class Config:
-    """Write train, valid and test questions of a set, disjoint, as every later stage will ask them."""
+    """Write train, valid and test questions of a set, disjoint, as every later stage will ask them.
+
+    Two more commands, each with a --help of its own: 'data.py check FILE ...' and 'data.py fetch gsm8k'.
+    """
 
     questions: str  # arith, gsm8k, mmlu_pro, or a JSONL file to be split
     out: str  # folder to write

@@ -5,8 +5,8 @@
     python eval.py --name best_of_n --model runs/try/2_sft --reward_model runs/try/5_reward --samples 8 ...
 
 All models answer the same questions with the same prompt, greedily: a chat, or, with --shots, the worked examples that
-published scores are measured with (8 for GSM8K, 5 for MMLU-Pro), to be completed. With a reward model, several answers are sampled,
-the one with the highest score counts (best-of-n), and the scores are compared with the truth.
+published scores are measured with (8 for GSM8K, 5 for MMLU-Pro), to be completed. With a reward model, several answers
+are sampled, the one with the highest score counts (best-of-n), and the scores are compared with the truth.
 """
 
 import math

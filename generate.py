@@ -162,7 +162,7 @@ def answer_questions(
         prompt = prompt_tokens(tokenizer, question, shots)
         runtime.require(
             len(prompt) + max_new_tokens <= context,
-            f"question '{question.id}': {len(prompt)} tokens of prompt and --max_new_tokens {max_new_tokens} are more than "
+            f"question '{question.id}': a prompt of {len(prompt)} tokens and --max_new_tokens {max_new_tokens} exceed "
             f"the model's context of {context}: lower --max_new_tokens{' or --shots' * bool(shots)}, or leave it out",
         )
         prompts += [prompt] * samples
