@@ -101,7 +101,6 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 
 # ---- questions -----------------------------------------------------------------------------------------------------
 
-
 SPLITS = {"gsm8k": ("train", "test"), "mmlu_pro": ("train", "valid", "test", "all")}
 HOW_TO_GET = {
     "gsm8k": "'python data.py fetch gsm8k' gets it",
@@ -264,10 +263,7 @@ def arith_questions(split: str, n: int) -> list[Question]:
 
 # ---- worked examples: the completion prompts of published scores ---------------------------------------------------
 
-STOP_TEXT = {
-    "number": "Q:",
-    "choice": "Question:",
-}  # here the model begins a question of its own
+STOP_TEXT = {"number": "Q:", "choice": "Question:"}  # here a model begins a question of its own
 GSM8K_EXAMPLES = Path(__file__).with_name("prompts") / "gsm8k_cot_8shot.txt"
 MMLU_PRO_INTRO = (
     "The following are multiple choice questions (with answers) about {subject}. Think step by step and then finish "

@@ -1,6 +1,7 @@
 """Tokens in, tokens out: batched sampling with a key/value cache. As a script it answers questions.
 
     python generate.py --model weights/tiny-teacher --questions arith:test --out runs/try --temperatures 0.7,1.0
+    python generate.py --model folder --questions gsm8k:test --shots 8 --out runs/few     # worked examples, no chat
     python generate.py --model weights/tiny-teacher --ask "Ava has 3 pens. Ava buys 4 more. How many pens does ...?"
 
 Sampling draws from the full softmax at a temperature: no top-k, no top-p, no repetition penalty. The log-probability

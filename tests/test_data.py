@@ -257,6 +257,7 @@ def test_gsm8k_examples_word_for_word():
     assert "So there must have been 21 - 15 = 6. The answer is 6.\n\nQ: If there are 3 cars in" in prompt
     assert prompt.endswith("23 - 15 is 8. The answer is 8.\n\nQ: How many?\nA:")
     assert (prompt.count("Q: "), prompt.count("\nA:"), prompt.count("The answer is ")) == (9, 9, 8)
+    assert prompt.count(data.STOP_TEXT["number"]) == 9  # where a model would go on with a question of its own
     digest = hashlib.sha256(prompt.encode()).hexdigest()
     assert digest == "6b14c4d235e15899ca784c8336c2a28e008b360e4b21d34391bc0dd1c2da78a2"
     assert few_shot_prompt(Question("i", "How many?"), 1) == prompt[: prompt.index("Q: If")] + "Q: How many?\nA:"
@@ -297,6 +298,7 @@ def test_mmlu_pro_examples_by_hand(mmlu):
         "Question:\n Worked 3?\nOptions:\nA. x\nB. y3\nAnswer: Let's think step by step. Since 3. "
         "The answer is (A).\n\n"
         "Question:\nWhich? \nOptions:\nA. one\nB. two\nAnswer: Let's think step by step.")
+    assert few_shot_prompt(MMLU_QUESTION, 2).count(data.STOP_TEXT["choice"]) == 3
     assert [few_shot_prompt(MMLU_QUESTION, k).count("Worked") for k in range(1, 6)] == [1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match=r"--shots 6: question 'q' has only 5 examples .*'math'"):
         few_shot_prompt(MMLU_QUESTION, 6)
@@ -340,7 +342,7 @@ def test_check_passes_clean_files(tmp_path, capsys, llama_folder):
     assert "characters: min 2, median 4, max 40" in said
     tokens = sorted(len(data.Tokenizer(llama_folder).chat(text)) for text in ("aaa", "aaaaa", "a" * 40, "bb"))
     assert f"chat prompt: min {tokens[0]}, median {sum(tokens[1:3]) / 2:g}, max {tokens[3]}\n" in said
-    assert "\n  1 are longer than 40 tokens" in said
+    assert re.findall(r"(\d+) are longer than 40 tokens", said) == ["1", "0"] and tokens[2] <= 40 < tokens[3]
     assert "error" not in said.replace("no error", "") and "note" not in said
     with pytest.raises(ValueError, match="--tokenizer"):
         data.check(data.CheckConfig(files, "", 40))

@@ -190,7 +190,7 @@ def test_a_question_that_does_not_fit_is_named(llama):
     context = llama.config.max_position_embeddings
     room = context - len(PROMPTS[2])
     questions = [Question("fine", "?"), Question("long one", "??")]
-    said = rf"question 'fine': a prompt of 9 tokens .*{room + 1} exceed .*{context}: lower --max_new_tokens, or leave it out$"
+    said = rf"'fine': a prompt of 9 tokens .*{room + 1} exceed .*{context}: lower --max_new_tokens, or leave it out$"
     with pytest.raises(ValueError, match=said):
         answer_questions(llama, Letters(), questions, room + 1, 0.0, 0, 4)
     with pytest.raises(ValueError, match="lower --max_new_tokens or --shots, or"):
