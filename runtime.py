@@ -36,10 +36,16 @@ if typing.TYPE_CHECKING:
 
 
 def cli(Config: type, argv: list[str] | None = None):
-    """Parse the command line into a Config: one --flag per field of the dataclass. A bad flag exits with code 2."""
+    """Parse the command line into a Config: one --flag per field of the dataclass. A bad flag exits with code 2.
+
+    A field of type tuple[str, ...] takes the words that stand without a flag, one at least.
+    """
     parser = argparse.ArgumentParser(description=Config.__doc__, allow_abbrev=False)
     types = typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):
+        if types[field.name] == tuple[str, ...]:
+            parser.add_argument(field.name, nargs="+")
+            continue
         kind = {"action": argparse.BooleanOptionalAction} if types[field.name] is bool else {"type": types[field.name]}
         if field.default is dataclasses.MISSING:
             parser.add_argument(f"--{field.name}", required=True, **kind)
@@ -48,13 +54,13 @@ def cli(Config: type, argv: list[str] | None = None):
     return Config(**vars(parser.parse_args(argv)))
 
 
-def launch(main: Callable, Config: type) -> None:
+def launch(main: Callable, Config: type, argv: list[str] | None = None) -> None:
     """Run a script: parse its flags, call main, and turn the user's mistakes into one sentence and exit code 2.
 
     A ValueError or OSError raised by our own code is a message to the user; raised elsewhere, it is a bug and keeps
     its traceback. DEBUG=1 shows every traceback.
     """
-    cfg = cli(Config)
+    cfg = cli(Config, argv)
     try:
         main(cfg)
     except KeyboardInterrupt:

@@ -73,10 +73,11 @@ def test_a_function_exists_once():
 
 
 def config_fields(script):
+    fields = []
     for node in tree(script).body:
-        if isinstance(node, ast.ClassDef) and node.name == "Config":
-            return [line.target.id for line in node.body if isinstance(line, ast.AnnAssign)]
-    return []
+        if isinstance(node, ast.ClassDef) and node.name in ("Config", "CheckConfig", "FetchConfig"):
+            fields += [line.target.id for line in node.body if isinstance(line, ast.AnnAssign)]
+    return fields
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if config_fields(script)])

@@ -55,6 +55,22 @@ def test_cli_refuses_a_bad_command_line_with_code_2_and_names_the_flag(argv, nam
     assert named in capsys.readouterr().err
 
 
+def test_words_without_a_flag_fill_a_field_of_texts(capsys):
+    @dataclass(frozen=True)
+    class Words:
+        files: tuple[str, ...]
+        top: int = 1
+
+    cfg = runtime.cli(Words, ["a", "b", "--top", "2"])
+    assert (list(cfg.files), cfg.top) == (["a", "b"], 2)
+    with pytest.raises(SystemExit):
+        runtime.cli(Words, ["--top", "2"])
+    assert "files" in capsys.readouterr().err
+    seen = []
+    runtime.launch(seen.append, Words, ["c"])  # the given words, not those of sys.argv
+    assert list(seen[0].files) == ["c"]
+
+
 SCRIPT = """
 import json, dataclasses, runtime
 
