@@ -109,6 +109,12 @@ HOW_TO_GET = {
 }
 
 
+INSTRUCTIONS = {  # forms that the strict reading knows, asked for in words that instruction-tuned models follow
+    "number": "Think step by step. On the last line write #### and the final number.",
+    "choice": 'Think step by step and then finish your answer with "the answer is (X)" where X is the correct letter.',
+}
+
+
 @dataclass(frozen=True)
 class Question:
     """One question. `answer` is the gold answer, for reports only: no training stage may look at it."""
@@ -353,7 +359,7 @@ class Config:
     train: int = 2000  # questions the student may learn from (their gold answers are for reports only)
     valid: int = 200  # held out of training, for choosing and stopping
     test: int = 1000  # held out of everything
-    instruction: str = ""  # follows every question
+    instruction: str = ""  # follows every question that has none of its own; auto: what suits its kind
     seed: int = 0  # shuffles a set before its first questions are taken
 
 
@@ -387,7 +393,8 @@ def main(cfg: Config) -> None:
                     f"{cfg.questions}: the question '{question.id}' is in {name} and in "
                     f"{owner[question.key]}: {question.question[:60]!r}"
                 )
-        rows = [asdict(question) | {"instruction": cfg.instruction} for question in questions]
+        asked = [INSTRUCTIONS[q.kind] if cfg.instruction == "auto" else cfg.instruction for q in questions]
+        rows = [asdict(q) | {"instruction": q.instruction or text} for q, text in zip(questions, asked)]
         write_jsonl(stage.out / f"{name}.jsonl", rows)
     summary = ", ".join(f"{len(questions)} {name}" for name, questions in splits.items())
     print(f"{summary} questions, e.g. {splits['train'][0].question!r}")

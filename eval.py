@@ -168,7 +168,8 @@ def main(cfg: Config) -> None:
         )
         summary, transcripts = recorded_accuracy(cfg.model, questions)
     else:
-        tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, torch.float32, runtime.default_device())
+        tokenizer = Tokenizer(cfg.model)
+        model = load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
         parameters = sum(p.numel() for p in model.parameters())
         if cfg.reward_model:
             summary, transcripts, quality = best_of_n(cfg, model, tokenizer, questions)

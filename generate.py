@@ -216,9 +216,9 @@ def main(cfg: Config) -> None:
     runtime.require(cfg.shots >= 0, f"--shots {cfg.shots}: 0 or more")
     runtime.require(cfg.source in ("teacher", "student"), f"--source {cfg.source}: 'teacher' or 'student'")
     runtime.require(bool(cfg.ask) or bool(cfg.questions and cfg.out), "give --questions and --out, or --ask")
-    device = runtime.default_device()
     if cfg.ask:
-        tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, device=device)
+        tokenizer = Tokenizer(cfg.model)
+        model = load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
         asked = [Question("--ask", cfg.ask)]
         [[response]] = answer_questions(model, tokenizer, asked, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)
         print(response.text)
@@ -227,7 +227,7 @@ def main(cfg: Config) -> None:
     if stage.finished:
         return
     questions = load_questions(cfg.questions, cfg.limit or None)
-    tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, device=device)
+    tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
     rows, tokens = [], 0
     for index, temperature in enumerate(temperatures):
         answers = answer_questions(

@@ -90,6 +90,16 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def inference_dtype() -> torch.dtype | None:
+    """What a model that only answers is loaded in: its file's type (None) on a GPU, fp32 on a CPU, where bf16 is slow.
+
+    Measured on one core with SmolLM2-135M, batch 16: fp32 65 to 75 tokens/s, bf16 38 to 40.
+    """
+    import torch
+
+    return None if default_device().type == "cuda" else torch.float32
+
+
 def seed_all(seed: int) -> torch.Generator:
     """Seed python, numpy and torch; return a generator for what a script draws itself."""
     import torch

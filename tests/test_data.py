@@ -561,6 +561,20 @@ def test_the_script_cuts_a_file_into_disjoint_splits(tmp_path):
         data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "d"), 10, 4, 7))
 
 
+def test_an_instruction_suits_the_kind_and_never_replaces_a_questions_own(tmp_path):
+    """'auto' asks for a form that the strict reading knows; a question that brings its own instruction keeps it."""
+    own = {"question": "0?", "answer": "1", "instruction": "Be brief."}
+    for name, more, form, answer in (("number", {}, "####", "#### 1"),
+                                     ("choice", {"options": ["x", "y"]}, "the answer is (X)", "the answer is (A)")):
+        rows = [{"question": f"{i}?", "answer": answer, **more} for i in range(1, 4)]
+        write_jsonl(tmp_path / f"{name}.jsonl", [own | more | {"answer": answer}, *rows])
+        data.main(data.Config(str(tmp_path / f"{name}.jsonl"), str(tmp_path / name), 2, 1, 1, "auto"))
+        asked = [q for part in ("train", "valid", "test")
+                 for q in load_questions(str(tmp_path / name / f"{part}.jsonl"))]
+        assert {q.instruction for q in asked if q.question == "0?"} == {"Be brief."}
+        assert all(form in q.prompt for q in asked if q.question != "0?") and len(asked) == 4
+
+
 # ---- the built-in task ---------------------------------------------------------------------------------------------
 
 
