@@ -4,8 +4,9 @@
         --out runs/try/7_eval/ppo
     python eval.py --name best_of_n --model runs/try/2_sft --reward_model runs/try/5_reward --samples 8 ...
 
-All models answer the same questions with the same prompt, greedily. With a reward model, several answers are sampled,
-the one with the highest score counts (best-of-n), and the scores are compared with the truth.
+All models answer the same questions with the same prompt, greedily: a chat, or, with --shots, the worked examples that
+published scores are measured with (8 for GSM8K, 5 for MMLU-Pro), to be completed. With a reward model, several answers
+are sampled, the one with the highest score counts (best-of-n), and the scores are compared with the truth.
 """
 
 import math
@@ -71,10 +72,11 @@ def accuracy(
     max_new_tokens: int,
     batch_size: int = 256,
     label: str = "eval",
+    shots: int = 0,
 ) -> tuple[dict, list[dict]]:
     """Greedy answers to the questions: the summary and the transcripts."""
-    answers = answer_questions(model, tokenizer, questions, max_new_tokens, 0.0, 0, batch_size, label)
-    transcripts = [grade(q, tokenizer.decode(r.tokens), r.finish, len(r.tokens)) for q, [r] in zip(questions, answers)]
+    answers = answer_questions(model, tokenizer, questions, max_new_tokens, 0.0, 0, batch_size, label, shots=shots)
+    transcripts = [grade(q, r.text, r.finish, len(r.tokens)) for q, [r] in zip(questions, answers)]
     return summarise(transcripts), transcripts
 
 
@@ -133,6 +135,7 @@ class Config:
     name: str = "model"  # what the report calls it
     max_new_tokens: int = 256  # an answer that has not ended by then counts as truncated
     batch_size: int = 256  # rows sampled together
+    shots: int = 0  # worked examples before the question, as published scores have them; 0: a chat without
     reward_model: str = ""  # scores the answers: best-of-n
     samples: int = 1  # answers per question; more than one needs a reward model
     temperature: float = 1.0  # of those several samples; a single answer is greedy
@@ -146,6 +149,12 @@ def main(cfg: Config) -> None:
         (cfg.samples > 1) == bool(cfg.reward_model),
         "--samples above 1 and --reward_model go together: the reward model picks one of the samples",
     )
+    recorded = Path(cfg.model).is_file()
+    runtime.require(cfg.shots >= 0, f"--shots {cfg.shots}: 0 or more")
+    runtime.require(
+        not cfg.shots or not (recorded or cfg.reward_model),
+        "--shots asks a model in another way; recorded answers were asked already, a --reward_model knows chats alone",
+    )
     stage = runtime.Stage(cfg, inputs=["model", "questions", "reward_model"])
     if stage.finished:
         return
@@ -153,18 +162,21 @@ def main(cfg: Config) -> None:
     without = sum(question.answer is None for question in questions)
     runtime.require(not without, f"{cfg.questions}: {without} questions have no gold answer to compare with")
     quality, parameters = {}, 0
-    if Path(cfg.model).is_file():
+    if recorded:
         runtime.require(
             not cfg.reward_model, "--reward_model picks among a model's samples; recorded answers are graded"
         )
         summary, transcripts = recorded_accuracy(cfg.model, questions)
     else:
-        tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, torch.float32, runtime.default_device())
+        tokenizer = Tokenizer(cfg.model)
+        model = load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
         parameters = sum(p.numel() for p in model.parameters())
         if cfg.reward_model:
             summary, transcripts, quality = best_of_n(cfg, model, tokenizer, questions)
         else:
-            summary, transcripts = accuracy(model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name)
+            summary, transcripts = accuracy(
+                model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name, cfg.shots
+            )
     write_jsonl(stage.out / "transcripts.jsonl", transcripts)
     low, high = summary["ci95"]
     print(
@@ -203,7 +215,7 @@ def best_of_n(
     scores = scores.view(len(questions), cfg.samples)  # (questions, n)
     transcripts, right = [], torch.zeros(scores.shape, dtype=torch.bool)  # (questions, n)
     for index, (question, responses) in enumerate(zip(questions, answers)):
-        graded = [grade(question, tokenizer.decode(r.tokens), r.finish, len(r.tokens)) for r in responses]
+        graded = [grade(question, r.text, r.finish, len(r.tokens)) for r in responses]
         right[index] = torch.tensor([row["correct"] for row in graded])
         best = int(scores[index].argmax())
         transcripts.append(graded[best] | {"score": scores[index, best].item()})

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import runtime
 from answers import extract_answer
-from data import Question, load_questions, read_jsonl, write_jsonl
+from data import Question, load_questions, numbered_jsonl, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -94,46 +94,72 @@ def winners(samples: Sequence[Sample], rewards: Sequence[int], most: int, keep_d
 
 # ---- recorded responses --------------------------------------------------------------------------------------------
 
+UNFINISHED = ("length", "max_tokens", "content_filter")  # finish reasons of a response that did not end by itself
+
 
 def load_samples(path: str | Path, source: str, questions: dict[str, Question], lenient: bool) -> list[Sample]:
-    """Read responses in any of three forms, for the given questions (by id); those to other questions are left out.
+    """Read recorded responses to the given questions (by id); those to other questions are left out.
 
-    Ours: {"id", "response", "finish"?, "logprob"?, "tokens"?}. An OpenAI or vLLM batch output: {"custom_id",
-    "response": {"body": {"choices": ...}}} or {"custom_id", "choices": ...}. A plain recording:
-    {"id" or "question", "responses": [text, ...]}. Raises ValueError naming the line.
+    One JSON object a line, in any of these forms, with the question's id under id, question_id or custom_id (a suffix
+    '#k' tells several requests about one question apart), or its text under question:
+    - {"response" or "generated_text" or "model_outputs": text, "finish"?, "logprob"?, "tokens"?}: one response, ours
+      or of MMLU-Pro's published results; logprob is the sum over its tokens
+    - {"responses": [text, ...]}: several
+    - {"response": {"body": {"choices": [...]}}} or {"choices": [...]}: the batch output of OpenAI's API and of vLLM. A
+      request that failed is left out and counted; a choice without text, a refusal, is a response without an answer.
+    Raises ValueError naming the line, or if no response belongs to any question.
     """
-    by_text = {question.question: key for key, question in questions.items()}
-    samples = []
-    for number, row in enumerate(read_jsonl(path), 1):
-        key = row.get("id", row.get("custom_id", by_text.get(str(row.get("question", "")).strip())))
+    texts = Counter(question.question for question in questions.values())
+    by_text = {question.question: key for key, question in questions.items() if texts[question.question] == 1}
+    samples, failed = [], 0
+    for number, row in numbered_jsonl(path):
+        key = next((str(row[name]) for name in ("id", "question_id", "custom_id") if row.get(name) is not None), None)
         if key is None and "question" not in row:
-            raise ValueError(f"{path}, record {number}: none of the keys id, custom_id, question")
-        key = None if key is None else str(key)  # as the questions' ids
-        logprob = None
-        if "responses" in row:
-            texts = [(text, True) for text in row["responses"]] if isinstance(row["responses"], list) else None
-        elif isinstance(row.get("response"), str):
-            texts = [(row["response"], row.get("finish", "stop") == "stop")]
-            if row.get("logprob") is not None and row.get("tokens"):
-                logprob = row["logprob"] / row["tokens"]
-        else:
-            body = row.get("response")
-            choices = ((body or {}).get("body") or {}).get("choices") if isinstance(body, dict) else row.get("choices")
-            try:
-                texts = [(c["message"]["content"], c.get("finish_reason", "stop") == "stop") for c in choices]
-            except (TypeError, KeyError, AttributeError):
-                texts = None
-        if texts is None or not all(isinstance(text, str) for text, _ in texts):
+            raise ValueError(f"{path}, line {number}: none of the keys id, question_id, custom_id, question")
+        if key not in questions and key is not None:
+            key = key.rpartition("#")[0]
+        if key not in questions:
+            key = by_text.get(str(row.get("question")).strip())
+        try:
+            responses = _responses(row)
+        except (KeyError, TypeError, AttributeError):
+            responses = None
+        if responses is None or not all(isinstance(text, str) for text, _, _ in responses):
             raise ValueError(
-                f"{path}, record {number}: no response text, no list 'responses', and no choices[].message.content"
+                f"{path}, line {number}: no text under response, generated_text or model_outputs, no list of texts "
+                "under responses, and no choices[].message.content"
             )
+        failed += not responses
         if key in questions:
             kind = questions[key].kind
             samples += [
-                Sample(key, source, text, extract_answer(text, kind, lenient), ended, logprob) for text, ended in texts
+                Sample(key, source, text, extract_answer(text, kind, lenient), finish not in UNFINISHED, logprob)
+                for text, finish, logprob in responses
             ]
+    if failed:
+        print(f"{path}: {failed} lines hold a failed request and no response; left out")
     runtime.require(bool(samples), f"{path}: no response to any of the {len(questions)} questions; do the ids match?")
     return samples
+
+
+def _responses(row: dict) -> list[tuple[str, str | None, float | None]]:
+    """(text, finish reason, log-prob per token) of each response in a record; none if its request failed."""
+    if isinstance(row.get("responses"), list):
+        return [(text, None, None) for text in row["responses"]]
+    for name in ("response", "generated_text", "model_outputs"):
+        if isinstance(row.get(name), str):
+            known = row.get("logprob") is not None and row.get("tokens")
+            return [(row[name], row.get("finish"), row["logprob"] / row["tokens"] if known else None)]
+    envelope = row.get("response") or row
+    if row.get("error") or envelope.get("status_code", 200) >= 400:
+        return []
+    found = []
+    for choice in envelope.get("body", envelope)["choices"]:
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        tokens = (choice.get("logprobs") or {}).get("content") or []
+        logprob = math.fsum(token["logprob"] for token in tokens) / len(tokens) if tokens else None
+        found.append(("" if text is None else text, choice.get("finish_reason"), logprob))
+    return found
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------

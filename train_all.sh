@@ -3,45 +3,57 @@
 #
 #   bash train_all.sh                       the embedded default: two tiny bundled models, a laptop, no network
 #   QUICK=1 bash train_all.sh               every stage at small scale, about a minute: does it all work here?
-#   PRESET=smollm2 STUDENT=folder TEACHER=folder-or-recorded.jsonl QUESTIONS=gsm8k DATA_DIR=folder bash train_all.sh
+#   PRESET=qwen DATA_DIR=folder bash train_all.sh    GSM8K on one GPU; says first what it needs and how to get it
 #
 # Environment: PRESET (tiny, smollm2, qwen, llama3), SEED, OUT (run folder), QUICK=1, FROM=stage (redo from there, such as
 # FROM=6_ppo), ROUNDS=2 (sample, vote, reward model and PPO again from the latest policy), TEACHER (model folder, or a
 # JSONL of recorded answers), TEACHER_TEST (recorded answers to the test questions: the teacher's row of the report),
-# STUDENT (model folder), QUESTIONS (arith, gsm8k, or a JSONL), DATA_DIR (holds gsm8k/), PYTHON.
+# STUDENT (model folder), QUESTIONS (arith, gsm8k, mmlu_pro, or a JSONL), MODELS_DIR (holds the presets' model folders),
+# DATA_DIR (holds gsm8k/ and mmlu_pro/), PYTHON.
 # A finished stage is skipped on the next run; one whose settings or inputs changed is redone, the old kept aside.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 PYTHON=${PYTHON:-$(command -v python || echo python3)} PRESET=${PRESET:-tiny} SEED=${SEED:-0} QUICK=${QUICK:-0} ROUNDS=${ROUNDS:-1} FROM=${FROM:-}
-NUMBER="Think step by step. On the last line write #### and the final number."
+models=${MODELS_DIR:-$here/models} lenient=--no-lenient
 
 # ---- presets: models, questions, sizes -----------------------------------------------------------------------------
-temperatures=1.0 temperature=1.0 lenient=--no-lenient instruction="$NUMBER"
 case $PRESET in
 tiny)
   TEACHER=${TEACHER:-$here/weights/tiny-teacher} STUDENT=${STUDENT:-$here/weights/tiny-student-base}
-  QUESTIONS=${QUESTIONS:-arith} instruction="" minutes=10 temperature=0.7
+  QUESTIONS=${QUESTIONS:-arith} instruction="" needs="a laptop and about 10 minutes on 2 cores"
   train=2000 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=8
+  temperatures=1.0 temperature=0.7 # the teacher's: variety for the vote; the student's: near its greedy self
   new_tokens=64 batch=512 micro=128 vote="--keep_duplicates" signal="--min_share 0.5" held_out=0.1
   sft="--epochs 2 --lr 5e-4" reward="--epochs 2 --lr 1e-3"
   ppo="--iterations 30 --rollout_size 256 --lr 5e-4 --critic_lr 1e-3 --kl_coef 0.05"
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;; # at this size a second thread costs more than it brings
-smollm2 | qwen | llama3)
-  TEACHER=${TEACHER:?PRESET=$PRESET needs TEACHER=, a model folder or a JSONL of recorded answers}
-  STUDENT=${STUDENT:?PRESET=$PRESET needs STUDENT=, a model folder} QUESTIONS=${QUESTIONS:-gsm8k} minutes=0
-  train=7000 valid=200 test=1319 teacher_samples=4 student_samples=4 best_of=8
-  vote="" signal="" temperatures=0.7,1.0 new_tokens=320 batch=64 micro=4 held_out=0.05 lenient=--lenient
-  sft="--epochs 2 --lr 1e-5" reward="--epochs 1 --lr 1e-5"
-  ppo="--iterations 150 --rollout_size 256 --lr 1e-6 --critic_lr 5e-6 --kl_coef 0.05" ;;
+smollm2)
+  TEACHER=${TEACHER:-$models/SmolLM2-1.7B-Instruct} STUDENT=${STUDENT:-$models/SmolLM2-135M-Instruct}
+  batch=64 micro=4 lr=1e-5 ppo_lr=2e-6 hub=HuggingFaceTB needs="a GPU of 8 GB, 8 GB disk with the weights, 4 h (computed, not measured)" ;;
+qwen)
+  TEACHER=${TEACHER:-$models/Qwen2.5-7B-Instruct} STUDENT=${STUDENT:-$models/Qwen2.5-0.5B-Instruct}
+  batch=128 micro=2 lr=1e-5 ppo_lr=1e-6 hub=Qwen needs="a GPU of 24 GB, 28 GB disk with the weights, 7 h (computed, not measured)" ;;
+llama3) # the paper's sizes: an 8B teacher, a 1B or 3B student
+  TEACHER=${TEACHER:-$models/Llama-3.1-8B-Instruct} STUDENT=${STUDENT:-$models/Llama-3.2-1B-Instruct}
+  batch=256 micro=4 lr=1e-5 ppo_lr=1e-6 hub=meta-llama needs="a GPU of 80 GB, 45 GB disk with the weights, 25 h \
+for the 1B student (computed, not measured); a 3B student needs 130 GB of GPU memory" ;;
 *) echo "error: PRESET=$PRESET: it is tiny, smollm2, qwen or llama3" >&2; exit 2 ;;
 esac
+if [ "$PRESET" != tiny ]; then # real questions, real models
+  QUESTIONS=${QUESTIONS:-gsm8k} instruction=auto best_of=8
+  train=7000 valid=200 test=1319 teacher_samples=4 student_samples=4 temperatures=0.7,1.0 temperature=1.0
+  new_tokens=320 vote="" signal="" held_out=0.05
+  if [[ $QUESTIONS != *mmlu_pro* ]]; then lenient=--lenient; fi # a lone letter is too often the pronoun I
+  sft="--epochs 2 --lr $lr" reward="--epochs 1 --lr $lr"
+  ppo="--iterations 150 --rollout_size 256 --lr $ppo_lr --critic_lr 5e-6 --kl_coef 0.05"
+fi
 if [ "$QUICK" = 1 ]; then
-  minutes=1 held_out=0.3 best_of=2
+  held_out=0.3 best_of=2
   if [ "$PRESET" = tiny ]; then
-    train=200 valid=20 test=100 teacher_samples=4 student_samples=2
+    train=200 valid=20 test=100 teacher_samples=4 student_samples=2 needs="a minute or two"
     ppo="--iterations 3 --rollout_size 64 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.05"
   else
-    train=8 valid=2 test=4 teacher_samples=2 student_samples=2 new_tokens=160 minutes=0
+    train=16 valid=2 test=4 teacher_samples=2 student_samples=2 new_tokens=160 needs="minutes to an hour: a trial"
     ppo="--iterations 1 --rollout_size 8 --minibatches 2 --lr 1e-6 --critic_lr 5e-6 --kl_coef 0.05"
   fi
 fi
@@ -68,7 +80,7 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
 sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
 
 "$PYTHON" "$here/runtime.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
-  --questions "$QUESTIONS" --minutes "$minutes"
+  --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --needs "$needs" --hub "${hub:-}"
 
 # ---- the stages ----------------------------------------------------------------------------------------------------
 questions=$RUN/0_questions/train.jsonl

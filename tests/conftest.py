@@ -33,11 +33,20 @@ CHATML_TEMPLATE = (
 
 
 def real_data(name: str) -> Path:
-    """A file of $DATA_DIR; the test is skipped where it is not there."""
-    if not os.environ.get("DATA_DIR"):
-        pytest.skip("DATA_DIR is not set: it names the folder with gsm8k/ and mmlu_pro/")
-    path = Path(os.environ["DATA_DIR"]) / name
-    if not path.is_file():
+    """A file of $DATA_DIR, such as gsm8k/test.jsonl; the test is skipped where it is not there."""
+    return _outside("DATA_DIR", "the folder with gsm8k/ and mmlu_pro/", name)
+
+
+def real_model(name: str) -> Path:
+    """A model folder of $MODELS_DIR, such as SmolLM2-135M-Instruct; the test is skipped where it is not there."""
+    return _outside("MODELS_DIR", "the folder with real model folders", name)
+
+
+def _outside(variable: str, meaning: str, name: str) -> Path:
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} is not set: it names {meaning}")
+    path = Path(os.environ[variable]) / name
+    if not path.exists():
         pytest.skip(f"{path} is not there")
     return path
 

@@ -1,26 +1,121 @@
 """chat.py: text to token ids and back, chat templates token for token as transformers renders them."""
 
+import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import CHATML_SPECIAL, CHATML_TEMPLATE, LLAMA_SPECIAL
+import tokenizers
+from conftest import CHATML_SPECIAL, CHATML_TEMPLATE, LLAMA_SPECIAL, LLAMA_TEMPLATE
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from chat import Tokenizer
+from chat import Tokenizer, default_system, family
 
-WORDS = ["3 pens", "  spaces  around  ", "two\n\nlines\n", "\n\nnewline first", "naïve Größe 東京 😀", "1234-5", "x"]
-QWEN_TEMPLATE = (  # the structure of Qwen2.5's: a branch for tools, one for a given system turn, then its own
-    "{%- if tools %}\n    {{- '<|im_start|>system\\n' }}\n    {{- 'You have tools.<|im_end|>\\n' }}\n{%- else %}\n"
-    "    {%- if messages[0]['role'] == 'system' %}\n"
+# The published templates' turns, dates and system turns; their branches for tools are left out, Qwen2.5's but for the
+# start of one, which is a trap: it opens a system turn, and its default text is not written in one piece.
+LLAMA3_TEMPLATE = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    "+ message['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+LLAMA31_TEMPLATE = (
+    "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string = \"26 Jul 2024\" %}\n"
+    "{%- endif %}\n{%- if messages[0]['role'] == 'system' %}\n"
+    "    {%- set system_message = messages[0]['content']|trim %}\n    {%- set messages = messages[1:] %}\n"
+    "{%- else %}\n    {%- set system_message = \"\" %}\n{%- endif %}\n"
+    "{{- \"<|start_header_id|>system<|end_header_id|>\\n\\n\" }}\n"
+    "{{- \"Cutting Knowledge Date: December 2023\\n\" }}\n{{- \"Today Date: \" + date_string + \"\\n\\n\" }}\n"
+    "{{- system_message }}\n{{- \"<|eot_id|>\" }}\n{%- for message in messages %}\n"
+    "    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}\n    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n{%- endif %}\n")
+LLAMA32_TEMPLATE = LLAMA31_TEMPLATE.replace(
+    '{%- set date_string = "26 Jul 2024" %}',
+    '{%- if strftime_now is defined %}{%- set date_string = strftime_now("%d %b %Y") %}\n'
+    '    {%- else %}{%- set date_string = "26 Jul 2024" %}{%- endif %}')
+QWEN_TEMPLATE = (
+    "{%- if tools %}\n    {{- '<|im_start|>system\\n' }}\n    {%- if messages[0]['role'] == 'system' %}\n"
+    "        {{- messages[0]['content'] }}\n    {%- else %}\n        {{- 'You are Qwen.' }}\n    {%- endif %}\n"
+    "    {{- '# Tools<|im_end|>\\n' }}\n{%- else %}\n    {%- if messages[0]['role'] == 'system' %}\n"
     "        {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n    {%- else %}\n"
-    "        {{- '<|im_start|>system\\nYou are Qwen. You are a helpful assistant.<|im_end|>\\n' }}\n"
-    "    {%- endif %}\n{%- endif %}\n" + CHATML_TEMPLATE)
-SMOLLM_TEMPLATE = (  # SmolLM2's: the default system turn is written inside the loop
+    "        {{- '<|im_start|>system\\nYou are Qwen.\\nAnswer within \\\\boxed{}, it\\'s \"ok\" für 東京."
+    "<|im_end|>\\n' }}\n"
+    "    {%- endif %}\n{%- endif %}\n{%- for message in messages %}\n"
+    "    {%- if (message.role == \"user\") or (message.role == \"system\" and not loop.first) or"
+    " (message.role == \"assistant\") %}\n"
+    "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n"
+    "    {%- endif %}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n")
+SMOLLM_TEMPLATE = (  # its newlines are real ones, not '\' and 'n'
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM<|im_end|>\\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+LLAMAS = {"llama3": LLAMA3_TEMPLATE, "llama3.1": LLAMA31_TEMPLATE, "llama3.2": LLAMA32_TEMPLATE, "ours": LLAMA_TEMPLATE}
+CHATMLS = {"chatml": CHATML_TEMPLATE, "qwen2.5": QWEN_TEMPLATE, "smollm2": SMOLLM_TEMPLATE}
+
+TEXTS = ["What is 12*7?", "", " ", "\n", "  spaces  around  ", "\n\nnewlines first", "ends so\n\n",
+         "two\n\n\nlines\n x", "\t\ttabs\r\nand returns\r", "naïve Größe 東京 😀", "\u00a0no-break\u3000wide\u2028",
+         "e\u0301 is not é", "'s 're it's", "12345678 + 0.5 = $1,234", "    def f(x):\n        return x\n",
+         "]]>.\n{%- if x %}{{ bos_token }}", "user\nassistant\n\n"]
+SHAPES = ["u", "su", "uau", "suau", "ua", "sua", "s", "uu", "usu", "ssu", "suauau", "a"]
+ROLE = {"u": "user", "s": "system", "a": "assistant"}
+
+
+def conversations():
+    """Every text in the first, in the last and in every place; every shape with mixed texts. 2 * (51 + 36) in all."""
+    turns = lambda shape, texts: [{"role": ROLE[r], "content": text} for r, text in zip(shape, texts)]
+    rng = random.Random(0)
+    found = [turns("u", [text]) for text in TEXTS]
+    found += [turns("suau", ["Be brief.", text, "I see.", "Go on"]) for text in TEXTS]
+    found += [turns("suau", [text] * 4) for text in TEXTS]
+    found += [turns(shape, rng.choices(TEXTS, k=6)) for shape in SHAPES for _ in range(3)]
+    return [(messages, opened) for messages in found for opened in (True, False)]
+
+
+def compare(folder, template, date=None):
+    """Our ids of all conversations are those of transformers' apply_chat_template."""
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = Tokenizer(folder, date), transformers.AutoTokenizer.from_pretrained(folder)
+    assert len(conversations()) >= 30
+    for messages, opened in conversations():
+        expected = theirs.apply_chat_template(messages, chat_template=template, add_generation_prompt=opened,
+                                              return_dict=False, date_string=date or "26 Jul 2024")
+        assert ours.render(messages, opened) == expected, (messages, opened)
+    return ours, theirs
+
+
+def real_model(name: str) -> Path:
+    """A folder of $MODELS_DIR; the test is skipped where it is not there."""
+    if not os.environ.get("MODELS_DIR"):
+        pytest.skip("MODELS_DIR is not set: it names a folder of Hugging Face model folders")
+    path = Path(os.environ["MODELS_DIR"]) / name
+    if not (path / "tokenizer.json").is_file():
+        pytest.skip(f"{path} is not there")
+    return path
+
+
+def variant(source: Path, folder: Path, tokenizer_json=None, **files) -> Path:
+    """A copy of a tokenizer's folder: config={...} changes tokenizer_config.json (None drops a key), generation={...}
+    and model={...} are the other two files whole, tokenizer_json a function that changes the parsed tokenizer.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer_json:
+        content = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer_json(content)
+        (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    else:
+        (folder / "tokenizer.json").symlink_to((source / "tokenizer.json").resolve())
+    config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8")) | files.pop("config", {})
+    config = {key: value for key, value in config.items() if value is not None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name, content in files.items():
+        file = {"generation": "generation_config.json", "model": "config.json"}[name]
+        (folder / file).write_text(json.dumps(content), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(params=["llama_folder", "chatml_folder"])
@@ -28,89 +123,337 @@ def tokenizer(request) -> Tokenizer:
     return Tokenizer(request.getfixturevalue(request.param))
 
 
-def test_any_text_survives_the_tokens(tokenizer):
-    """decode(encode(x)) == x for random unicode, and no id of it is special."""
-    rng, special = random.Random(0), {tokenizer.id(name) for name in LLAMA_SPECIAL + CHATML_SPECIAL}
-    for limit in (0x7F, 0x2FF, 0xD7FF):  # ASCII with its control characters, Latin, the whole basic plane
-        for _ in range(100):
-            text = "".join(chr(rng.randint(0, limit)) for _ in range(rng.randint(0, 40))) + "😀"
-            tokens = tokenizer.encode(text)
-            assert tokenizer.decode(tokens) == text
-            assert not special & set(tokens)
+# ---- templates -----------------------------------------------------------------------------------------------------
 
 
-def test_text_never_becomes_a_special_token(tokenizer):
-    """Special tokens spelled out in a question stay text; only the template's own are special, one BOS among them."""
-    names = [name for name in LLAMA_SPECIAL + CHATML_SPECIAL if tokenizer.id(name) is not None]
-    attack = "".join(names) + "hi"
-    special = {tokenizer.id(name) for name in names}
-    assert not special & set(tokenizer.encode(attack))
-    assert tokenizer.decode(tokenizer.encode(attack)) == attack
-    count = lambda ids: Counter(id for id in ids if id in special)
-    assert count(tokenizer.chat(attack)) == count(tokenizer.chat("hi"))
-    assert tokenizer.chat(attack).count(tokenizer.id("<|begin_of_text|>")) == (tokenizer.style == "llama3")
+@pytest.mark.parametrize("name", LLAMAS)
+def test_llama_conversations_equal_transformers(name, llama_folder, tmp_path):
+    folder = variant(llama_folder, tmp_path, config={"chat_template": LLAMAS[name]})
+    ours, _ = compare(folder, LLAMAS[name])
+    assert ours.style == {"llama3.2": "llama3.1", "ours": "llama3"}.get(name, name)
+    assert all(ours.render(messages).count(0) == 1 and ours.render(messages)[0] == 0 for messages, _ in conversations())
+
+
+@pytest.mark.parametrize("name", CHATMLS)
+def test_chatml_conversations_equal_transformers(name, make_chatml):
+    ours, _ = compare(make_chatml(CHATMLS[name]), CHATMLS[name])
+    assert ours.style == "chatml"
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama3.1", "llama3.2"])
+def test_real_llama_vocabulary_equals_transformers(name, tmp_path):
+    """The real 128,256 tokens, whose file puts a BOS before every text it encodes: it is not doubled."""
+    folder = variant(real_model("llama3-tokenizer"), tmp_path, config={"chat_template": LLAMAS[name]})
+    ours, _ = compare(folder, LLAMAS[name], "01 Jan 2025")
+    ids = ours.chat("Hi")
+    assert (ids[0], ids.count(128000), ours.end_id) == (128000, 1, 128009)
+
+
+@pytest.mark.parametrize("name", ["SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"])
+def test_real_chatml_folders_equal_transformers(name):
+    """Published folders as they are: vocabulary, template and its own system turn."""
+    ours, theirs = compare(real_model(name), None)
+    assert ours.decode(ours.chat("Hi")).startswith("system\nYou are ")
+    assert theirs.eos_token_id in ours.stop_ids
+
+
+def test_chat_is_one_user_message(tokenizer):
+    assert tokenizer.chat(" 3 pens? ") == tokenizer.render([{"role": "user", "content": " 3 pens? "}], True)
+
+
+def test_the_date_is_an_argument_else_the_folders_else_fixed(llama_folder, tmp_path):
+    """Given, it is kept by save(), for the saved model was trained with it; where none is told, it changes nothing."""
+    folder = variant(llama_folder, tmp_path / "a", config={"chat_template": LLAMA31_TEMPLATE})
+    dated = variant(folder, tmp_path / "b", config={"date_string": "05 May 2025"})
+    day = lambda tokenizer: tokenizer.decode(tokenizer.chat("x")).split("Today Date: ")[1].split("\n")[0]
+    assert day(Tokenizer(folder)) == "26 Jul 2024"
+    assert day(Tokenizer(dated)) == "05 May 2025"
+    assert day(Tokenizer(dated, date="06 Jun 2026")) == "06 Jun 2026"
+    (tmp_path / "c").mkdir()
+    Tokenizer(dated, date="06 Jun 2026").save(tmp_path / "c")
+    assert day(Tokenizer(tmp_path / "c")) == "06 Jun 2026"
+    assert Tokenizer(llama_folder, date="06 Jun 2026").chat("x") == Tokenizer(llama_folder).chat("x")
+
+
+def test_chat_template_in_its_own_file_comes_first(make_chatml, tmp_path):
+    """transformers 5 saves the template as chat_template.jinja; a list of templates means its default."""
+    folder = make_chatml(SMOLLM_TEMPLATE)
+    own = variant(folder, tmp_path / "own", config={"chat_template": QWEN_TEMPLATE})
+    (own / "chat_template.jinja").write_text(SMOLLM_TEMPLATE, encoding="utf-8")
+    templates = [{"name": "tool_use", "template": QWEN_TEMPLATE}, {"name": "default", "template": SMOLLM_TEMPLATE}]
+    listed = variant(folder, tmp_path / "listed", config={"chat_template": templates})
+    for other in (own, listed):
+        assert compare(other, None)[0].chat("hi") == Tokenizer(folder).chat("hi") != Tokenizer(make_chatml()).chat("hi")
+
+
+@pytest.mark.parametrize("content", ["{{ x }}[INST] y [/INST]", "<|user|>\n{{ x }}</s>", *(
+    # relatives: one newline after the header, no trimming, a system turn of their own, thoughts, a BOS, no last newline
+    LLAMA3_TEMPLATE.replace("\n\n", "\n"), LLAMA3_TEMPLATE.replace(" | trim", ""),
+    LLAMA31_TEMPLATE.replace('system_message = ""', 'system_message = "Be kind."'),
+    LLAMA3_TEMPLATE + "<|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>",
+    LLAMA31_TEMPLATE.replace("Today", "{{ '<think>' }}Today"),
+    CHATML_TEMPLATE.replace("message['content']", "message['content'] | trim"),
+    CHATML_TEMPLATE.replace("message['content']", "message.content.split('</think>')[-1].strip()"),
+    CHATML_TEMPLATE + "{{ '<think>' }}", "{{ bos_token }}" + CHATML_TEMPLATE,
+    "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_TEMPLATE,
+    "x<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_TEMPLATE,
+    CHATML_TEMPLATE.replace("<|im_end|>\\n", "<|im_end|>"))])
+def test_a_template_that_is_not_written_out_here_is_refused(content, make_chatml, tmp_path):
+    """Nearly right would be silently wrong."""
+    assert family(content) is None
+    folder = variant(make_chatml(), tmp_path, config={"chat_template": content})
+    with pytest.raises(ValueError, match=r"Llama 3, Llama 3.1, Llama 3.2, SmolLM2, Qwen2.5"):
+        Tokenizer(folder)
+
+
+def test_a_system_turn_of_the_templates_own_is_read_as_jinja_reads_it():
+    assert default_system(CHATML_TEMPLATE) is None
+    assert default_system(QWEN_TEMPLATE) == "You are Qwen.\nAnswer within \\boxed{}, it's \"ok\" für 東京."
+    assert default_system(SMOLLM_TEMPLATE) == "You are a helpful AI assistant named SmolLM"
+
+
+@pytest.mark.parametrize("role", ["tool", "User", "", "<|eot_id|>", "user\n"])
+def test_other_roles_are_refused(role, tokenizer):
+    with pytest.raises(ValueError, match="system, user"):
+        tokenizer.render([{"role": "user", "content": "x"}, {"role": role, "content": "x"}])
+    with pytest.raises(ValueError, match="system, user"):
+        tokenizer.render([])
+
+
+# ---- responses and plain texts -------------------------------------------------------------------------------------
+
+ANSWERS = [
+    "Ben has 3+4=7.\n#### 7", "7", "", "#### 7", "**Step 1**: é 東京\n\n 😀", "'s", "\u0301x", "12345", "{\"a\": 1}"]
+
+
+def check_responses(tokenizer):
+    """A prompt and its response are the rendered conversation; ChatML writes a newline behind every turn."""
+    behind = tokenizer.encode("\n") if tokenizer.style == "chatml" else []
+    for answer in ANSWERS:
+        ids = tokenizer.response(answer)
+        assert ids[-1] == tokenizer.end_id and tokenizer.end_id not in ids[:-1]
+        messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
+        assert tokenizer.chat("Hi") + ids + behind == tokenizer.render(messages, False), answer
+
+
+def test_prompt_and_response_are_the_rendered_conversation(tokenizer):
+    check_responses(tokenizer)
+    assert tokenizer.end_id == tokenizer.id("<|eot_id|>" if tokenizer.style == "llama3" else "<|im_end|>")
+    assert tokenizer.decode(tokenizer.response("#### 7")) == "#### 7"
+    # not trimmed: it may be a sample
+    assert tokenizer.response(" 7\n\n") == [*tokenizer.encode(" 7\n\n"), tokenizer.end_id]
+
+
+@pytest.mark.parametrize("name", ["llama3-tokenizer", "SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"])
+def test_real_prompt_and_response_are_the_rendered_conversation(name):
+    """And a plain text is tokenised as transformers does it: one BOS with Llama 3, none with the others."""
+    transformers = pytest.importorskip("transformers")
+    folder = real_model(name)
+    tokenizer, theirs = Tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    check_responses(tokenizer)
+    for text in TEXTS:
+        assert tokenizer.text(text) == theirs(text)["input_ids"]
+        assert tokenizer.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.text(text) == [128000] * name.startswith("llama3") + tokenizer.encode(text)
+    assert tokenizer.text("<|begin_of_text|>x").count(128000) == name.startswith("llama3")
+
+
+def test_a_plain_text_begins_with_one_bos_if_any(llama_folder, chatml_folder):
+    for folder, bos in ((llama_folder, [0]), (chatml_folder, [])):
+        for text in ("2+2=", "", "<|begin_of_text|>"):
+            assert Tokenizer(folder).text(text) == bos + Tokenizer(folder).encode(text)
+
+
+def test_base_models_are_plain(llama_folder, chatml_folder, tmp_path):
+    """No template, and an end token that closes no turn: text, newline, answer, end; the headers stay unused."""
+    base = {"chat_template": None, "eos_token": "<|end_of_text|>"}
+    tokenizer = Tokenizer(variant(llama_folder, tmp_path / "a", config=base, generation={"eos_token_id": 1}))
+    assert (tokenizer.style, tokenizer.end_id, tokenizer.stop_ids) == ("plain", 1, {1})
+    assert tokenizer.chat("2+2?") == tokenizer.text("2+2?\n") == [0, *tokenizer.encode("2+2?\n")]
+    check_responses(tokenizer)
+    base = {"chat_template": None, "eos_token": {"content": "<|endoftext|>"}}
+    tokenizer = Tokenizer(variant(chatml_folder, tmp_path / "b", config=base))
+    assert (tokenizer.style, tokenizer.end_id) == ("plain", tokenizer.id("<|endoftext|>"))
+    assert tokenizer.chat("2+2?") == tokenizer.encode("2+2?\n")
+    named = Tokenizer(variant(chatml_folder, tmp_path / "bos", config=base | {"bos_token": "<|endoftext|>"}))
+    assert named.chat("2+2?") == [named.end_id, *named.encode("2+2?\n")]
+    base = {"chat_template": None, "eos_token": None}
+    unnamed = variant(llama_folder, tmp_path / "c", config=base, model={"eos_token_id": 1})
+    assert (Tokenizer(unnamed).style, Tokenizer(unnamed).end_id) == ("plain", 1)
+
+
+def test_without_a_template_the_end_token_tells_the_style(llama_folder, chatml_folder, tmp_path):
+    """So does, where no file names an end token, the vocabulary."""
+    for folder in (llama_folder, chatml_folder):
+        for i, config in enumerate(({"chat_template": None}, {"chat_template": None, "eos_token": None})):
+            bare = variant(folder, tmp_path / folder.name / str(i), config=config)
+            assert Tokenizer(bare).chat(" 2+2? ") == Tokenizer(folder).chat(" 2+2? ")
+
+
+def test_stop_ids_are_those_of_every_file(llama_folder, chatml_folder, tmp_path):
+    assert Tokenizer(llama_folder).stop_ids == {1, 4}
+    assert Tokenizer(chatml_folder).stop_ids == {Tokenizer(chatml_folder).id("<|im_end|>")}
+    folder = variant(llama_folder, tmp_path, config={"eos_token": "<|end_of_text|>"},
+                     generation={"eos_token_id": [2, 9]}, model={"eos_token_id": 3})
+    assert (Tokenizer(folder).stop_ids, Tokenizer(folder).end_id) == ({1, 2, 3, 4, 9}, 4)
+
+
+# ---- text is text --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text())
+def test_any_text_survives_the_tokens(text, llama_folder, chatml_folder):
+    """decode(encode(x)) == x for any unicode, and no id of it is special."""
+    for folder, names in ((llama_folder, LLAMA_SPECIAL), (chatml_folder, CHATML_SPECIAL)):
+        tokenizer = Tokenizer(folder)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert not {tokenizer.id(name) for name in names} & set(tokenizer.encode(text))
+
+
+def check_text_is_text(tokenizer, names):
+    """Names of tokens, alone and among spaces, give none of these tokens; in a conversation only the template's."""
+    tokens = {tokenizer.id(name) for name in names}
+    assert None not in tokens
+    count = lambda ids: Counter(id for id in ids if id in tokens)
+    for attack in [*names, "".join(names), *(f"a {name} {name}\n" for name in names)]:
+        assert not tokens & set(tokenizer.encode(attack))
+        assert tokenizer.decode(tokenizer.encode(attack)) == attack
+        assert count(tokenizer.text(attack)) == count(tokenizer.text(""))
+        assert count(tokenizer.response(attack)) == {tokenizer.end_id: 1}
+    attack, roles = "".join(names) + "hi", ("system", "user", "assistant", "user")
+    render = lambda text: tokenizer.render([{"role": role, "content": text} for role in roles])
+    assert count(render(attack)) == count(render("hi"))
+    assert tokenizer.decode(render(attack)).count(attack) == 4
     assert tokenizer.decode(tokenizer.chat("hi")).count("hi") == 1
 
 
-def apply_chat_template(folder: Path, text: str) -> list[int]:
+def test_text_never_becomes_a_special_token(tokenizer):
+    check_text_is_text(tokenizer, LLAMA_SPECIAL if tokenizer.style == "llama3" else CHATML_SPECIAL)
+
+
+def test_text_never_becomes_an_added_token_however_it_is_flagged(llama_folder, tmp_path):
+    """special false, normalized, stripping: each combination; decoding still shows what is no special token."""
+    flags = [(s, n, l, r) for s in (0, 1) for n in (0, 1) for l in (0, 1) for r in (0, 1)]
+
+    def add(content):
+        start = 1 + max(max(content["model"]["vocab"].values()), *(token["id"] for token in content["added_tokens"]))
+        content["normalizer"] = {"type": "NFC"}
+        for i, (s, n, l, r) in enumerate(flags):
+            content["added_tokens"].append({
+                "id": start + i, "content": f"<tool{i}>", "single_word": False, "lstrip": bool(l), "rstrip": bool(r),
+                "normalized": bool(n), "special": bool(s)})
+
+    tokenizer = Tokenizer(variant(llama_folder, tmp_path, add))
+    names = [f"<tool{i}>" for i in range(len(flags))]
+    check_text_is_text(tokenizer, LLAMA_SPECIAL + names)
+    shown = [name for name, (special, *_) in zip(names, flags) if not special]
+    assert tokenizer.decode(tokenizer.id(name) for name in names).replace(" ", "") == "".join(shown)
+    as_is = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    as_is.encode_special_tokens = True
+    assert as_is.token_to_id("<tool0>") in as_is.encode("<tool0>").ids  # so the switch alone would not do
+
+
+def test_the_templates_own_tokens_are_special_even_where_the_file_calls_them_ordinary(chatml_folder, tmp_path):
+    def ordinary(content):
+        for token in content["added_tokens"]:
+            token["special"] = False
+
+    tokenizer = Tokenizer(variant(chatml_folder, tmp_path, ordinary))
+    check_text_is_text(tokenizer, CHATML_SPECIAL)
+    assert tokenizer.decode(tokenizer.response("#### 7")) == "#### 7"
+
+
+@pytest.mark.parametrize("name", ["llama3-tokenizer", "SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"])
+def test_real_special_tokens_stay_text(name, tmp_path):
+    """Every added token of the file, and Qwen2.5's <tool_call>, which is flagged as an ordinary one."""
+    folder = real_model(name)
+    names = [token["content"] for token in json.loads((folder / "tokenizer.json").read_text("utf-8"))["added_tokens"]]
+    check_text_is_text(Tokenizer(folder), names[:20] + names[-5:])
+    tokens = Tokenizer(folder)
+    special = {tokens.id(name) for name in names}
+    assert len(special) == len(names) and not special & set(tokens.encode("".join(names) + " ".join(names)))
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jinja", [False, True])
+def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(jinja, make_chatml, tmp_path):
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    turns = [{"role": "user", "content": text}]
-    return theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    folder = make_chatml(SMOLLM_TEMPLATE)
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}')
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7]}')
+    if jinja:
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        folder = tmp_path / "jinja"
+        theirs.save_pretrained(folder)
+        assert (folder / "chat_template.jinja").is_file()
+    (tmp_path / "saved").mkdir()
+    Tokenizer(folder).save(tmp_path / "saved")
+    assert {file.name for file in (tmp_path / "saved").iterdir()} == {file.name for file in folder.iterdir()}
+    ours, theirs = compare(tmp_path / "saved", None)
+    assert (ours.end_id, ours.stop_ids) == (Tokenizer(folder).end_id, Tokenizer(folder).stop_ids)
+    assert (theirs.eos_token, theirs.pad_token) == ("<|im_end|>", "<|endoftext|>")
 
 
-@pytest.mark.parametrize("text", WORDS)
-def test_llama3_chat_equals_transformers(text, llama_folder):
-    """Token for token apply_chat_template's, so one BOS, which comes first."""
-    ids = Tokenizer(llama_folder).chat(text)
-    assert ids == apply_chat_template(llama_folder, text)
-    assert ids.index(0) == 0 and ids.count(0) == 1
-
-
-@pytest.mark.parametrize("template", [CHATML_TEMPLATE, SMOLLM_TEMPLATE, QWEN_TEMPLATE], ids=["own", "smollm2", "qwen"])
-def test_chatml_chat_equals_transformers(template, make_chatml):
-    """Token for token apply_chat_template's, with the system turn that the template adds by itself, if any."""
-    folder = make_chatml(template)
-    for text in WORDS:
-        assert Tokenizer(folder).chat(text) == apply_chat_template(folder, text)
-
-
-def test_chat_template_in_its_own_file(make_chatml, tmp_path):
-    """transformers 5 saves the template as chat_template.jinja: it is found there, and saved along."""
-    transformers = pytest.importorskip("transformers")
-    transformers.PreTrainedTokenizerFast.from_pretrained(make_chatml(SMOLLM_TEMPLATE)).save_pretrained(tmp_path / "a")
-    expected = apply_chat_template(tmp_path / "a", "hi")
-    assert Tokenizer(tmp_path / "a").chat("hi") == expected
+def test_a_dated_tokenizer_loads_in_transformers(llama_folder, tmp_path):
+    folder = variant(llama_folder, tmp_path / "a", config={"chat_template": LLAMA31_TEMPLATE})
     (tmp_path / "b").mkdir()
-    Tokenizer(tmp_path / "a").save(tmp_path / "b")
-    assert Tokenizer(tmp_path / "b").chat("hi") == expected
-
-
-def test_a_response_ends_with_the_end_token(tokenizer):
-    ids = tokenizer.response("#### 7")
-    assert ids == [*tokenizer.encode("#### 7"), tokenizer.end_id]
-    assert tokenizer.end_id == tokenizer.id("<|eot_id|>" if tokenizer.style == "llama3" else "<|im_end|>")
-    assert tokenizer.end_id in tokenizer.stop_ids
-    assert tokenizer.decode(ids) == "#### 7"
-
-
-def test_stop_ids_are_the_end_token_and_those_of_the_generation_config(llama_folder, chatml_folder):
-    assert Tokenizer(llama_folder).stop_ids == {1, 4}
-    assert Tokenizer(chatml_folder).stop_ids == {Tokenizer(chatml_folder).id("<|im_end|>")}
-
-
-def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
-    again = Tokenizer(tmp_path)
-    assert again.chat("3 pens?") == tokenizer.chat("3 pens?")
-    assert (again.stop_ids, again.end_id) == (tokenizer.stop_ids, tokenizer.end_id)
+    Tokenizer(folder, date="06 Jun 2026").save(tmp_path / "b")
+    compare(tmp_path / "b", None, "06 Jun 2026")
 
 
 def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         Tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        Tokenizer(tmp_path)
+    for content in ("{}", "[]", "", "not JSON", '{"model": null}'):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not"):
+            Tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("folder", ["llama_folder", "chatml_folder"])  # one counts its special tokens first, one last
+def test_a_tokenizer_larger_than_the_embedding_is_refused(folder, request, tmp_path):
+    folder = request.getfixturevalue(folder)
+    size = Tokenizer(folder).vocab_size
+    assert size == tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    for rows in (size, size + 100):
+        assert Tokenizer(variant(folder, tmp_path / str(rows), model={"vocab_size": rows})).vocab_size == size
+    with pytest.raises(ValueError, match=f"{size} tokens.* {size - 1} "):
+        Tokenizer(variant(folder, tmp_path / "small", model={"vocab_size": size - 1}))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "config.json"])
+@pytest.mark.parametrize("content", [b"{", b"", b"[1]", b"null", b"\xff{}"])
+def test_a_damaged_file_is_refused_by_name(name, content, llama_folder, tmp_path):
+    folder = variant(llama_folder, tmp_path)
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"/{name} (is not JSON|holds a)"):
+        Tokenizer(folder)
+
+
+@pytest.mark.parametrize("eos", [-1, "size", [1, "size"], "<|eot_id|>", True, [1.0], {"id": 1}])
+@pytest.mark.parametrize("file", ["generation", "model"])
+def test_an_end_token_outside_the_vocabulary_is_refused(eos, file, llama_folder, tmp_path):
+    size = Tokenizer(llama_folder).vocab_size
+    eos = json.loads(json.dumps(eos).replace('"size"', str(size)))
+    folder = variant(llama_folder, tmp_path, **{file: {"eos_token_id": eos}})
+    with pytest.raises(ValueError, match=r"/(generation_)?config\.json: eos_token_id"):
+        Tokenizer(folder)
+
+
+def test_an_end_token_or_a_templates_token_that_is_missing_is_refused(llama_folder, chatml_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: eos_token '</s>'"):
+        Tokenizer(variant(llama_folder, tmp_path / "a", config={"eos_token": "</s>"}))
+    with pytest.raises(ValueError, match=r"no token '<\|begin_of_text\|>'.* llama3 "):
+        Tokenizer(variant(chatml_folder, tmp_path / "b", config={"chat_template": LLAMA_TEMPLATE}))
+    with pytest.raises(ValueError, match=r"no token '<\|im_start\|>'.* chatml "):
+        Tokenizer(variant(llama_folder, tmp_path / "c", config={"chat_template": CHATML_TEMPLATE}))
+
+    def no_turns(content):
+        content["added_tokens"] = [token for token in content["added_tokens"] if "im_" not in token["content"]]
+
+    folder = variant(chatml_folder, tmp_path / "d", no_turns, config={"chat_template": None, "eos_token": None})
+    with pytest.raises(ValueError, match="no end token"):
+        Tokenizer(folder)

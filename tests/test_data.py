@@ -1,22 +1,35 @@
-"""data.py: answers read as a person reads them, questions, the built-in task, tokens, padded batches."""
+"""data.py: question sets and how they are asked, check and fetch, the built-in task, padded batches."""
 
+import gzip
+import hashlib
+import http.server
+import importlib.util
 import json
 import random
 import re
+import runpy
+import socket
+import sys
+import threading
+import time
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import real_data
 
 import arith
 import data
+import runtime
 from arith import SPLITS, arith_problems
 from data import (
     Question,
     batches,
     collate,
     extract_answer,
+    few_shot_prompt,
+    hash_split,
     load_questions,
     read_jsonl,
     write_jsonl,
@@ -36,16 +49,34 @@ GOOD = '{"question": "3+4?", "answer": "7"}'
 def test_a_users_own_file_loads(tmp_path):
     """question and answer are enough; the rest is kept; the gold becomes canonical; BOM and empty lines do no harm."""
     path = write(tmp_path / "mine.jsonl", b"\xef\xbb\xbf" + GOOD.encode(), "", '{"question": " Große Frage? "}',
-                 '{"id": 5, "question": "Which?", "answer": "(b)", "kind": "choice", "options": ["x", "y"], '
-                 '"instruction": "Name a letter."}', '{"question": "q", "answer": "5-3=2\\n#### $1,002.0"}',
+                 '{"id": 5, "question": "How many?", "kind": "number", "instruction": "Name a number.", '
+                 '"subject": "s"}',
+                 '{"id": null, "question": "q", "answer": "5-3=2\\n#### $1,002.0"}',
                  '{"question": "r", "answer": 12, "extra": 1}')
     a, b, c, d, e = load_questions(str(path))
     assert (a.id, a.question, a.answer, a.kind) == ("mine-1", "3+4?", "7", "number")
-    assert (b.question, b.answer) == ("Große Frage?", None)
-    assert (c.id, c.answer, c.options) == ("5", "B", ("x", "y"))
-    assert c.prompt == "Which?\nA. x\nB. y\nName a letter."
-    assert (d.answer, e.answer) == ("1002", "12")
+    assert (b.question, b.prompt, b.answer, b.subject) == (" Große Frage? ", "Große Frage?", None, "")
+    assert (c.id, c.answer, c.subject, c.prompt) == ("5", None, "s", "How many?\nName a number.")
+    assert (d.id, d.answer, e.answer) == ("mine-5", "1002", "12")
     assert load_questions(str(path), limit=2) == [a, b]
+
+
+def test_a_users_own_choices_load(tmp_path):
+    """Options make a choice; question_id and category count where id and subject are not given; .gz is read too."""
+    lines = ['{"question_id": 7, "question": "Which?", "answer": "(b)", "options": ["x", "N/A"], "category": "law"}',
+             '{"id": "a", "question_id": 8, "question": "Which?", "options": ["x", "z"], "subject": "art", '
+             '"category": "law", "instruction": "Name a letter."}',
+             '{"question": "A or B?", "kind": "choice", "answer": "J", "options": null}']
+    path = tmp_path / "mine.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    a, b, c = load_questions(str(path))
+    assert a == Question("7", "Which?", "B", "choice", ("x", "N/A"), "", "law")
+    assert (b.id, b.kind, b.subject, b.answer) == ("a", "choice", "art", None)
+    assert b.prompt == "Which?\nA. x\nB. z\nName a letter."
+    assert (c.id, c.kind, c.answer, c.options) == ("mine-3", "choice", "J", ())
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"mine\.jsonl\.gz is not a whole gzip file"):
+        load_questions(str(path))
 
 
 @pytest.mark.parametrize("lines, words", [
@@ -58,6 +89,10 @@ def test_a_users_own_file_loads(tmp_path):
     ([GOOD, "", '{"question": "q", "kind": "essay"}'], ["line 3", "essay"]),
     ([GOOD, "", '{"question": "q", "answer": "seven"}'], ["line 3", "seven"]),
     ([GOOD, "", '{"question": "q", "options": "abc"}'], ["line 3", "options"]),
+    ([GOOD, '{"question": "q", "options": ["x", "y"]}'], ["line 2", "'choice'", "'number'"]),
+    (['{"question": "q", "options": ["x", "y"], "answer": "C"}'], ["line 1", "gold answer C", "2 options"]),
+    ([json.dumps({"question": "q", "options": ["o"] * 11})], ["line 1", "11 options"]),
+    (['{"question_id": 3, "question": "q"}', '{"id": "3", "question": "r"}'], ["1 and 2", "'3'"]),
     (['{"id": "x", "question": "q"}', "", '{"id": "x", "question": "r"}'], ["1 and 3", "'x'"]),
     ([], ["no question"]),
     (["", "  "], ["no question"]),
@@ -71,13 +106,17 @@ def test_a_bad_question_file_is_refused_with_file_and_line(lines, words, tmp_pat
 
 
 @pytest.mark.parametrize("spec, words", [
-    ("nowhere.jsonl", ["nowhere.jsonl"]), ("gsm8k:dev", ["gsm8k", "dev.jsonl", "DATA_DIR"]),
+    ("nowhere.jsonl", ["nowhere.jsonl", "gsm8k:train|test", "mmlu_pro:train|valid|test|all"]),
+    ("gsm8k:test", ["test.jsonl", "DATA_DIR", "python data.py fetch gsm8k"]),
+    ("mmlu_pro:valid", ["test.jsonl", "DATA_DIR", "TIGER-Lab/MMLU-Pro", "read_parquet"]),
+    ("gsm8k:dev", ["gsm8k:dev", "train, test"]), ("mmlu_pro", ["'mmlu_pro'", "train, valid, test, all"]),
 ])
 def test_a_set_that_is_not_there_is_named(spec, words, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises((FileNotFoundError, ValueError)) as error:
         load_questions(spec)
-    assert all(word in str(error.value) for word in words)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
 
 
 def test_gsm8k_is_read_from_data_dir(tmp_path, monkeypatch):
@@ -87,6 +126,412 @@ def test_gsm8k_is_read_from_data_dir(tmp_path, monkeypatch):
     answer = "Job A: 2000 hours\nA: 3\nso the final answer is 15 gallons * 8\n#### 1,200"
     write(tmp_path / "gsm8k" / "test.jsonl", json.dumps({"question": "How much?", "answer": answer}))
     assert [(q.question, q.answer) for q in load_questions("gsm8k:test")] == [("How much?", "1200")]
+
+
+# ---- MMLU-Pro --------------------------------------------------------------------------------------------------------
+
+
+def mmlu_rows(n: int) -> list[dict]:
+    """Rows as published: sorted by category, the letter and its index."""
+    return [{"question_id": 70 + i, "question": f"What is {i}? ", "options": [f"{i}", f"{i + 1}", "none"],
+             "answer": "BA"[i % 2], "answer_index": 1 - i % 2, "cot_content": "", "src": "x",
+             "category": ["law", "math"][i >= n // 2]} for i in range(n)]
+
+
+@pytest.fixture
+def mmlu(tmp_path, monkeypatch):
+    """mmlu(rows, shots): write $DATA_DIR/mmlu_pro/ as it is published."""
+
+    def write_rows(rows: list[dict], shots: list[dict] = ()) -> Path:
+        folder = tmp_path / "data" / "mmlu_pro"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "test.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+        write_jsonl(folder / "validation.jsonl", shots)
+        return folder
+
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    return write_rows
+
+
+def test_mmlu_pro_is_split_by_what_is_asked(mmlu):
+    """70, 5, 25 %; every question in one split; ids, order, spaces and case do not count; 'all' is the file."""
+    rows = mmlu_rows(2000)
+    mmlu(rows)
+    splits = {name: load_questions(f"mmlu_pro:{name}") for name in ("train", "valid", "test", "all")}
+    everything = splits.pop("all")
+    assert [q.id for q in everything] == [str(row["question_id"]) for row in rows]
+    assert sorted(q.id for split in splits.values() for q in split) == sorted(q.id for q in everything)
+    for (name, split), share in zip(splits.items(), (0.7, 0.05, 0.25)):
+        assert abs(len(split) - 2000 * share) < 4 * (2000 * share * (1 - share)) ** 0.5, name
+        assert [int(q.id) for q in split] == sorted(int(q.id) for q in split)  # in the file's order
+        for q in split[:20]:
+            text = "\n".join([f"what is {int(q.id) - 70}?", *sorted([*q.options])])
+            assert int(hashlib.sha256(text.encode()).hexdigest(), 16) % 100 in {
+                "train": range(70), "valid": range(70, 75), "test": range(75, 100)}[name]
+    assert load_questions("mmlu_pro:valid", limit=3) == splits["valid"][:3]
+    assert [(q.subject, q.answer, q.kind) for q in everything[998:1002]] == [
+        ("law", "B", "choice"), ("law", "A", "choice"), ("math", "B", "choice"), ("math", "A", "choice")]
+    where = {q.question.strip(): name for name, split in splits.items() for q in split}
+    changed = [row | {"question_id": i, "question": "what  IS" + row["question"].strip()[7:]}
+               for i, row in enumerate(reversed(rows))]
+    mmlu(changed)
+    for name in splits:
+        assert all(where["What is" + q.question[8:]] == name for q in load_questions(f"mmlu_pro:{name}"))
+
+
+def test_the_options_are_part_of_a_question():
+    """Same text and other options: another question, another split for some; the same options in another order: not."""
+    questions = [Question("i", "Which is true?", None, "choice", (f"{i}", "x")) for i in range(200)]
+    assert len({q.key for q in questions}) == 200
+    assert {hash_split(q) for q in questions} == {"train", "valid", "test"}
+    xy = Question("a", "Which?", "A", "choice", ("x", "y")).key
+    assert xy == Question("b", " which?", "B", "choice", ("y", "x")).key
+    assert xy != Question("a", "Which?", None, "choice", ("x y",)).key
+
+
+def test_only_fillers_at_the_end_are_dropped(mmlu):
+    rows = mmlu_rows(3)
+    rows[0]["options"] = ["x", "N/A", "y", "N/A", "N/A"]
+    rows[1] |= {"options": ["x", "y", "N/A"], "answer": "B"}
+    rows[2] |= {"options": ["x", "y", "N/A"], "answer": "C"}
+    mmlu(rows[:2])
+    assert [q.options for q in load_questions("mmlu_pro:all")] == [("x", "N/A", "y"), ("x", "y")]
+    mmlu(rows)
+    with pytest.raises(ValueError, match="line 3: the gold answer C is beyond the 2 options"):
+        load_questions("mmlu_pro:all")
+
+
+def test_the_script_splits_mmlu_pro(mmlu, tmp_path):
+    """Each part from its own hash split, shuffled over the subjects by the seed, copies left out."""
+    rows = mmlu_rows(600)
+    mmlu([*rows, rows[0] | {"question_id": 9999}])
+    texts = {}
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        data.main(data.Config("mmlu_pro", str(tmp_path / out), 200, 10, 50, "Name a letter.", seed))
+        for name, count in (("train", 200), ("valid", 10), ("test", 50)):
+            questions = load_questions(str(tmp_path / out / f"{name}.jsonl"))
+            assert len({q.key for q in questions}) == count and {hash_split(q) for q in questions} == {name}
+            assert all(q.kind == "choice" and q.prompt.endswith("C. none\nName a letter.") for q in questions)
+            assert name == "valid" or 0.3 < sum(q.subject == "law" for q in questions) / count < 0.7
+            texts.setdefault(out, []).extend(q.question for q in questions)
+    assert texts["a"] == texts["b"] != texts["c"]
+    with pytest.raises(ValueError, match=r"mmlu_pro:valid holds \d+ different questions, fewer than --valid 500"):
+        data.main(data.Config("mmlu_pro", str(tmp_path / "d"), 10, 500, 10))
+
+
+def test_recorded_mmlu_pro_results_are_questions():
+    """The published outputs of a model: 12,032 rows of 14 subjects, 11,873 different questions."""
+    questions = load_questions(str(real_data("mmlu_pro/llama-3.1-8b-instruct.jsonl.gz")))
+    assert len(questions) == len({q.id for q in questions}) == 12032
+    assert {q.kind for q in questions} == {"choice"} and len({q.subject for q in questions}) == 14
+    assert len({q.key for q in questions}) == 11873
+    counts = {name: sum(hash_split(q) == name for q in questions) for name in ("train", "valid", "test")}
+    assert counts == {"train": 8437, "valid": 593, "test": 3002}
+
+
+def test_the_script_keeps_questions_that_differ_in_options_alone(tmp_path):
+    rows = [{"question": "Which is true?", "options": [f"{i}", "x"], "answer": "A"} for i in range(12)]
+    write_jsonl(tmp_path / "q.jsonl", [*rows, {**rows[0], "options": ["x", "0"], "answer": "B"}])
+    data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "out"), 6, 3, 3))
+    splits = [load_questions(str(tmp_path / "out" / f"{name}.jsonl")) for name in ("train", "valid", "test")]
+    assert len({q.key for split in splits for q in split}) == 12
+    with pytest.raises(ValueError, match="12 different"):
+        data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "out2"), 6, 3, 4))
+
+
+# ---- worked examples -------------------------------------------------------------------------------------------------
+
+
+def lm_eval_file(name: str) -> Path:
+    """A file of lm-evaluation-harness, which need not be importable."""
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None:
+        pytest.skip("lm_eval is not installed")
+    return Path(spec.submodule_search_locations[0]) / "tasks" / name
+
+
+def test_gsm8k_examples_word_for_word():
+    """Against a checksum of the whole prompt, which equals lm-evaluation-harness 0.4.13 (the next test), and by eye."""
+    prompt = few_shot_prompt(Question("i", "How many?", "7", instruction="Be brief."), 8)
+    assert prompt.startswith("Q: There are 15 trees in the grove. Grove workers will plant trees in the grove today. ")
+    assert "So there must have been 21 - 15 = 6. The answer is 6.\n\nQ: If there are 3 cars in" in prompt
+    assert prompt.endswith("23 - 15 is 8. The answer is 8.\n\nQ: How many?\nA:")
+    assert (prompt.count("Q: "), prompt.count("\nA:"), prompt.count("The answer is ")) == (9, 9, 8)
+    assert prompt.count(data.STOP_TEXT["number"]) == 9  # where a model would go on with a question of its own
+    digest = hashlib.sha256(prompt.encode()).hexdigest()
+    assert digest == "6b14c4d235e15899ca784c8336c2a28e008b360e4b21d34391bc0dd1c2da78a2"
+    assert few_shot_prompt(Question("i", "How many?"), 1) == prompt[: prompt.index("Q: If")] + "Q: How many?\nA:"
+    answers = [extract_answer(block, "number") for block in prompt.split("\n\n")[:-1]]
+    assert answers == ["6", "5", "39", "8", "9", "29", "33", "8"]
+    with pytest.raises(ValueError, match=r"--shots 9: question 'i' has only 8 examples"):
+        few_shot_prompt(Question("i", "How many?"), 9)
+
+
+@pytest.mark.parametrize("shots", [1, 5, 8])
+def test_gsm8k_prompt_is_that_of_lm_eval(shots):
+    yaml = pytest.importorskip("yaml")
+    task = yaml.safe_load(lm_eval_file("gsm8k/gsm8k-cot.yaml").read_text(encoding="utf-8"))
+    template, parts = task["doc_to_text"], []
+    for example in [*task["fewshot_config"]["samples"][:shots], {"question": "Why, and how many?"}]:
+        parts.append(template.replace("{{question}}", example["question"]) + " " + example.get("target", ""))
+    assert few_shot_prompt(Question("i", "Why, and how many?"), shots) == "\n\n".join(parts).rstrip(" ")
+    assert data.STOP_TEXT["number"] == task["generation_kwargs"]["until"][0]
+
+
+def shot_rows() -> list[dict]:
+    return [{"question_id": i, "question": f" Worked {i}?", "options": ["x", f"y{i}", "N/A"], "answer": "A",
+             "cot_content": f"A: Let's think step by step. Since {i}. The answer is (A).",
+             "category": ["law", "math"][i % 2]} for i in range(10)]
+
+
+MMLU_QUESTION = Question("q", "Which? ", "B", "choice", ("one", "two"), "Be brief.", "math")
+
+
+def test_mmlu_pro_examples_by_hand(mmlu):
+    """The first k of the same subject, in order; the question as published, spaces and all, and no instruction."""
+    mmlu(mmlu_rows(1), shot_rows())
+    assert few_shot_prompt(MMLU_QUESTION, 2) == (
+        'The following are multiple choice questions (with answers) about math. Think step by step and then finish '
+        'your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n'
+        "Question:\n Worked 1?\nOptions:\nA. x\nB. y1\nAnswer: Let's think step by step. Since 1. "
+        "The answer is (A).\n\n"
+        "Question:\n Worked 3?\nOptions:\nA. x\nB. y3\nAnswer: Let's think step by step. Since 3. "
+        "The answer is (A).\n\n"
+        "Question:\nWhich? \nOptions:\nA. one\nB. two\nAnswer: Let's think step by step.")
+    assert few_shot_prompt(MMLU_QUESTION, 2).count(data.STOP_TEXT["choice"]) == 3
+    assert [few_shot_prompt(MMLU_QUESTION, k).count("Worked") for k in range(1, 6)] == [1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match=r"--shots 6: question 'q' has only 5 examples .*'math'"):
+        few_shot_prompt(MMLU_QUESTION, 6)
+    with pytest.raises(ValueError, match=r"has only 0 examples"):
+        few_shot_prompt(Question("q", "Which?", "B", "choice", ("one", "two")), 1)
+
+
+def test_mmlu_pro_prompt_is_that_of_lm_eval_but_for_two_empty_lines(mmlu):
+    mmlu(mmlu_rows(1), shot_rows())
+    yaml = pytest.importorskip("yaml")
+    yaml.SafeLoader.add_multi_constructor("!function", lambda *_: None)
+    task = yaml.safe_load(lm_eval_file("mmlu_pro/mmlu_pro_math.yaml").read_text(encoding="utf-8"))
+    spec = importlib.util.spec_from_file_location("utils_of_lm_eval", lm_eval_file("mmlu_pro/utils.py"))
+    utils = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(utils)
+    examples = [row | {"options": row["options"][:2]} for row in shot_rows() if row["category"] == "math"]
+    asked = {"question": MMLU_QUESTION.question, "options": list(MMLU_QUESTION.options)}
+    worked = [f"{utils.fewshot_to_text(row)} {utils.fewshot_to_target(row)}\n\n" for row in examples]
+    theirs = "".join([task["description"], *worked, utils.doc_to_text(asked)])
+    assert few_shot_prompt(MMLU_QUESTION, 5).replace("choice.\n\n\n", "choice.\n") == theirs
+
+
+def test_worked_examples_that_are_not_there_are_named(mmlu, monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"validation\.jsonl not found: set DATA_DIR .*TIGER-Lab/MMLU-Pro"):
+        few_shot_prompt(MMLU_QUESTION, 5)
+
+
+# ---- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_check_passes_clean_files(tmp_path, capsys, llama_folder):
+    """Counts, kinds, gold answers and lengths in characters and tokens, worked out by hand."""
+    write_jsonl(tmp_path / "a.jsonl", [{"question": "a" * n, "answer": "1"} for n in (3, 5, 40)] + [{"question": "bb"}])
+    write_jsonl(tmp_path / "b.jsonl", [{"question": "Q?", "options": ["x", "y"], "answer": "A"}])
+    files = tuple(str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+    data.check(data.CheckConfig(files, str(llama_folder), 40))
+    said = capsys.readouterr().out
+    assert "a.jsonl: 4 questions (number), 3 with a gold answer" in said
+    assert "b.jsonl: 1 questions (choice), 1 with a gold answer" in said
+    assert "characters: min 2, median 4, max 40" in said
+    tokens = sorted(len(data.Tokenizer(llama_folder).chat(text)) for text in ("aaa", "aaaaa", "a" * 40, "bb"))
+    assert f"chat prompt: min {tokens[0]}, median {sum(tokens[1:3]) / 2:g}, max {tokens[3]}\n" in said
+    assert re.findall(r"(\d+) are longer than 40 tokens", said) == ["1", "0"] and tokens[2] <= 40 < tokens[3]
+    assert "error" not in said.replace("no error", "") and "note" not in said
+    with pytest.raises(ValueError, match="--tokenizer"):
+        data.check(data.CheckConfig(files, "", 40))
+
+
+def test_check_names_every_fault_of_every_file(tmp_path, capsys):
+    """All faults with file and line, not the first alone, and the good lines are still counted."""
+    a = write(tmp_path / "a.jsonl", GOOD, "{broken", '{"question": ""}', '{"id": "a-1", "question": "other"}',
+              '{"question": "q", "options": ["x"]}', '{"question": "8?", "answer": "eight"}', b"\xff",
+              '{"question": "ok"}')
+    b = write(tmp_path / "b.jsonl", *(['{"question": 3}'] * 13))
+    with pytest.raises(ValueError, match=r"^19 errors in the files; the first: .*a\.jsonl, line 2: not JSON") as error:
+        data.check(data.CheckConfig((str(a), str(b))))
+    assert "\n" not in str(error.value)
+    said = capsys.readouterr().out
+    assert [int(n) for n in re.findall(r"error: \S*a\.jsonl, line (\d+)", said)] == [2, 3, 4, 5, 6, 7]
+    assert "a.jsonl: 2 questions (number), 1 with" in said and "b.jsonl: 0 questions (none)" in said
+    assert len(re.findall("error: .*b.jsonl, line", said)) == 10 and "error: and 3 more" in said
+
+
+def test_check_finds_leaks_copies_and_ids(tmp_path, capsys):
+    """A leak names both lines and is an error; a copy within a file and an id of two files are notes."""
+    a = write(tmp_path / "a.jsonl", GOOD, '{"id": "x", "question": "What is  up?"}', '{"question": "3+4?", "id": "y"}')
+    b = write(tmp_path / "b.jsonl", "", '{"id": "y", "question": "What?"}', '{"id": "x", "question": " what is up? "}')
+    data.check(data.CheckConfig((str(a),)))
+    assert "note: line 3 repeats the question of line 1" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"^1 error in the files; the first: \S*b\.jsonl, line 3: .*a\.jsonl, line 2$"):
+        data.check(data.CheckConfig((str(a), str(b))))
+    said = capsys.readouterr().out
+    assert "leak:" in said and f"note: line 2: id 'y' is another question's in {a}, line 3" in said
+    assert said.count("note:") == 2  # x is the same question in both: a leak, no clash
+    c = write(tmp_path / "c.jsonl", "")
+    with pytest.raises(ValueError, match="holds no question"):
+        data.check(data.CheckConfig((str(c),)))
+
+
+def test_check_compares_options(tmp_path, capsys):
+    a = write(tmp_path / "a.jsonl", '{"question": "Which?", "options": ["x", "y"]}')
+    b = write(tmp_path / "b.jsonl", '{"question": "Which?", "options": ["x", "z"]}')
+    c = write(tmp_path / "c.jsonl", '{"question": "Which?", "options": ["y", "x"]}')
+    data.check(data.CheckConfig((str(a), str(b))))
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 1: the same question as .*a\.jsonl, line 1"):
+        data.check(data.CheckConfig((str(a), str(b), str(c))))
+
+
+def test_the_commands_of_the_command_line(tmp_path, capsys, monkeypatch):
+    """check and fetch are words before the flags, questions are split without; exit code 2 and one sentence."""
+    good, bad = write(tmp_path / "good.jsonl", GOOD), write(tmp_path / "bad.jsonl", GOOD, "{")
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["data.py", *map(str, words)])
+        try:
+            runpy.run_path(data.__file__, run_name="__main__")
+        except SystemExit as stop:
+            return stop.code, capsys.readouterr().err
+        return 0, capsys.readouterr().out
+
+    code, said = command("check", good)
+    assert code == 0 and "fine" in said
+    code, said = command("check", good, bad)
+    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    code, said = command("fetch", "mmlu_pro")
+    assert code == 2 and "only gsm8k" in said and "read_parquet" in said and said.count("\n") == 1
+    code, said = command("check")
+    assert code == 2 and "files" in said
+    code, said = command("--questions", "arith", "--out", tmp_path / "out", "--train", 3, "--valid", 1, "--test", 1)
+    assert code == 0 and "3 train, 1 valid, 1 test, 1 hard" in said
+
+
+# ---- fetch -----------------------------------------------------------------------------------------------------------
+
+FILES = {"train.jsonl": b'{"question": "3+4?", "answer": "#### 7"}\n' * 5000, "test.jsonl": b'{"question": "1+1?"}\n'}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A web server of FILES that can misbehave: cut an answer short, know no ranges, send an error or another text."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked = self.headers.get("Range")
+            web.asked.append((self.path, asked))
+            body = web.body or FILES[Path(self.path).name]
+            time.sleep(web.wait)
+            if web.status:
+                return self.send_error(web.status)
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and web.ranges else 0
+            if start and start >= len(body):
+                return self.send_error(416)
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            self.wfile.write(body[start : start + web.cut] if web.cut else body[start:])
+
+        def log_message(self, *_):
+            pass
+
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    web.handle_error = lambda *_: None  # a client that went away
+    web.asked, web.cut, web.ranges, web.status, web.body, web.wait = [], 0, True, 0, b"", 0
+    threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(data, "GSM8K_URL", f"http://127.0.0.1:{web.server_port}/gsm8k")
+    monkeypatch.setattr(data, "GSM8K_SHA256", {name: hashlib.sha256(body).hexdigest() for name, body in FILES.items()})
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield web
+    web.shutdown()
+    web.server_close()
+
+
+def fetched(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "gsm8k").iterdir()}
+
+
+def test_fetch_gets_what_is_missing(server, tmp_path, monkeypatch, capsys):
+    """Both files and nothing else, in --to or $DATA_DIR; whole files are left alone, others fetched again."""
+    data.fetch(data.FetchConfig(("gsm8k",), str(tmp_path)))
+    assert fetched(tmp_path) == FILES
+    assert server.asked == [("/gsm8k/train.jsonl", None), ("/gsm8k/test.jsonl", None)]
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    data.fetch(data.FetchConfig(("gsm8k",)))
+    assert len(server.asked) == 2 and capsys.readouterr().out.count("there already") == 2
+    (tmp_path / "gsm8k" / "test.jsonl").write_bytes(b"half")
+    data.fetch(data.FetchConfig(("gsm8k",)))
+    assert server.asked[2:] == [("/gsm8k/test.jsonl", None)] and fetched(tmp_path) == FILES
+    assert load_questions("gsm8k:test")[0].question == "1+1?"
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_fetch_continues_where_it_was_cut_off(ranges, server, tmp_path):
+    """What came is kept aside under .part; the next call asks for the rest; a server without ranges sends all anew."""
+    config = data.FetchConfig(("gsm8k",), str(tmp_path))
+    server.cut, server.ranges = 50_000, ranges
+    with pytest.raises(OSError, match=r"train\.jsonl: .*50000 (bytes|of)"):
+        data.fetch(config)
+    assert fetched(tmp_path) == {"train.jsonl.part": FILES["train.jsonl"][:50_000]}
+    server.cut = 0
+    data.fetch(config)
+    assert server.asked[1] == ("/gsm8k/train.jsonl", "bytes=50000-")
+    assert fetched(tmp_path) == FILES
+
+
+def test_fetch_uses_a_part_that_is_whole_and_drops_one_that_is_too_long(server, tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    for name, body in FILES.items():
+        (tmp_path / "gsm8k" / f"{name}.part").write_bytes(body + b"x" * (name == "test.jsonl"))
+    config = data.FetchConfig(("gsm8k",), str(tmp_path))
+    with pytest.raises(OSError, match="416"):
+        data.fetch(config)
+    assert [path for path, _ in server.asked] == ["/gsm8k/test.jsonl"]
+    data.fetch(config)
+    assert fetched(tmp_path) == FILES
+
+
+def test_fetch_refuses_another_file(server, tmp_path):
+    """A wrong checksum: nothing is left, nothing stands at the file's place; both checksums are named."""
+    server.body = b"<html>Sign in</html>"
+    with pytest.raises(ValueError) as error:
+        data.fetch(data.FetchConfig(("gsm8k",), str(tmp_path)))
+    assert all(hashlib.sha256(body).hexdigest() in str(error.value) for body in (server.body, FILES["train.jsonl"]))
+    assert fetched(tmp_path) == {}
+
+
+@pytest.mark.parametrize("trouble", ["404", "no network", "no answer"])
+def test_fetch_says_what_to_do_without_a_network(trouble, server, tmp_path, monkeypatch, capsys):
+    """The address and the place of the file, in one sentence, exit code 2; nothing half done stands at its place."""
+    if trouble == "404":
+        server.status = 404
+    elif trouble == "no network":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            monkeypatch.setattr(data, "GSM8K_URL", f"http://127.0.0.1:{free.getsockname()[1]}/gsm8k")
+    else:
+        server.wait = 0.5
+        monkeypatch.setattr(data, "_download", lambda *a, real=data._download: real(*a, timeout=0.1))
+    with pytest.raises(SystemExit) as stop:
+        runtime.launch(data.fetch, data.FetchConfig, ["gsm8k", "--to", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert f"fetch {data.GSM8K_URL}/train.jsonl by hand and put it at {tmp_path}/gsm8k/train.jsonl" in said
+    assert {"404": "HTTP 404", "no network": "refused", "no answer": "timed out"}[trouble] in said
+    assert not list((tmp_path / "gsm8k").glob("*.jsonl"))
+
+
+def test_the_published_checksums_are_those_of_the_published_files():
+    for name, digest in data.GSM8K_SHA256.items():
+        assert hashlib.sha256(real_data(f"gsm8k/{name}").read_bytes()).hexdigest() == digest
+
+
+# ---- files and splits ------------------------------------------------------------------------------------------------
 
 
 def test_jsonl_round_trip(tmp_path):
@@ -114,6 +559,20 @@ def test_the_script_cuts_a_file_into_disjoint_splits(tmp_path):
     assert texts["a"] == texts["b"] != texts["c"]
     with pytest.raises(ValueError, match="20 different questions"):
         data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "d"), 10, 4, 7))
+
+
+def test_an_instruction_suits_the_kind_and_never_replaces_a_questions_own(tmp_path):
+    """'auto' asks for a form that the strict reading knows; a question that brings its own instruction keeps it."""
+    own = {"question": "0?", "answer": "1", "instruction": "Be brief."}
+    for name, more, form, answer in (("number", {}, "####", "#### 1"),
+                                     ("choice", {"options": ["x", "y"]}, "the answer is (X)", "the answer is (A)")):
+        rows = [{"question": f"{i}?", "answer": answer, **more} for i in range(1, 4)]
+        write_jsonl(tmp_path / f"{name}.jsonl", [own | more | {"answer": answer}, *rows])
+        data.main(data.Config(str(tmp_path / f"{name}.jsonl"), str(tmp_path / name), 2, 1, 1, "auto"))
+        asked = [q for part in ("train", "valid", "test")
+                 for q in load_questions(str(tmp_path / name / f"{part}.jsonl"))]
+        assert {q.instruction for q in asked if q.question == "0?"} == {"Be brief."}
+        assert all(form in q.prompt for q in asked if q.question != "0?") and len(asked) == 4
 
 
 # ---- the built-in task ---------------------------------------------------------------------------------------------

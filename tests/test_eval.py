@@ -88,20 +88,20 @@ class Characters:
 
 def said(text, finish="stop"):
     tokens = [ord(character) for character in text] + [0] * (finish == "stop")
-    return Response(tokens, [0.0] * len(tokens), finish)
+    return Response(tokens, [0.0] * len(tokens), finish, text)
 
 
 def test_accuracy_grades_every_answer_strictly_and_leniently(monkeypatch):
     finishes = ["stop", "stop", "stop", "length", "stop"]
     calls = []
 
-    def answer_questions(model, tokenizer, questions, max_new_tokens, temperature, *rest):
-        calls.append((max_new_tokens, temperature))
+    def answer_questions(model, tokenizer, questions, max_new_tokens, temperature, *rest, shots):
+        calls.append((max_new_tokens, temperature, shots))
         return [[said(text, finish)] for text, finish in zip(ANSWERS, finishes)]
 
     monkeypatch.setattr(evaluation, "answer_questions", answer_questions)
     summary, transcripts = evaluation.accuracy(None, Characters(), QUESTIONS, 9)
-    assert calls == [(9, 0.0)]  # greedy
+    assert calls == [(9, 0.0, 0)]  # greedy
     assert summary == {"strict": 0.4, "lenient": 0.6, "n": 5, "ci95": list(evaluation.wilson_interval(2, 5)),
                        "no_answer": 0.4, "truncated": 0.2, "mean_tokens": (7 + 5 + 7 + 7 + 19) / 5}
     assert [t["id"] for t in transcripts] == list("abcde")
@@ -221,7 +221,45 @@ def test_a_question_without_a_gold_answer_is_an_error(tiny, tmp_path):
         evaluation.main(evaluation.Config(tiny, str(tmp_path / "questions.jsonl"), str(tmp_path / "out")))
 
 
-@pytest.mark.parametrize("flags", [{"samples": 2}, {"reward_model": "x"}, {"samples": 0}, {"max_new_tokens": 0}])
+def test_shots_are_asked_for_and_written_down(tiny, tmp_path, monkeypatch):
+    """--shots reaches answer_questions as it is; done.json says it."""
+    asked = []
+    real = evaluation.answer_questions
+    monkeypatch.setattr(evaluation, "answer_questions",
+                        lambda *args, shots, **rest: asked.append(shots) or real(*args, shots=0, **rest))
+    _, done = run(tmp_path, tiny, shots=5)
+    assert asked == [5] and done["config"]["shots"] == done["settings"]["shots"] == 5
+
+
+def test_shots_go_with_a_model_alone(tiny, tmp_path):
+    write_jsonl(tmp_path / "recorded.jsonl", [{"id": str(i), "responses": ["7"]} for i in range(6)])
+    for model, flags in ((str(tmp_path / "recorded.jsonl"), {}), (tiny, {"reward_model": "r", "samples": 2})):
+        with pytest.raises(ValueError, match="--shots"):
+            run(tmp_path, model, shots=5, **flags)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("rows", "recorded", "words"), [
+    ([], [{"id": "0", "responses": ["#### 1"]}], "questions.jsonl holds no question"),
+    (sums(2), [{"id": "other", "responses": ["#### 1"]}], "recorded.jsonl: no response to any of the 2 questions"),
+])
+def test_an_empty_set_and_answers_to_other_questions_are_errors(rows, recorded, words, tmp_path):
+    write_jsonl(tmp_path / "questions.jsonl", rows)
+    write_jsonl(tmp_path / "recorded.jsonl", recorded)
+    with pytest.raises(ValueError, match=words):
+        evaluation.main(evaluation.Config(
+            str(tmp_path / "recorded.jsonl"), str(tmp_path / "questions.jsonl"), str(tmp_path / "out")))
+
+
+def test_a_question_longer_than_the_context_is_an_error(tiny, tmp_path):
+    write_jsonl(tmp_path / "questions.jsonl", [*sums(2), {"id": "long", "question": "1+" * 30 + "1", "answer": "31"}])
+    with pytest.raises(ValueError, match=r"question 'long': a prompt of 63 tokens .* context of 64: lower"):
+        evaluation.main(evaluation.Config(tiny, str(tmp_path / "questions.jsonl"), str(tmp_path / "out"),
+                                          max_new_tokens=8))
+
+
+@pytest.mark.parametrize("flags", [
+    {"shots": -1}, {"samples": 2}, {"reward_model": "x"}, {"samples": 0}, {"max_new_tokens": 0}])
 def test_flags_that_make_no_sense_are_named(flags):
     with pytest.raises(ValueError, match=f"--{next(iter(flags))}"):
         evaluation.main(evaluation.Config("m", "q", "o", **flags))

@@ -73,10 +73,11 @@ def test_a_function_exists_once():
 
 
 def config_fields(script):
+    fields = []
     for node in tree(script).body:
-        if isinstance(node, ast.ClassDef) and node.name == "Config":
-            return [line.target.id for line in node.body if isinstance(line, ast.AnnAssign)]
-    return []
+        if isinstance(node, ast.ClassDef) and node.name in ("Config", "CheckConfig", "FetchConfig"):
+            fields += [line.target.id for line in node.body if isinstance(line, ast.AnnAssign)]
+    return fields
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if config_fields(script)])
@@ -151,8 +152,8 @@ def test_every_flag_of_train_all_exists_and_parses(environment, tmp_path, capsys
     assert ("6_ppo_r3" in made) == (environment.get("ROUNDS") == "3")
 
 
-@pytest.mark.parametrize("environment", [{"PRESET": "huge"}, {"ROUNDS": "0"}, {"SEED": "x"}, {"PRESET": "qwen"}])
+@pytest.mark.parametrize("environment", [{"PRESET": "huge"}, {"ROUNDS": "0"}, {"SEED": "x"}])
 def test_train_all_refuses_a_bad_environment_before_any_command(environment, tmp_path):
-    with pytest.raises(AssertionError, match=r"huge|ROUNDS|SEED|TEACHER"):
+    with pytest.raises(AssertionError, match=r"huge|ROUNDS|SEED"):
         commands_of(tmp_path, **environment)
     assert not (tmp_path / "commands").exists()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import real_data, real_model
 
 import data
 import generate
@@ -116,6 +117,26 @@ def test_bad_question_file_is_one_sentence_and_code_2(tmp_path, content, words):
     process = train_all(tmp_path / "run", QUESTIONS=str(path))
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert all(word in process.stderr for word in ["mine.jsonl", *words])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["qwen", "llama3"])
+def test_real_presets_run_end_to_end_at_toy_scale(tmp_path, preset):
+    """SmolLM2-135M learns from itself on GSM8K, and from the recorded Llama-3.1-8B on MMLU-Pro: every stage, a report.
+
+    Eight minutes on two cores, so `slow`; the numbers mean nothing at this size, only that nothing is missing.
+    """
+    student, record = real_model("SmolLM2-135M-Instruct"), real_data("mmlu_pro/llama-3.1-8b-instruct.jsonl.gz")
+    teacher = {"qwen": {"TEACHER": str(student), "QUESTIONS": "gsm8k"},
+               "llama3": {"TEACHER": str(record), "TEACHER_TEST": str(record), "QUESTIONS": str(record)}}[preset]
+    process = train_all(tmp_path / "run", PRESET=preset, STUDENT=str(student), **teacher)
+    assert process.returncode == 0, process.stdout + process.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert set(report["accuracy"]) >= {"teacher", "base", "sft", "ppo", "ppo_raw", "best_of_n"}
+    assert all(row["n"] == 4 for row in report["accuracy"].values())
+    kinds = {row["kind"] for row in data.read_jsonl(tmp_path / "run" / "0_questions" / "train.jsonl")}
+    assert kinds == {"number" if preset == "qwen" else "choice"}
+    assert ("1_teacher" in process.stdout) == (preset == "qwen")
 
 
 def train(out, gold):

@@ -148,6 +148,9 @@ def choices(*texts, **more):
     {"question": "What is 3+4?", "responses": ["#### 7", "#### 8"]},
     {"custom_id": "a", "choices": choices("#### 7", "#### 8")},
     {"custom_id": "a", "response": {"body": {"choices": choices("#### 7", "#### 8", finish_reason="stop")}}},
+    {"custom_id": "a#5", "error": None, "response": {"status_code": 200, "body": {"choices": [
+        {"text": "#### 7"}, {"text": "#### 8", "finish_reason": "stop", "logprobs": None}]}}},
+    {"id": "idea-9", "question": " What is 3+4? ", "responses": ["#### 7", "#### 8"]},
 ])
 def test_every_recorded_form_gives_the_same_samples(tmp_path, row):
     assert load_samples(recorded(tmp_path, row), "teacher", QUESTIONS, False) == [
@@ -165,6 +168,40 @@ def test_our_own_form_carries_the_end_and_the_log_prob_per_token(tmp_path):
 def test_a_choice_that_was_cut_off_is_not_ended(tmp_path):
     row = {"custom_id": "a", "choices": choices("#### 7", finish_reason="length") + choices("#### 7")}
     assert [s.ended for s in load_samples(recorded(tmp_path, row), "teacher", QUESTIONS, False)] == [False, True]
+
+
+def test_a_published_mmlu_pro_result_is_a_recording(tmp_path):
+    """By question_id, the text under generated_text or model_outputs; the stored guess is not looked at."""
+    path = recorded(tmp_path, {"question_id": 7, "pred": "C", "generated_text": " So the answer is (B)."},
+                    {"question_id": 8, "pred": "C", "model_outputs": "No idea."})
+    questions = {key: Question(key, "Which?", "B", "choice", ("x", "y", "z")) for key in "78"}
+    assert [(s.id, s.answer) for s in load_samples(path, "teacher", questions, True)] == [("7", "B"), ("8", None)]
+
+
+def test_a_failed_request_is_left_out_and_a_refusal_is_a_response_without_an_answer(tmp_path, capsys):
+    path = recorded(tmp_path, {"custom_id": "a", "response": {"status_code": 500, "body": {"error": "busy"}}},
+                    {"custom_id": "a", "response": None, "error": {"code": "expired"}},
+                    {"custom_id": "a", "choices": choices(None)}, {"custom_id": "a", "choices": choices("#### 7")})
+    samples = load_samples(path, "teacher", QUESTIONS, False)
+    assert [(s.response, s.answer) for s in samples] == [("", None), ("#### 7", "7")]
+    assert majority_vote([s.answer for s in samples]) == ("7", 0.5)
+    assert "2 lines hold a failed request" in capsys.readouterr().out
+
+
+def test_recorded_log_probs_are_per_token_and_break_ties(tmp_path):
+    content = lambda *values: {"content": [{"token": "x", "logprob": value} for value in values]}
+    path = recorded(tmp_path, {"custom_id": "a", "choices": [
+        choices("#### 7", logprobs=content(-1.0, -3.0))[0], choices("#### 8", logprobs=content(-2.5))[0]]})
+    samples = load_samples(path, "teacher", QUESTIONS, False)
+    assert [s.logprob for s in samples] == [-2.0, -2.5]
+    assert majority_vote([s.answer for s in samples], [s.logprob for s in samples]) == ("7", 0.5)
+
+
+def test_a_text_that_two_questions_share_identifies_neither(tmp_path):
+    questions = {key: Question(key, "Which?", "A", "choice", options) for key, options in
+                 (("a", ("x", "y")), ("b", ("y", "x")))}
+    path = recorded(tmp_path, {"question": "Which?", "responses": ["The answer is A"]}, {"id": "b", "responses": ["B"]})
+    assert [s.id for s in load_samples(path, "teacher", questions, True)] == ["b"]
 
 
 def test_lenient_reads_the_last_number_where_no_answer_is_stated(tmp_path):
@@ -190,12 +227,13 @@ def test_numeric_ids_match_the_ids_of_the_questions(tmp_path):
 @pytest.mark.parametrize("row", [
     {"id": "a"}, {"id": "a", "response": None}, {"id": "a", "response": 7}, {"id": "a", "responses": "text"},
     {"id": "a", "responses": ["text", 7]}, {"responses": ["text"]}, {"custom_id": "a", "choices": None},
-    {"custom_id": "a", "choices": [{"text": "old"}]}, {"custom_id": "a", "choices": choices(None)},
-    {"custom_id": "a", "response": {"body": None}, "error": {"code": 500}},
+    {"custom_id": "a", "choices": [{"texts": "old"}]}, {"custom_id": "a", "choices": choices(7)},
+    {"custom_id": "a", "response": {"body": None}}, {"id": "a", "generated_text": 7}, {"id": "a", "response": ["text"]},
+    {"id": None, "responses": ["text"]}, {"id": "a", "response": "text", "tokens": "two", "logprob": -1},
 ])
-def test_a_bad_record_is_named_by_file_and_number(tmp_path, row):
+def test_a_bad_record_is_named_by_file_and_line(tmp_path, row):
     path = recorded(tmp_path, {"id": "a", "responses": ["fine"]}, row)
-    with pytest.raises(ValueError, match=r"recorded\.jsonl, record 2"):
+    with pytest.raises(ValueError, match=r"recorded\.jsonl, line 2"):
         load_samples(path, "teacher", QUESTIONS, False)
 
 

@@ -55,6 +55,22 @@ def test_cli_refuses_a_bad_command_line_with_code_2_and_names_the_flag(argv, nam
     assert named in capsys.readouterr().err
 
 
+def test_words_without_a_flag_fill_a_field_of_texts(capsys):
+    @dataclass(frozen=True)
+    class Words:
+        files: tuple[str, ...]
+        top: int = 1
+
+    cfg = runtime.cli(Words, ["a", "b", "--top", "2"])
+    assert (list(cfg.files), cfg.top) == (["a", "b"], 2)
+    with pytest.raises(SystemExit):
+        runtime.cli(Words, ["--top", "2"])
+    assert "files" in capsys.readouterr().err
+    seen = []
+    runtime.launch(seen.append, Words, ["c"])  # the given words, not those of sys.argv
+    assert list(seen[0].files) == ["c"]
+
+
 SCRIPT = """
 import json, dataclasses, runtime
 
@@ -313,13 +329,13 @@ def preflight(tmp_path):
     (student / "model.safetensors").write_bytes(bytes(4000))
     (tmp_path / "teacher.jsonl").write_text("{}\n")
     return runtime.Config(run=str(tmp_path / "runs" / "new"), preset="tiny", seed=3, student=str(student),
-                          teacher=str(tmp_path / "teacher.jsonl"), questions="arith", minutes=7)
+                          teacher=str(tmp_path / "teacher.jsonl"), questions="arith", needs="a laptop and 7 min")
 
 
 def test_preflight_says_what_the_run_will_take_and_writes_nothing(preflight, capsys, monkeypatch):
     runtime.main(preflight)
     captured = capsys.readouterr()
-    for part in ("preset tiny", "seed 3", "torch", "about 7 min", "0.6 GB memory", "0.1 GB disk"):
+    for part in ("preset tiny", "seed 3", "torch", "a laptop and 7 min", "0.6 GB of memory", "0.1 GB disk"):
         assert part in captured.out
     assert captured.err == "" and not Path(preflight.run).exists()
     monkeypatch.setattr(runtime, "available_memory", lambda: 0.1e9)
@@ -331,6 +347,7 @@ def test_preflight_says_what_the_run_will_take_and_writes_nothing(preflight, cap
     ("teacher", "nowhere", "TEACHER=nowhere: there is no such file or folder"),
     ("student", "nowhere", "STUDENT=nowhere: there is no such folder"),
     ("questions", "nowhere", "QUESTIONS=nowhere"),
+    ("teacher_test", "nowhere.jsonl", "TEACHER_TEST=nowhere.jsonl: there is no such file"),
 ])
 def test_preflight_refuses_what_cannot_succeed(preflight, field, value, message):
     with pytest.raises(ValueError, match=message):
@@ -341,3 +358,39 @@ def test_preflight_names_the_file_that_a_model_folder_lacks(preflight):
     (Path(preflight.student) / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"STUDENT=.* without tokenizer\.json"):
         runtime.main(preflight)
+
+
+@pytest.mark.parametrize(("hub", "words", "others"), [
+    ("meta-llama", ["accept the licence on huggingface.co/meta-llama/Llama-3.1-8B", "hf auth login"], []),
+    ("Qwen", ["hf download Qwen/Llama-3.1-8B --local-dir models/Llama-3.1-8B`"], ["licence", "login"]),
+    ("", ["there is no such file or folder"], ["hf download"]),
+])
+def test_preflight_tells_how_to_get_a_presets_weights_after_what_it_takes(preflight, hub, words, others, capsys):
+    with pytest.raises(ValueError, match=r"TEACHER=models/Llama-3\.1-8B") as error:
+        runtime.main(replace(preflight, teacher="models/Llama-3.1-8B", hub=hub))
+    assert all(word in str(error.value) for word in words) and not any(word in str(error.value) for word in others)
+    assert "a laptop and 7 min" in capsys.readouterr().out
+
+
+def test_preflight_counts_the_student_in_training_and_the_teacher_at_rest(preflight, tmp_path, capsys):
+    """1,000 parameters of 4 bytes are 40 kB in PPO; a teacher of 3 GB (a file with a hole) needs 3.6 GB."""
+    (tmp_path / "teacher").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / "teacher" / name).write_text("{}")
+    with (tmp_path / "teacher" / "model.safetensors").open("wb") as file:
+        file.truncate(3 * 10**9)
+    runtime.main(replace(preflight, teacher=str(tmp_path / "teacher")))
+    assert "4.2 GB of memory" in capsys.readouterr().out
+    with (Path(preflight.student) / "model.safetensors").open("wb") as file:
+        file.truncate(4 * 10**8)  # 100 million parameters
+    runtime.main(replace(preflight, teacher=str(tmp_path / "teacher.jsonl")))
+    assert "4.6 GB of memory" in capsys.readouterr().out
+
+
+def test_preflight_asks_the_gpu_where_there_is_one(preflight, tmp_path, capsys, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA L4, 21000'\necho 'NVIDIA L4, 3'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    runtime.main(preflight)
+    assert "0.6 GB of memory on NVIDIA L4 (22.0 GB are free)" in capsys.readouterr().out
