@@ -142,6 +142,18 @@ def test_our_shards_in_transformers(tied, make_model, tmp_path):
     assert (read_by_transformers(tmp_path)(tokens).logits - ours(tokens)).abs().max() <= 1e-4
 
 
+@torch.no_grad()
+def test_one_file_comes_before_shards(make_model, tmp_path):
+    """Where a folder holds both, we read what transformers reads."""
+    single, shards = make_model(seed=0), make_model(seed=1)
+    save_model(shards, tmp_path, max_shard_size=20_000)
+    save_model(single, tmp_path / "single")
+    (tmp_path / "single/model.safetensors").rename(tmp_path / "model.safetensors")
+    tokens = random_tokens(single.config, 1, 5)
+    assert torch.equal(load_model(tmp_path)(tokens), single(tokens))
+    assert (read_by_transformers(tmp_path)(tokens).logits - single(tokens)).abs().max() <= 1e-4
+
+
 # ---- the scalar model ----------------------------------------------------------------------------------------------
 
 SCALAR_CASES = ["gqa", "mqa, tied", "llama3 rope", "attention bias, tied", "qwen2", "qwen2, tied"]
