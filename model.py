@@ -68,10 +68,7 @@ class ModelConfig:
         """Read `folder/config.json`. Raises ValueError or FileNotFoundError, naming the file and the key."""
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} not found: a model is a Hugging Face folder with config.json, "
-                "model.safetensors and tokenizer.json"
-            )
+            raise FileNotFoundError(f"{path} not found: a model is a folder with config.json and model.safetensors")
         raw = {key: value for key, value in _read_object(path).items() if value is not None}  # null means left out
 
         def refuse(key: str, value: object, supported: str) -> None:
@@ -397,10 +394,8 @@ def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str]) -
         raise ValueError(f"{folder} is a scalar model (it has score.weight), but a language model is needed here")
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in skip}
     if "score.weight" in wanted and "score.weight" not in tensors:
-        raise ValueError(
-            f"{folder}: the scalar head score.weight is missing; give a folder that reward.py has written "
-            "(in Python, new_head puts a new head on a language model)"
-        )
+        where = "give a folder that reward.py wrote, or a new_head for a language model"
+        raise ValueError(f"{folder}: the scalar head score.weight is missing; {where}")
     for name, tensor in tensors.items():
         place, shape = f"{places[name]}: the tensor {name}", tuple(tensor.shape)
         if name not in wanted:
@@ -475,9 +470,10 @@ def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: i
             del tensors["lm_head.weight"]
     else:
         extra |= {"architectures": [f"{family}ForSequenceClassification"], "num_labels": 1}
-        extra["score_mean"], several = model.score_mean, isinstance(config.eos_token_id, tuple)
-        if config.pad_token_id in (config.eos_token_id if several else [config.eos_token_id]):
-            extra["pad_token_id"] = None  # else transformers would take a text's last token for padding
+        extra["score_mean"] = model.score_mean
+        ends = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
+        if config.pad_token_id in ends:  # transformers would take a text's last token for padding
+            extra["pad_token_id"] = None
     shards, size = [{}], 0
     for name, tensor in tensors.items():
         if shards[-1] and size + tensor.nbytes > max_shard_size:
