@@ -132,10 +132,10 @@ def load_samples(path: str | Path, source: str, questions: dict[str, Question], 
         failed += not responses
         if key in questions:
             kind = questions[key].kind
-            samples += [
-                Sample(key, source, text, extract_answer(text, kind, lenient), finish not in UNFINISHED, logprob)
-                for text, finish, logprob in responses
-            ]
+            for text, finish, logprob in responses:
+                ended = finish not in UNFINISHED
+                answer = extract_answer(text, kind, lenient and ended)  # the last number of a cut text answers nothing
+                samples.append(Sample(key, source, text, answer, ended, logprob))
     if failed:
         print(f"{path}: {failed} lines hold a failed request and no response; left out")
     runtime.require(bool(samples), f"{path}: no response to any of the {len(questions)} questions; do the ids match?")
