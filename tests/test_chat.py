@@ -196,7 +196,7 @@ def test_chat_template_in_its_own_file_comes_first(make_chatml, tmp_path):
     CHATML_TEMPLATE.replace("message['content']", "message.content.split('</think>')[-1].strip()"),
     CHATML_TEMPLATE + "{{ '<think>' }}", "{{ bos_token }}" + CHATML_TEMPLATE,
     "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_TEMPLATE,
-    "{% set system_message = 'Be kind.' %}{{ '<|im_start|>system\n' + system_message + '<|im_end|>\n' }}" + CHATML_TEMPLATE,
+    "{% set system_message = 'Be kind.' %}{{ '<|im_start|>system\n' + system_message }}" + CHATML_TEMPLATE,
     "x<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_TEMPLATE,
     CHATML_TEMPLATE.replace("<|im_end|>\\n", "<|im_end|>"))])
 def test_a_template_that_is_not_written_out_here_is_refused(content, make_chatml, tmp_path):
