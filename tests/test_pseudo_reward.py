@@ -130,7 +130,7 @@ def test_winners_are_the_teachers_different_winning_texts():
 
 # ---- recorded responses --------------------------------------------------------------------------------------------
 
-QUESTIONS = {"a": Question("a", "What is 3+4?", "7"), "b": Question("b", "Which?", "B", "choice", ("x", "y"))}
+QUESTIONS = {"a": Question("a", " What is 3+4?", "7"), "b": Question("b", "Which?", "B", "choice", ("x", "y"))}
 
 
 def recorded(tmp_path, *rows):
