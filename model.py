@@ -10,10 +10,11 @@ E head size. Batches are right-padded; attention is causal, so padding on the ri
 Sources: Llama 3 (arXiv 2407.21783), RoPE (arXiv 2104.09864), GQA (arXiv 2305.13245), SwiGLU (arXiv 2002.05202).
 """
 
+import contextlib
 import functools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -23,6 +24,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 # ---- configuration -------------------------------------------------------------------------------------------------
+
+
+UNSUPPORTED = {  # keys of config.json that make another network, the value that does not, and what is wrong otherwise
+    "hidden_act": ("silu", "Llama uses silu"),
+    "quantization_config": ({}, "convert the weights to bf16, fp16 or fp32 first"),
+    "partial_rotary_factor": (1, "all of a head is rotated here"),
+    "num_local_experts": (0, "a mixture of experts is not implemented"),
+    "num_experts": (0, "a mixture of experts is not implemented"),
+    "use_sliding_window": (False, "only full attention is implemented"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +50,11 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
     rope_theta: float = 500000.0
-    rope_type: str = "default"  # "llama3" stretches the low frequencies (Llama 3.1), by the next four numbers
+    rope_type: str = "default"  # or "llama3": slow pairs are stretched (Llama 3.1), by the next four numbers
     rope_factor: float = 1.0
     rope_low_freq_factor: float = 1.0
     rope_high_freq_factor: float = 4.0
-    rope_original_length: int = 8192
+    rope_original_max_position_embeddings: int = 8192
     tie_word_embeddings: bool = False
     attention_bias: bool = False  # a bias on q, k, v (and on o, but for qwen2)
     mlp_bias: bool = False
@@ -61,79 +72,70 @@ class ModelConfig:
                 f"{path} not found: a model is a Hugging Face folder with config.json, "
                 "model.safetensors and tokenizer.json"
             )
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
+        raw = {key: value for key, value in _read_object(path).items() if value is not None}  # null means left out
 
         def refuse(key: str, value: object, supported: str) -> None:
-            raise ValueError(f"{path}: {key} = {value!r} is not supported; {supported}")
+            raise ValueError(f"{path}: {key} = {value!r:.80} is not supported; {supported}")
 
         model_type = raw.get("model_type")
         if model_type not in ("llama", "qwen2"):
             refuse("model_type", model_type, "this code reads llama and qwen2")
-        if raw.get("hidden_act", "silu") != "silu":
-            refuse("hidden_act", raw["hidden_act"], "Llama uses silu")
-        if raw.get("quantization_config"):
-            refuse("quantization_config", raw["quantization_config"], "convert the weights to bf16, fp16 or fp32 first")
-        if raw.get("use_sliding_window"):
-            refuse("use_sliding_window", True, "only full attention is implemented")
         # transformers 5 writes rope_parameters, older versions rope_scaling beside rope_theta
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type not in ("default", "llama3"):
-            refuse("rope_scaling type", rope_type, "only 'default' and 'llama3' are")
-        try:
-            heads, hidden = raw["num_attention_heads"], raw["hidden_size"]
-            eos = raw.get("eos_token_id")
-            config = cls(
-                vocab_size=raw["vocab_size"],
-                hidden_size=hidden,
-                intermediate_size=raw["intermediate_size"],
-                num_hidden_layers=raw["num_hidden_layers"],
-                num_attention_heads=heads,
-                num_key_value_heads=raw.get("num_key_value_heads") or heads,
-                head_dim=raw.get("head_dim") or hidden // heads,
-                max_position_embeddings=raw.get("max_position_embeddings", 2048),
-                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-                rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10000.0)),
-                rope_type=rope_type,
-                tie_word_embeddings=raw.get("tie_word_embeddings", False),
-                attention_bias=True if model_type == "qwen2" else raw.get("attention_bias", False),
-                mlp_bias=raw.get("mlp_bias", False),
-                model_type=model_type,
-                bos_token_id=raw.get("bos_token_id"),
-                eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-                pad_token_id=raw.get("pad_token_id"),
-                **(
-                    {}
-                    if rope_type == "default"
-                    else dict(
-                        rope_factor=rope["factor"],
-                        rope_low_freq_factor=rope["low_freq_factor"],
-                        rope_high_freq_factor=rope["high_freq_factor"],
-                        rope_original_length=rope["original_max_position_embeddings"],
-                    )
-                ),
-            )
-        except KeyError as error:
-            raise ValueError(f"{path}: the key {error} is missing") from None
-        if config.num_attention_heads % config.num_key_value_heads:
+        if not isinstance(rope, dict):
+            refuse("rope_scaling", rope, "it must be an object")
+        for key, (harmless, supported) in UNSUPPORTED.items():
+            value = (raw | rope).get(key, harmless)
+            if value != harmless:
+                refuse(key, value, supported)
+        if model_type == "llama" and "sliding_window" in raw:  # qwen2 files carry one that is switched off
+            refuse("sliding_window", raw["sliding_window"], "only full attention is implemented")
+        raw |= {key if key.startswith("rope_") else f"rope_{key}": value for key, value in rope.items()}
+        if raw.get("rope_type", "default") not in ("default", "llama3"):
+            refuse("rope_scaling type", raw["rope_type"], "only 'default' and 'llama3' are")
+
+        kinds = {field.name: field.type for field in fields(cls)}
+        required = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+        if raw.get("rope_type") == "llama3":
+            required += [key for key in kinds if key.startswith("rope_") and key != "rope_theta"]
+        for key in required:
+            if key not in raw:
+                raise ValueError(f"{path}: the key {key.removeprefix('rope_')!r} is missing")
+        given = {key: value for key, value in raw.items() if key in kinds}
+        for key, value in given.items():
+            most = 1024 if key == "num_hidden_layers" else 2**24  # a slip of the pen must not fill the memory
+            if kinds[key] is int and not (type(value) is int and 0 < value <= most):
+                refuse(key, value, f"it must be a whole number from 1 to {most}")
+            if kinds[key] is float and not (type(value) in (int, float) and 0 < value < 1e30):
+                refuse(key, value, "it must be a number above 0")
+            if kinds[key] is bool and type(value) is not bool:
+                refuse(key, value, "it must be true or false")
+            several = key == "eos_token_id" and isinstance(value, list)
+            if key.endswith("_token_id") and not all(type(token) is int for token in (value if several else [value])):
+                refuse(key, value, "it must be a token id")
+            given[key] = tuple(value) if several else value
+        heads, hidden = given["num_attention_heads"], given["hidden_size"]
+        defaults = {"num_key_value_heads": heads, "head_dim": hidden // heads, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
+        config = cls(**defaults | given | ({"attention_bias": True} if model_type == "qwen2" else {}))
+        if heads % config.num_key_value_heads:
             refuse("num_key_value_heads", config.num_key_value_heads, f"it must divide the {heads} query heads")
+        if config.head_dim % 2 or not config.head_dim:
+            refuse("head_dim", config.head_dim, "rotary positions turn pairs of features")
+        if config.rope_type == "llama3" and config.rope_low_freq_factor >= config.rope_high_freq_factor:
+            refuse("low_freq_factor", config.rope_low_freq_factor, "it must be below high_freq_factor")
         return config
 
     def to_json(self, **extra: object) -> dict:
-        """The contents of a `config.json` that this code and transformers both read; `extra` keys are added."""
-        raw = {key: value for key, value in vars(self).items() if not key.startswith("rope_") and value is not None}
-        raw |= {"rope_theta": self.rope_theta, "hidden_act": "silu"}
-        if self.rope_type == "llama3":
-            raw["rope_scaling"] = {
-                "rope_type": "llama3",
-                "factor": self.rope_factor,
-                "low_freq_factor": self.rope_low_freq_factor,
-                "high_freq_factor": self.rope_high_freq_factor,
-                "original_max_position_embeddings": self.rope_original_length,
-            }
+        """The contents of a `config.json` that this code and transformers both read; `extra` keys are added.
+
+        Absent token ids are written as null: without the key transformers takes 1 and 2 for bos and eos.
+        """
+        rope = {key: value for key, value in vars(self).items() if key.startswith("rope_")}
+        raw = {key: value for key, value in vars(self).items() if key not in rope}
+        raw |= {"rope_theta": rope.pop("rope_theta"), "hidden_act": "silu"}
+        if self.rope_type != "default":
+            scaling = {key.removeprefix("rope_"): value for key, value in rope.items()}
+            raw["rope_scaling"] = {"rope_type": scaling.pop("type")} | scaling
         return raw | extra
 
 
@@ -150,7 +152,8 @@ def rope_table(config: ModelConfig, length: int, device: torch.device) -> tuple[
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
     speed = config.rope_theta ** (-pairs / config.head_dim)  # (E/2,) radians per position
     if config.rope_type == "llama3":
-        turns = config.rope_original_length * speed / (2 * math.pi)  # (E/2,) full turns over the original context
+        context = config.rope_original_max_position_embeddings
+        turns = context * speed / (2 * math.pi)  # (E/2,) full turns over the original context
         low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
         keep = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow pair, stretched; 1: fast pair, as it was
         speed = keep * speed + (1 - keep) * speed / config.rope_factor
@@ -261,7 +264,10 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        table = torch.empty(config.vocab_size, config.hidden_size)  # (V, D)
+        if not table.is_meta:  # to draw on the meta device PyTorch would import its compiler, for seconds
+            nn.init.normal_(table)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -341,7 +347,7 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
     """
     with torch.device("meta"):  # shapes only: the weights go straight from the file to their place
         model = Llama(ModelConfig.from_folder(folder))
-    _fill(model, folder, dtype, device)
+    _fill(model, folder, dtype, device, skip={"lm_head.weight"} if model.config.tie_word_embeddings else set())
     model.tie()
     return model
 
@@ -359,7 +365,6 @@ def load_scalar_model(
     """
     if new_head not in (None, "normal", "zero"):
         raise ValueError(f"new_head {new_head!r} is neither 'normal' nor 'zero'")
-    path = Path(folder) / "config.json"
     with torch.device("meta"):
         model = ScalarModel(ModelConfig.from_folder(folder))
     _fill(model, folder, dtype, device, skip={"lm_head.weight", "score.weight"} if new_head else set())
@@ -369,47 +374,83 @@ def load_scalar_model(
             weight.normal_(std=1 / math.sqrt(model.config.hidden_size + 1))
         model.score.weight = nn.Parameter(weight.to(model.model.norm.weight))
     else:
-        model.score_mean = json.loads(path.read_text(encoding="utf-8")).get("score_mean", 0.0)
+        path = Path(folder) / "config.json"
+        model.score_mean = _read_object(path).get("score_mean", 0.0)
+        if type(model.score_mean) not in (int, float) or not math.isfinite(model.score_mean):
+            raise ValueError(f"{path}: score_mean = {model.score_mean!r} is not a number")
     return model
 
 
-def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str] = frozenset()) -> None:
-    """Give every parameter of a meta-device model its tensor; exactly the expected tensors must be there."""
-    folder, wanted, found = Path(folder), model.state_dict(), {}
-    tied = isinstance(model, Llama) and model.config.tie_word_embeddings
+def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str]) -> None:
+    """Give every parameter of a meta-device model, but for `skip`, its tensor; no other tensor may be in the files.
+
+    On the CPU and in the file's own dtype a parameter *is* the mapped file: read when first used, copied page by page
+    when written to, and valid even if the file is then renamed or deleted.
+    """
+    folder, device, tensors, places = Path(folder), torch.device(device or "cpu"), {}, {}
     for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
-                for name in file.keys():
-                    if name in skip or name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
-                        continue
-                    if name not in wanted:
-                        raise ValueError(f"{path}: the tensor {name} has no place in this model")
-                    tensor = file.get_tensor(name)
-                    if tensor.shape != wanted[name].shape:
-                        raise ValueError(
-                            f"{path}: {name} has shape {tuple(tensor.shape)}, "
-                            f"config.json asks for {tuple(wanted[name].shape)}"
-                        )
-                    found[name] = tensor.to(dtype or tensor.dtype)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None
-    if tied:
-        found["lm_head.weight"] = found.get("model.embed_tokens.weight")
-    missing = [name for name in wanted if found.get(name) is None and name not in skip]
+        with _open(path) as file:  # maps the file, reads no weight yet
+            for name in file.keys():
+                if name not in skip and not name.endswith("rotary_emb.inv_freq"):
+                    tensors[name], places[name] = file.get_tensor(name), path
+    if isinstance(model, Llama) and "score.weight" in tensors:
+        raise ValueError(f"{folder} is a scalar model (it has score.weight), but a language model is needed here")
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in skip}
+    if "score.weight" in wanted and "score.weight" not in tensors:
+        raise ValueError(
+            f"{folder}: the scalar head score.weight is missing; give a folder that reward.py has written "
+            "(in Python, new_head puts a new head on a language model)"
+        )
+    for name, tensor in tensors.items():
+        place, shape = f"{places[name]}: the tensor {name}", tuple(tensor.shape)
+        if name not in wanted:
+            raise ValueError(f"{place} has no place in this model")
+        if shape != wanted[name]:
+            raise ValueError(f"{place} has shape {shape}, config.json asks for {tuple(wanted[name])}")
+        if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            raise ValueError(f"{place} is {tensor.dtype}; convert the weights to bf16, fp16 or fp32 first")
+        if tensor.dim() == 1 and not tensor.isfinite().all():  # all weights of a diverged run are NaN, norms are small
+            raise ValueError(f"{place} holds NaN or infinity: the run that wrote it diverged")
+    missing = [name for name in wanted if name not in tensors]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} tensors are missing from the weights, the first is {missing[0]}")
-    model.load_state_dict(found, assign=True, strict=not skip)
+    for name in sorted(tensors, key=lambda name: -tensors[name].numel()):  # largest first: memory is still free
+        if (dtype or tensors[name].dtype) != tensors[name].dtype or device.type != "cpu":
+            with _open(places[name]) as file:  # mapped anew: what was read of the file leaves memory with this tensor
+                tensors[name] = file.get_tensor(name).to(device, dtype or tensors[name].dtype)
+    model.load_state_dict(tensors, assign=True, strict=False)  # all that strict would check is checked above
+
+
+@contextlib.contextmanager
+def _open(path: Path):
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None
+
+
+def _read_object(path: Path) -> dict:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(raw).__name__}")
+    return raw
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    files = [single]
-    if index.is_file():
-        try:
-            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError):
-            raise ValueError(f"{index} is not a safetensors index") from None
+    """model.safetensors, or else the shards that the index names, as in transformers."""
+    index, files = folder / "model.safetensors.index.json", [folder / "model.safetensors"]
+    if index.is_file() and not files[0].is_file():
+        places = _read_object(index).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise ValueError(f"{index}: weight_map must be an object with the shard of every tensor")
+        for name in places.values():
+            if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
+                raise ValueError(f"{index}: weight_map names {name!r}, which is not a .safetensors file of this folder")
+        files = [folder / name for name in sorted(set(places.values()))]
     for path in files:
         if not path.is_file():
             pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
@@ -418,28 +459,50 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def save_model(model: Llama | ScalarModel, folder: str | Path) -> None:
-    """Write config.json and model.safetensors, each under a temporary name first; transformers loads the folder."""
-    folder = Path(folder)
+def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: int = 5 * 10**9) -> None:
+    """Write config.json and model.safetensors, or shards of at most max_shard_size bytes and their index.
+
+    transformers loads the folder unchanged. A save cut short leaves the old weights in place: files get temporary
+    names first, new shards never the name of one in use, and one rename (or removal) puts the new in the old's place.
+    """
+    folder, config, tensors = Path(folder), model.config, model.state_dict()
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    family = "Qwen2" if model.config.model_type == "qwen2" else "Llama"
+    family = "Qwen2" if config.model_type == "qwen2" else "Llama"
+    extra = {"torch_dtype": str(model.model.norm.weight.dtype).removeprefix("torch.")}
     if isinstance(model, Llama):
-        extra = {"architectures": [f"{family}ForCausalLM"]}
-        if model.config.tie_word_embeddings:
+        extra["architectures"] = [f"{family}ForCausalLM"]
+        if config.tie_word_embeddings:
             del tensors["lm_head.weight"]
     else:
-        extra = {
-            "architectures": [f"{family}ForSequenceClassification"],
-            "num_labels": 1,
-            "score_mean": model.score_mean,
-        }
-    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
-    config = json.dumps(model.config.to_json(torch_dtype=dtype, **extra), indent=2) + "\n"
-    save_file(tensors, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-    (folder / "config.json.tmp").write_text(config, encoding="utf-8")
-    (folder / "model.safetensors.tmp").replace(folder / "model.safetensors")
-    (folder / "config.json.tmp").replace(folder / "config.json")
+        extra |= {"architectures": [f"{family}ForSequenceClassification"], "num_labels": 1}
+        extra["score_mean"], several = model.score_mean, isinstance(config.eos_token_id, tuple)
+        if config.pad_token_id in (config.eos_token_id if several else [config.eos_token_id]):
+            extra["pad_token_id"] = None  # else transformers would take a text's last token for padding
+    shards, size = [{}], 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > max_shard_size:
+            shards, size = [*shards, {}], 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    names, texts, index = ["model.safetensors"], {}, "model.safetensors.index.json"
+    if len(shards) > 1:
+        in_use = (folder / index).is_file() and '"model-0' in (folder / index).read_text(encoding="utf-8")
+        stem = "model-b" if in_use else "model"
+        names = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        places = {name: file for file, shard in zip(names, shards) for name in shard}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        texts[index] = {"metadata": {"total_size": total}, "weight_map": places}
+    texts["config.json"] = config.to_json(**extra)
+    for name, shard in zip(names, shards):
+        shard = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
+        save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
+    for name, text in texts.items():
+        (folder / f"{name}.tmp").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+    for name in [*names, *texts]:
+        (folder / f"{name}.tmp").replace(folder / name)
+    for path in [folder / "model.safetensors", folder / index, *folder.glob("model-*-of-*.safetensors")]:
+        if path.name not in names and path.name not in texts:  # of an earlier save
+            path.unlink(missing_ok=True)
 
 
 # ---- functions of logits and masks ---------------------------------------------------------------------------------

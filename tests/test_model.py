@@ -1,7 +1,12 @@
-"""model.py against transformers, against formulas written out again in float64, and against broken files."""
+"""model.py against formulas written out again in float64, and against broken files."""
 
 import json
 import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import model as model_file
 from model import (
     KVCache,
     Llama,
@@ -26,89 +32,21 @@ from model import (
     token_logprobs,
 )
 
+ROOT = Path(model_file.__file__).resolve().parent
 LLAMA3_ROPE = dict(rope_type="llama3", rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
-                   rope_original_length=32)
-CASES = {  # changes to conftest's config, number of tokens
-    "gqa": ({}, 13),
-    "one token": ({}, 1),
-    "mha, theta 500000": (dict(num_key_value_heads=4, rope_theta=500000.0), 33),
-    "mqa, tied": (dict(num_key_value_heads=1, tie_word_embeddings=True), 7),
-    "wide heads": (dict(head_dim=12, num_attention_heads=5, num_key_value_heads=5, hidden_size=40), 9),
-    "narrow heads": (dict(head_dim=6, num_key_value_heads=4), 17),
-    "llama3 rope": (dict(LLAMA3_ROPE, head_dim=16, rope_theta=5000.0), 61),
-    "llama3 rope, tied, factor 32": (dict(LLAMA3_ROPE, rope_factor=32.0, head_dim=16, tie_word_embeddings=True), 50),
-    "attention bias": (dict(attention_bias=True), 11),
-    "mlp bias": (dict(mlp_bias=True, num_hidden_layers=3), 5),
-    "both biases, large eps": (dict(attention_bias=True, mlp_bias=True, rms_norm_eps=0.1), 8),
-    "qwen2": (dict(model_type="qwen2", attention_bias=True, rms_norm_eps=1e-6, rope_theta=1e6), 19),
-    "qwen2, tied": (dict(model_type="qwen2", attention_bias=True, tie_word_embeddings=True), 23),
+                   rope_original_max_position_embeddings=32)
+CASES = {  # changes to conftest's config; test_parity.py holds these and more against transformers
+    "gqa": {},
+    "mqa, tied": dict(num_key_value_heads=1, tie_word_embeddings=True),
+    "llama3 rope": dict(LLAMA3_ROPE, head_dim=16, rope_theta=5000.0),
+    "both biases": dict(attention_bias=True, mlp_bias=True, rms_norm_eps=0.1),
+    "qwen2, tied": dict(model_type="qwen2", attention_bias=True, tie_word_embeddings=True),
 }
 each_case = pytest.mark.parametrize("name", CASES)
 
 
 def random_tokens(config: ModelConfig, rows: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def to_transformers(model, folder, kind: str = "AutoModelForCausalLM"):
-    """Our model through a folder into transformers, which must find every tensor and no other."""
-    transformers = pytest.importorskip("transformers")
-    save_model(model, folder)
-    theirs, info = getattr(transformers, kind).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    return theirs.eval()
-
-
-# ---- parity with transformers --------------------------------------------------------------------------------------
-
-
-@each_case
-def test_logits_and_gradients_equal_transformers(name, make_model, tmp_path):
-    """The same folder gives the same logits (1e-4) and the gradient of every weight (relative 1e-4) in both."""
-    changes, length = CASES[name]
-    ours = make_model(**changes)
-    theirs = to_transformers(ours, tmp_path)
-    tokens = random_tokens(ours.config, 3, length)
-    targets = random_tokens(ours.config, 3, length, seed=1)
-    logits, expected = ours(tokens), theirs(tokens).logits
-    assert logits.shape == (3, length, ours.config.vocab_size) and logits.dtype == torch.float32
-    assert expected.std() > 0.1  # else a small difference would mean nothing
-    assert (logits - expected).abs().max() <= 1e-4
-    F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
-    F.cross_entropy(expected.flatten(0, 1), targets.flatten()).backward()
-    gradients = {key: weight.grad for key, weight in theirs.named_parameters()}
-    assert gradients.keys() == {key for key, _ in ours.named_parameters()}
-    for key, weight in ours.named_parameters():
-        floor = 1e-6  # one token cannot attend elsewhere: q and k get no gradient there
-        assert (weight.grad - gradients[key]).norm() <= 1e-4 * gradients[key].norm() + floor, key
-
-
-@each_case
-def test_folder_written_by_transformers_is_read(name, make_model, tmp_path):
-    """transformers' save_pretrained -> load_model gives back the very same numbers and settings."""
-    changes, length = CASES[name]
-    ours = make_model(seed=1, bos_token_id=3, eos_token_id=(5, 6), **changes)
-    to_transformers(ours, tmp_path / "ours").save_pretrained(tmp_path / "theirs")
-    again = load_model(tmp_path / "theirs")
-    tokens = random_tokens(ours.config, 2, length)
-    assert again.config == ours.config
-    assert torch.equal(again(tokens), ours(tokens))
-
-
-@pytest.mark.parametrize("changes", [{}, dict(model_type="qwen2", attention_bias=True)], ids=["llama", "qwen2"])
-def test_scalar_model_equals_sequence_classification(changes, make_config, randomize, tmp_path):
-    """transformers' score of a text is ours at its last token, before score_mean is subtracted."""
-    ours = randomize(ScalarModel(make_config(**changes)))
-    ours.score_mean = 0.75
-    theirs = to_transformers(ours, tmp_path, "AutoModelForSequenceClassification")
-    scores = []
-    for length in (1, 4, 9):
-        tokens = random_tokens(ours.config, 1, length, seed=length)
-        assert ours(tokens).shape == (1, length)
-        scores.append(theirs(tokens).logits.item())
-        assert ours(tokens)[0, -1].item() + 0.75 == pytest.approx(scores[-1], abs=1e-5)
-    assert max(scores) - min(scores) > 0.1
 
 
 # ---- formulas, written out again in float64 ------------------------------------------------------------------------
@@ -144,7 +82,7 @@ def test_rope_is_a_complex_rotation(rope, make_config):
     for i in range(E // 2):
         speed = config.rope_theta ** (-2 * i / E)
         if config.rope_type == "llama3":  # Llama 3.1's rule, told by wavelength
-            wavelength, context = 2 * math.pi / speed, config.rope_original_length
+            wavelength, context = 2 * math.pi / speed, config.rope_original_max_position_embeddings
             if wavelength > context / config.rope_low_freq_factor:
                 speed /= config.rope_factor
             elif wavelength > context / config.rope_high_freq_factor:
@@ -276,11 +214,11 @@ def test_right_padding_never_changes_a_real_position(llama, make_config, randomi
             torch.testing.assert_close(last[i], scalar(row[None])[0, -1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gqa", "mqa, tied", "llama3 rope", "qwen2"])
+@each_case
 @torch.no_grad()
 def test_cached_steps_equal_the_full_pass(name, make_model):
     """Right-padded prefill, lengths reset, single steps, a step of two tokens, rows dropped on the way: same logits."""
-    model = make_model(**CASES[name][0])
+    model = make_model(**CASES[name])
     lengths, total = [4, 9, 1, 6], 20
     texts = random_tokens(model.config, 4, total)  # what each row will have read in the end
     full = model(texts)  # (4, total, V)
@@ -310,11 +248,11 @@ def test_cached_steps_equal_the_full_pass(name, make_model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["gqa", "mqa, tied", "llama3 rope", "both biases, large eps", "qwen2, tied"])
+@each_case
 def test_saved_model_comes_back_bit_for_bit(name, dtype, make_model, tmp_path):
     """Every tensor, the dtype and the settings survive; a tied head is not stored and is tied again; nothing else lies
     in the folder."""
-    model = make_model(**CASES[name][0], bos_token_id=1, eos_token_id=(2, 3)).to(dtype)
+    model = make_model(**CASES[name], bos_token_id=1, eos_token_id=(2, 3)).to(dtype)
     save_model(model, tmp_path)
     again = load_model(tmp_path)
     assert again.config == model.config
@@ -333,6 +271,135 @@ def test_dtype_can_be_chosen_when_loading(llama, tmp_path):
     assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
     assert torch.equal(loaded.lm_head.weight, llama.lm_head.weight.bfloat16())
     assert loaded(torch.tensor([[1, 2]])).dtype == torch.float32  # logits are fp32 always
+
+
+def test_loaded_weights_outlive_their_file_and_never_write_to_it(llama, tmp_path):
+    """The file may be replaced or deleted under a loaded model, and a step of the optimizer stays in memory."""
+    save_model(llama, tmp_path)
+    written = (tmp_path / "model.safetensors").read_bytes()
+    first, second = load_model(tmp_path), load_model(tmp_path)
+    loss = first(torch.tensor([[1, 2, 3]])).square().mean()
+    loss.backward()
+    torch.optim.SGD(first.parameters(), lr=0.1).step()
+    assert (tmp_path / "model.safetensors").read_bytes() == written
+    assert not torch.equal(first.lm_head.weight, llama.lm_head.weight)
+    assert torch.equal(second.lm_head.weight, llama.lm_head.weight)
+    changed = first.lm_head.weight.clone()
+    save_model(second.bfloat16(), tmp_path)  # over the file that both were loaded from
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert torch.equal(first.lm_head.weight, changed)
+    assert torch.equal(second.model.embed_tokens.weight, llama.model.embed_tokens.weight.bfloat16())
+
+
+PEAK = """
+import sys, torch
+from model import load_model
+def status(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
+folder, dtype = sys.argv[1], getattr(torch, sys.argv[2]) if sys.argv[2] != "None" else None
+load_model(sys.argv[3], torch.bfloat16)  # what the first use of PyTorch costs is no part of the weights
+before = status("VmRSS")
+model = load_model(folder, dtype)
+for weight in model.parameters():
+    weight.detach().sum()
+print((status("VmHWM") - before) / sum(weight.nbytes for weight in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from Linux's /proc")
+@pytest.mark.parametrize("dtype, files", [("None", 8), ("float32", 1)])
+def test_no_second_copy_of_the_weights(dtype, files, llama, make_config, tmp_path):
+    """Loading and reading 120 MB of bf16 holds at most 1.15 times the weights, converted or not."""
+    with torch.device("meta"):
+        big = Llama(make_config(vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=6))
+    big.bfloat16().to_empty(device="cpu")
+    for weight in big.parameters():
+        weight.data.fill_(0.5)
+    save_model(big, tmp_path / "big", max_shard_size=10**9 if files == 1 else 10**7)
+    assert len(list((tmp_path / "big").glob("*.safetensors"))) == files
+    save_model(llama, tmp_path / "small")
+    done = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "big", dtype, tmp_path / "small"], text=True,
+                          capture_output=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert 0.9 < float(done.stdout) <= 1.15
+
+
+def names_in(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_shards_are_as_large_as_they_may_be(tied, make_model, tmp_path):
+    """In the model's order, each within the limit unless one tensor alone is above it, none could take the next."""
+    model, limit = make_model(tie_word_embeddings=tied).bfloat16(), 5000
+    save_model(model, tmp_path, max_shard_size=limit)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    tensors = dict(model.named_parameters())  # a tied head once
+    files = sorted(set(index["weight_map"].values()))
+    assert list(index["weight_map"]) == list(tensors)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    assert names_in(tmp_path) == sorted(["config.json", "model.safetensors.index.json", *files])
+    assert files == [f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)]
+    shards = [load_file(tmp_path / file) for file in files]
+    for shard, following in zip(shards, [*shards[1:], None]):
+        size = sum(tensor.nbytes for tensor in shard.values())
+        assert size <= limit or len(shard) == 1
+        if following:
+            first = next(name for name in tensors if name in following)
+            assert size + following[first].nbytes > limit
+    again = load_model(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+SIZES = {"single": 10**9, "shards": 30_000, "other shards": 40_000}
+
+
+@pytest.mark.parametrize("new", SIZES)
+@pytest.mark.parametrize("old", SIZES)
+def test_a_save_cut_short_leaves_the_old_or_the_new_model(old, new, make_model, tmp_path, monkeypatch):
+    """Cut before every single file operation: never a mixture, never nothing; the next save leaves no trace of it."""
+    models = [make_model(seed) for seed in (0, 1, 2)]
+    first, second, third = ([tensor.clone() for tensor in model.parameters()] for model in models)
+
+    def cut_before(operation: int) -> bool:
+        """Save the second model over the first; stop before the given operation. Was there such an operation?"""
+        done = 0
+
+        def counted(real):
+            def call(*args, **kwargs):
+                nonlocal done
+                done += 1
+                if done > operation:
+                    raise KeyboardInterrupt
+                return real(*args, **kwargs)
+            return call
+
+        with monkeypatch.context() as patch:
+            for owner, name in ((Path, "replace"), (Path, "unlink"), (Path, "write_text"), (model_file, "save_file")):
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+            try:
+                save_model(models[1], tmp_path, max_shard_size=SIZES[new])
+            except KeyboardInterrupt:
+                return True
+        return False
+
+    found = []
+    for operation in range(200):
+        save_model(models[0], tmp_path, max_shard_size=SIZES[old])
+        save_model(models[0], tmp_path, max_shard_size=SIZES[old])  # under the other names, if they are shards
+        cut = cut_before(operation)
+        loaded = list(load_model(tmp_path).parameters())
+        same = [all(torch.equal(a, b) for a, b in zip(loaded, weights)) for weights in (first, second)]
+        assert sum(same) == 1
+        found.append(same[1])
+        save_model(models[2], tmp_path, max_shard_size=SIZES[new])
+        assert all(torch.equal(a, b) for a, b in zip(load_model(tmp_path).parameters(), third))
+        if not cut:
+            break
+    assert found == sorted(found) and not found[0] and found[-1]  # first the old, from one moment on the new
+    save_model(models[0], tmp_path)
+    assert [name for name in names_in(tmp_path) if not name.endswith(".tmp")] == ["config.json", "model.safetensors"]
 
 
 def split_into_shards(folder) -> None:
@@ -383,7 +450,18 @@ def lose_a_shard(folder):
     (folder / "model-00002-of-00003.safetensors").unlink()
 
 
-NORM = "model.layers.1.input_layernorm.weight"
+def write_config(content):
+    return lambda folder: (folder / "config.json").write_text(content)
+
+
+def write_index(content):
+    def write(folder):
+        split_into_shards(folder)
+        (folder / "model.safetensors.index.json").write_text(content)
+    return write
+
+
+NORM, HEAD = "model.layers.1.input_layernorm.weight", "lm_head.weight"
 FAULTS = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
     "config is not JSON": (lambda folder: (folder / "config.json").write_text("{nope"), ["config.json", "JSON"]),
@@ -404,9 +482,48 @@ FAULTS = {
     "empty file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), ["model.safetensors"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors"]),
     "pickle only": (pickle_only, ["model.safetensors", "pytorch_model.bin", "pickle"]),
+    "config is a list": (write_config("[1]"), ["config.json", "object"]),
+    "config is binary": (lambda folder: (folder / "config.json").write_bytes(b"\xff\x00{"), ["config.json", "JSON"]),
+    "config is deep": (write_config("[" * 100_000), ["config.json", "JSON"]),
+    "llama with a window": (edit_config(sliding_window=4096), ["config.json", "sliding_window", "4096"]),
+    "qwen2 with a window": (edit_config(model_type="qwen2", sliding_window=4096, use_sliding_window=True),
+                            ["config.json", "use_sliding_window"]),
+    "mixtral": (edit_config(num_local_experts=8), ["config.json", "num_local_experts"]),
+    "qwen moe": (edit_config(num_experts=60), ["config.json", "num_experts"]),
+    "half rotary": (edit_config(partial_rotary_factor=0.5), ["config.json", "partial_rotary_factor"]),
+    "half rotary, new key": (edit_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
+                             ["config.json", "partial_rotary_factor"]),
+    "rope is a list": (edit_config(rope_scaling=["llama3"]), ["config.json", "rope_scaling"]),
+    **{f"rope {kind}": (edit_config(rope_scaling={"rope_type": kind, "factor": 2.0}), ["config.json", "rope", kind])
+       for kind in ("linear", "dynamic", "longrope")},
+    "llama3 rope without blend": (edit_config(rope_scaling=dict(
+        rope_type="llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=4.0,
+        original_max_position_embeddings=32)), ["config.json", "low_freq_factor"]),
+    "odd head": (edit_config(head_dim=7), ["config.json", "head_dim"]),
+    "more heads than features": (edit_config(head_dim=None, num_attention_heads=64), ["config.json", "head_dim"]),
+    **{f"{key} is {value!r}": (edit_config(**{key: value}), ["config.json", key, repr(value)]) for key, value in [
+        ("vocab_size", "61"), ("vocab_size", 0), ("hidden_size", -32), ("hidden_size", 32.0), ("hidden_size", True),
+        ("num_hidden_layers", 10**9), ("num_attention_heads", 0), ("num_attention_heads", [4]), ("head_dim", "8"),
+        ("intermediate_size", {}), ("num_key_value_heads", -1), ("rms_norm_eps", "1e-5"), ("rms_norm_eps", -1.0),
+        ("rope_theta", 0), ("rope_theta", math.inf), ("tie_word_embeddings", "false"), ("attention_bias", 1),
+        ("mlp_bias", []), ("max_position_embeddings", 10**30), ("eos_token_id", "2"), ("eos_token_id", [1, "2"]),
+        ("bos_token_id", [1]), ("pad_token_id", 0.5)]},
+    "int8": (edit_tensors(lambda tensors: tensors.update({NORM: torch.ones(32, dtype=torch.int8)})),
+             ["model.safetensors", NORM, "int8"]),
+    "fp8": (edit_tensors(lambda tensors: tensors.update({HEAD: torch.ones(61, 32).to(torch.float8_e4m3fn)})),
+            ["model.safetensors", HEAD, "float8"]),
+    "NaN norm": (edit_tensors(lambda tensors: tensors[NORM].fill_(math.nan)), ["model.safetensors", NORM, "NaN"]),
+    "infinite norm": (edit_tensors(lambda tensors: tensors.update({NORM: tensors[NORM] / 0})),
+                      ["model.safetensors", NORM, "infinity"]),
+    "reward model": (edit_tensors(lambda tensors: tensors.update({"score.weight": torch.ones(1, 32)})),
+                     ["scalar model", "score.weight"]),
     "lost shard": (lose_a_shard, ["model-00002-of-00003.safetensors"]),
-    "bad index": (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
-                  ["model.safetensors.index.json"]),
+    **{f"index: {content[:40]}": (write_index(content), ["model.safetensors.index.json", word]) for content, word in [
+        ("{}", "weight_map"), ("[]", "object"), ("{nope", "JSON"), ('{"weight_map": []}', "weight_map"),
+        ('{"weight_map": {}}', "weight_map"), ('{"weight_map": {"a": 1}}', "weight_map"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "../model.safetensors"),
+        ('{"weight_map": {"a": "/tmp/model.safetensors"}}', "/tmp/model.safetensors"),
+        ('{"weight_map": {"a": "weights.bin"}}', "weights.bin")]},
 }
 
 
@@ -420,6 +537,53 @@ def test_a_broken_folder_is_refused_by_name(fault, llama, tmp_path):
         load_model(tmp_path)
     message = str(error.value)
     assert all(word in message for word in [*words, str(tmp_path)]) and "\n" not in message
+
+
+def test_a_pickle_is_never_opened(llama, tmp_path):
+    """A file that would run code, under every name that PyTorch's own files have: it does not run."""
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    save_model(llama, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for name in ("pytorch_model.bin", "consolidated.00.pth", "model.pt", "model.safetensors"):
+        torch.save(Trap(), tmp_path / name)
+        with pytest.raises((ValueError, FileNotFoundError)):
+            load_model(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_keys_that_change_nothing_are_accepted(llama, tmp_path):
+    """As real folders have them: null, switched off, or of no meaning for the numbers."""
+    save_model(llama, tmp_path)
+    edit_config(pretraining_tp=1, rope_scaling=None, head_dim=None, num_local_experts=None, sliding_window=None,
+                use_sliding_window=False, partial_rotary_factor=1.0, quantization_config=None, bos_token_id=None,
+                use_cache=True, attention_dropout=0.0, initializer_range=0.02)(tmp_path)
+    assert load_model(tmp_path).config == llama.config
+    edit_config(model_type="qwen2", sliding_window=32768, max_window_layers=21, rope_parameters=dict(
+        rope_type="default", rope_theta=5e6))(tmp_path)
+    config = ModelConfig.from_folder(tmp_path)
+    assert config.attention_bias and config.rope_theta == 5e6 and config.rope_type == "default"
+
+
+def test_damaged_bytes_give_one_sentence_or_load(llama, tmp_path):
+    """150 flipped bytes and cuts, mostly in the header: ValueError or a whole model, nothing else."""
+    save_model(llama, tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole, rng, refused = path.read_bytes(), random.Random(0), 0
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(150):
+        data = bytearray(whole)
+        data[rng.randrange(header if rng.random() < 0.8 else len(data))] = rng.randrange(256)
+        path.unlink()
+        path.write_bytes(data[: rng.randrange(len(data))] if rng.random() < 0.2 else data)
+        try:
+            load_model(tmp_path)
+        except ValueError as error:
+            refused += 1
+            assert str(tmp_path) in str(error)
+    assert refused > 75
 
 
 def test_config_defaults_are_those_of_hugging_face(tmp_path):
@@ -439,7 +603,7 @@ def test_a_scalar_model_needs_a_head_or_the_wish_for_a_new_one(tied, make_model,
     """A language model's folder is refused as a reward model unless new_head is given; then the trunk is the same."""
     model = make_model(tie_word_embeddings=tied)
     save_model(model, tmp_path)
-    with pytest.raises(ValueError, match=r"score\.weight|lm_head\.weight"):
+    with pytest.raises(ValueError, match=r"score\.weight is missing.*reward\.py"):
         load_scalar_model(tmp_path)
     scalar = load_scalar_model(tmp_path, new_head="normal")
     tokens = random_tokens(model.config, 2, 5)
@@ -478,3 +642,9 @@ def test_saved_scalar_model_comes_back(dtype, make_config, randomize, tmp_path):
     assert again.score_mean == -1.234567890123
     assert torch.equal(again(tokens), raw + 1.234567890123) and again(tokens).dtype == torch.float32
     assert load_scalar_model(tmp_path, new_head="zero").score_mean == 0.0
+    with pytest.raises(ValueError, match=r"scalar model.*score\.weight"):
+        load_model(tmp_path)
+    for wrong in ("1", True, [0.5], math.nan):
+        edit_config(score_mean=wrong)(tmp_path)
+        with pytest.raises(ValueError, match=r"config\.json: score_mean"):
+            load_scalar_model(tmp_path)
