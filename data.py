@@ -71,6 +71,10 @@ def _object(line: bytes, required: Iterable[str]) -> dict | None:
     try:
         text = line.decode().strip()
         row = json.loads(text) if text else None
+        if "\\ud" in text.lower():  # half a surrogate pair is JSON, but no text
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a character ({error.object[error.start]!a}), which no file can hold") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
     except (ValueError, RecursionError) as error:

@@ -109,8 +109,9 @@ def load_samples(path: str | Path, source: str, questions: dict[str, Question], 
       request that failed is left out and counted; a choice without text, a refusal, is a response without an answer.
     Raises ValueError naming the line, or if no response belongs to any question.
     """
-    texts = Counter(question.question for question in questions.values())
-    by_text = {question.question: key for key, question in questions.items() if texts[question.question] == 1}
+    texts = [question.question.strip() for question in questions.values()]
+    times = Counter(texts)
+    by_text = {text: key for text, key in zip(texts, questions) if times[text] == 1}
     samples, failed = [], 0
     for number, row in numbered_jsonl(path):
         key = next((str(row[name]) for name in ("id", "question_id", "custom_id") if row.get(name) is not None), None)
@@ -132,10 +133,10 @@ def load_samples(path: str | Path, source: str, questions: dict[str, Question], 
         failed += not responses
         if key in questions:
             kind = questions[key].kind
-            samples += [
-                Sample(key, source, text, extract_answer(text, kind, lenient), finish not in UNFINISHED, logprob)
-                for text, finish, logprob in responses
-            ]
+            for text, finish, logprob in responses:
+                ended = finish not in UNFINISHED
+                answer = extract_answer(text, kind, lenient and ended)  # the last number of a cut text answers nothing
+                samples.append(Sample(key, source, text, answer, ended, logprob))
     if failed:
         print(f"{path}: {failed} lines hold a failed request and no response; left out")
     runtime.require(bool(samples), f"{path}: no response to any of the {len(questions)} questions; do the ids match?")

@@ -125,7 +125,7 @@ def number(value: float | None, percent: bool = True) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table that also reads well in a terminal: first column to the left, the others to the right."""
     cells = [[*header], *([str(cell) for cell in row] for row in rows)]
-    left, *widths = [max(map(len, column)) for column in zip(*cells)]
+    left, *widths = [max(2, *map(len, column)) for column in zip(*cells)]  # 2: a right-aligned rule is at least -:
     cells.insert(1, ["-" * left, *("-" * (width - 1) + ":" for width in widths)])
     return "\n".join(f"| {row[0].ljust(left)} | {' | '.join(map(str.rjust, row[1:], widths))} |" for row in cells)
 

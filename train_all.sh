@@ -53,7 +53,8 @@ if [ "$QUICK" = 1 ]; then
     train=200 valid=20 test=100 teacher_samples=4 student_samples=2 needs="a minute or two"
     ppo="--iterations 3 --rollout_size 64 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.05"
   else
-    train=16 valid=2 test=4 teacher_samples=2 student_samples=2 new_tokens=160 needs="minutes to an hour: a trial"
+    train=16 valid=2 test=4 teacher_samples=2 student_samples=2 new_tokens=256
+    needs="$needs; QUICK=1 is a trial of minutes, on a CPU up to an hour"
     ppo="--iterations 1 --rollout_size 8 --minibatches 2 --lr 1e-6 --critic_lr 5e-6 --kl_coef 0.05"
   fi
 fi

@@ -196,6 +196,7 @@ def test_chat_template_in_its_own_file_comes_first(make_chatml, tmp_path):
     CHATML_TEMPLATE.replace("message['content']", "message.content.split('</think>')[-1].strip()"),
     CHATML_TEMPLATE + "{{ '<think>' }}", "{{ bos_token }}" + CHATML_TEMPLATE,
     "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_TEMPLATE,
+    "{% set system_message = 'Be kind.' %}{{ '<|im_start|>system\n' + system_message }}" + CHATML_TEMPLATE,
     "x<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_TEMPLATE,
     CHATML_TEMPLATE.replace("<|im_end|>\\n", "<|im_end|>"))])
 def test_a_template_that_is_not_written_out_here_is_refused(content, make_chatml, tmp_path):
@@ -277,9 +278,10 @@ def test_base_models_are_plain(llama_folder, chatml_folder, tmp_path):
     assert tokenizer.chat("2+2?") == tokenizer.encode("2+2?\n")
     named = Tokenizer(variant(chatml_folder, tmp_path / "bos", config=base | {"bos_token": "<|endoftext|>"}))
     assert named.chat("2+2?") == [named.end_id, *named.encode("2+2?\n")]
-    base = {"chat_template": None, "eos_token": None}
+    base = {"chat_template": None, "eos_token": None, "bos_token": None}  # tokenizer.json alone tells the BOS
     unnamed = variant(llama_folder, tmp_path / "c", config=base, model={"eos_token_id": 1})
     assert (Tokenizer(unnamed).style, Tokenizer(unnamed).end_id) == ("plain", 1)
+    assert Tokenizer(unnamed).chat("2+2?") == Tokenizer(unnamed).text("2+2?\n")
 
 
 def test_without_a_template_the_end_token_tells_the_style(llama_folder, chatml_folder, tmp_path):

@@ -85,6 +85,7 @@ def test_a_users_own_choices_load(tmp_path):
     ([GOOD, '{"answer": "7"}'], ["line 2", "question"]),
     ([GOOD, b'{"question": "caf\xe9"}'], ["line 2", "UTF-8"]),
     ([GOOD.encode("utf-16")], ["line 1", "UTF-8"]),
+    ([GOOD, '{"question": "half \\ud83d a smile"}'], ["line 2", "half a character", "ud83d"]),
     ([GOOD, "", '{"question": "  "}'], ["line 3", "question"]),
     ([GOOD, "", '{"question": "q", "kind": "essay"}'], ["line 3", "essay"]),
     ([GOOD, "", '{"question": "q", "answer": "seven"}'], ["line 3", "seven"]),

@@ -130,7 +130,7 @@ def test_winners_are_the_teachers_different_winning_texts():
 
 # ---- recorded responses --------------------------------------------------------------------------------------------
 
-QUESTIONS = {"a": Question("a", "What is 3+4?", "7"), "b": Question("b", "Which?", "B", "choice", ("x", "y"))}
+QUESTIONS = {"a": Question("a", " What is 3+4?", "7"), "b": Question("b", "Which?", "B", "choice", ("x", "y"))}
 
 
 def recorded(tmp_path, *rows):
@@ -207,6 +207,12 @@ def test_a_text_that_two_questions_share_identifies_neither(tmp_path):
 def test_lenient_reads_the_last_number_where_no_answer_is_stated(tmp_path):
     path = recorded(tmp_path, {"id": "a", "responses": ["it is 6 or 7"]})
     assert [load_samples(path, "teacher", QUESTIONS, lenient)[0].answer for lenient in (False, True)] == [None, "7"]
+
+
+def test_a_cut_response_votes_only_with_an_answer_that_it_states(tmp_path):
+    path = recorded(tmp_path, *({"id": "a", "response": text, "finish": finish} for text, finish in
+                                (("3+", "length"), ("#### 7 and 3+", "length"), ("3+4=7", "stop"))))
+    assert [s.answer for s in load_samples(path, "teacher", QUESTIONS, True)] == [None, "7", "7"]
 
 
 def test_responses_to_other_questions_are_left_out(tmp_path):

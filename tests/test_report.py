@@ -411,3 +411,7 @@ def test_a_bad_line_of_a_stage_is_named(tmp_path):
         file.write("{broken\n")
     with pytest.raises(ValueError, match=r"transcripts\.jsonl, line 13: not JSON"):
         report.main(report.Config(run=str(run)))
+
+
+def test_a_narrow_column_still_has_a_rule_that_markdown_reads():
+    assert report.table(["%", "n"], [["a", 4]]).splitlines() == ["| %  |  n |", "| -- | -: |", "| a  |  4 |"]
