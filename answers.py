@@ -24,9 +24,10 @@ PLAIN = {  # LaTeX and typography that only decorate
     **dict.fromkeys([r"\textbf", r"\text", r"\mathbf", r"\mathrm", r"\mathbb", r"\displaystyle"], ""),
     **dict.fromkeys([r"\dfrac", r"\tfrac"], r"\frac"),
 }
+FANCY = re.compile("|".join(map(re.escape, PLAIN)))
 FRAC = re.compile(r"\\frac(?:\{(\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
 
-COMMA = "[,_\N{FULLWIDTH COMMA}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}]"  # '1 234' may be two numbers
+COMMA = "[,_ \N{FULLWIDTH COMMA}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}]"
 DIGITS = rf"(?:\d{{1,3}}(?:{COMMA}\d{{3}}){{1,20}}(?!\d)|\d+)"
 NUMBER = rf"""
     (?P<sign> (?:-\ ?)? (?:[$€£¥₹]\ ?-?)? )                                     # -5, - 5, $5, -$5, $-5
@@ -34,7 +35,7 @@ NUMBER = rf"""
       | (?P<decimal>{DIGITS}(?:\.\d+)?|\.\d+)                                   # 1,234.50, 0.5, .5
         (?: (?:[eE]\+?|\ ?[x*]\ ?10\^\{{?) (?P<power>-?\d{{1,2}})\b\}}? )? )    # 2.5e3, 2.5 * 10^{{3}}
     (?:\ (?P<scale>thousand|million|billion)\b)?
-    (?! [.,:/]?\d | \ ?[-+*^]\ ?\(?\d | \ ?\\(?:pi|sqrt) )                      # but no part of 12:30, 3,5, 5+3, 2\pi
+    (?! [.,:/]?\d | \ ?[-+*^]\ ?[({{]?\d | \ ?\\(?:pi|sqrt) )                   # but no part of 12:30, 3,5, 5+3, 2\pi
 """
 WHOLE_NUMBER = re.compile(f"{NUMBER}%?", re.VERBOSE)
 SCALE = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9}
@@ -53,14 +54,16 @@ MARKS = (  # the strongest first: a form that was asked for, a sentence, a label
 OPENING = r"""[\s*_:$"'(\[{]*"""  # bold, quotes, brackets
 LEAD = rf"{OPENING}(?:(?:about|approximately|only|option|choice)\b{OPENING})?"
 TERM = r"[$(]{0,2}(?:\d[\d,.]*|[a-zA-Z]+)[%)]?(?:\ (?!x\b)[a-zA-Z]+)?"
-SUMS = rf"(?: {TERM}(?:\ ?(?:[-+*/^÷]|x(?=\ ?\d))\ ?{TERM}){{0,20}}\s?[=≈]\s?\$? ){{0,3}}"  # of 'x = 5 + 3 = 8', all but 8
+SUMS = rf"(?: {TERM}(?:\ ?(?:[-+*/^÷]|x(?=\ ?\d))\ ?{TERM}){{0,20}}\s?[=≈]\s?\$? ){{0,3}}"  # 'x = 5 + 3 =' before an 8
 STATED = {
     "number": [re.compile(f"{mark}{LEAD}{SUMS}(?P<answer>{NUMBER})", re.VERBOSE) for mark in MARKS],
     "choice": [re.compile(f"{mark}{LEAD}(?P<answer>{LETTER})", re.VERBOSE) for mark in MARKS],
 }
-TAKEN_BACK = re.compile(r"\b(?:[Ww]ait|[Aa]ctually|[Cc]orrection|[Ss]orry|[Mm]istake|[Oo]ops)\b")
+TAKEN_BACK = re.compile(r"(?:Wait|wait|Actually|actually|Sorry|sorry|Correction|mistake)\b")
 MENTIONED = {  # no part of a word, a time or a date; a hyphen after a word is no minus, nor is the dash of a list
-    "number": re.compile(rf"(?<![\w)])(?<!\d[.,:/])(?!-\ )(?P<answer>{NUMBER})(?!(?:st|nd|rd|th)\b)", re.VERBOSE),
+    "number": re.compile(
+        rf"(?<![\w)])(?<!\d[.,:/])(?!-\ (?!\d+/))(?P<answer>{NUMBER})(?!(?:st|nd|rd|th)\b)", re.VERBOSE
+    ),
     "choice": re.compile(r"\b(?P<answer>[A-J])\b"),
 }
 
@@ -79,11 +82,8 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
                 break
         if stated:
             return canonical(stated["answer"], kind)
-    mentioned = None
-    if lenient:
-        for mentioned in MENTIONED[kind].finditer(text):
-            pass
-    return canonical(mentioned["answer"], kind) if mentioned else None
+    mentioned = [*MENTIONED[kind].finditer(text)] if lenient else []
+    return canonical(mentioned[-1]["answer"], kind) if mentioned else None
 
 
 def canonical(text: str, kind: str) -> str | None:
@@ -99,12 +99,12 @@ def canonical(text: str, kind: str) -> str | None:
     if not number or len(text) > LONGEST or (number["bottom"] and not int(number["bottom"])):
         return None
     whole, top = (re.sub(COMMA, "", part or "0") for part in (number["decimal"] or number["mixed"], number["top"]))
-    value = (Fraction(whole) + Fraction(int(top), int(number["bottom"] or 1))) * SCALE[number["scale"]]
-    value *= Fraction(10) ** int(number["power"] or 0) * (-1 if "-" in number["sign"] else 1)
-    places = value.denominator.bit_length()  # enough: a denominator with only 2 and 5 in it divides 10**places
-    if 10**places % value.denominator:
+    value = Fraction(f"{whole}e{number['power'] or 0}") + Fraction(int(top), int(number["bottom"] or 1))
+    value *= SCALE[number["scale"]] * (-1 if "-" in number["sign"] else 1)
+    places = value.denominator.bit_length()  # enough: a denominator of only 2s and 5s divides 10**places
+    if value.denominator == 1 or 10**places % value.denominator:
         return str(value)
-    return format(Decimal(f"{value * 10**places}e-{places}"), "f").rstrip("0").rstrip(".")  # Decimal(text) is exact
+    return format(Decimal(f"{value * 10**places}e-{places}"), "f").rstrip("0")  # Decimal(text) is exact
 
 
 def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
@@ -118,7 +118,6 @@ def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
 def _plain(text: str) -> str:
     """Without what only decorates: '\\dfrac{3}{4}' -> '3/4', '1{,}000 \\text{ g}' -> '1,000 { g}'."""
     if "\\" in text or not text.isascii():
-        for fancy, plain in PLAIN.items():
-            text = text.replace(fancy, plain)
-        text = FRAC.sub(r"\1\2/\3\4", re.sub(r"(?<=\d)(?=\\frac)", " ", text))  # 1\frac34 is 1 3/4
+        text = FANCY.sub(lambda fancy: PLAIN[fancy[0]], text)
+        text = FRAC.sub(r" \1\2/\3\4", text)
     return text
