@@ -12,6 +12,7 @@ be one more of it.
 """
 
 import re
+from collections import deque
 from decimal import Decimal
 from fractions import Fraction
 
@@ -23,6 +24,7 @@ PLAIN = {  # LaTeX and typography that only decorate
     **dict.fromkeys([r"\times", r"\cdot", "×", "·"], "*"),
     **dict.fromkeys([r"\textbf", r"\text", r"\mathbf", r"\mathrm", r"\mathbb", r"\displaystyle"], ""),
     **dict.fromkeys([r"\dfrac", r"\tfrac"], r"\frac"),
+    **{"½": " 1/2", "¼": " 1/4", "¾": " 3/4"},
 }
 FANCY = re.compile("|".join(map(re.escape, PLAIN)))
 FRAC = re.compile(r"\\frac(?:\{(\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
@@ -60,10 +62,11 @@ STATED = {
     "choice": [re.compile(f"{mark}{LEAD}(?P<answer>{LETTER})", re.VERBOSE) for mark in MARKS],
 }
 TAKEN_BACK = re.compile(r"(?:Wait|wait|Actually|actually|Sorry|sorry|Correction|mistake)\b")
-MENTIONED = {  # no part of a word, a time or a date; a hyphen after a word is no minus, nor is the dash of a list
-    "number": re.compile(
-        rf"(?<![\w)])(?<!\d[.,:/])(?!-\ (?!\d+/))(?P<answer>{NUMBER})(?!(?:st|nd|rd|th)\b)", re.VERBOSE
-    ),
+NO_PART = (
+    r"(?<![\w)^]) (?<!\d[.,:/]) (?!-\ (?!\d+/))"  # of a word, a time, a power; no minus in '5-7', in a list's '- 7'
+)
+MENTIONED = {
+    "number": re.compile(rf"{NO_PART}(?P<answer>{NUMBER})(?!(?:st|nd|rd|th)\b)", re.VERBOSE),
     "choice": re.compile(r"\b(?P<answer>[A-J])\b"),
 }
 
@@ -82,8 +85,8 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
                 break
         if stated:
             return canonical(stated["answer"], kind)
-    mentioned = [*MENTIONED[kind].finditer(text)] if lenient else []
-    return canonical(mentioned[-1]["answer"], kind) if mentioned else None
+    last = deque(MENTIONED[kind].finditer(text) if lenient else (), maxlen=1)
+    return canonical(last[0]["answer"], kind) if last else None
 
 
 def canonical(text: str, kind: str) -> str | None:
@@ -103,8 +106,10 @@ def canonical(text: str, kind: str) -> str | None:
     value *= SCALE[number["scale"]] * (-1 if "-" in number["sign"] else 1)
     places = value.denominator.bit_length()  # enough: a denominator of only 2s and 5s divides 10**places
     if value.denominator == 1 or 10**places % value.denominator:
-        return str(value)
-    return format(Decimal(f"{value * 10**places}e-{places}"), "f").rstrip("0")  # Decimal(text) is exact
+        spelled = str(value)
+    else:
+        spelled = format(Decimal(f"{value * 10**places}e-{places}"), "f").rstrip("0")  # Decimal(text) is exact
+    return spelled if len(spelled) <= LONGEST else None
 
 
 def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
@@ -117,7 +122,7 @@ def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
 
 def _plain(text: str) -> str:
     """Without what only decorates: '\\dfrac{3}{4}' -> '3/4', '1{,}000 \\text{ g}' -> '1,000 { g}'."""
-    if "\\" in text or not text.isascii():
+    if "\\" in text or "{,}" in text or not text.isascii():  # to save time
         text = FANCY.sub(lambda fancy: PLAIN[fancy[0]], text)
         text = FRAC.sub(r" \1\2/\3\4", text)
     return text

@@ -55,7 +55,8 @@ def gsm8k(path: Path) -> None:
 
 
 def mmlu_pro(path: Path) -> None:
-    rows = [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")]
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     speed("MMLU-Pro outputs", [row["generated_text"] for row in rows], "choice")
     ours = [[extract_answer(row["generated_text"], "choice", mode) for mode in (False, True)] for row in rows]
     theirs = [official(row["generated_text"]) for row in rows]
