@@ -1,21 +1,74 @@
-"""The final answer in a text, in one spelling: one function for the vote, the reward and the score alike.
+r"""The final answer in a text, in one spelling: one function for the vote, the reward and the score alike.
 
 `extract_answer` reads it, strictly (an answer that is stated) or leniently (else the last one mentioned); `is_correct`
 compares. Two kinds: 'number' (GSM8K) and 'choice' (a letter, MMLU-Pro).
+
+    '... 3+4=7\n#### 7'        stated: 7        '12 of the 20 pens'     lenient: 20
+    'The answer is **(C)**.'   stated: C        'B is wrong, so D'      lenient: D
+    '\boxed{\frac{1}{2}}'      stated: 0.5      'The answer is five.'   none
+
+The time is linear in the length of the text: a repetition in these patterns is bounded, or what may follow it cannot
+be one more of it.
 """
 
 import re
+from collections import deque
 from decimal import Decimal
+from fractions import Fraction
 
-NUMBER = r"(?:(?<![\w)])-|(?<![\w)]\s)-\s)?(?:\\?\$\s?-?)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
-STATED = {  # an answer that is announced; the first announcement counts, for a model may run on to a new question
-    "number": re.compile(rf"(?:####|\\boxed\{{|^[ *]*A:|(?i:answer(?: is:?|:)))[\s*]*({NUMBER})", re.MULTILINE),
-    "choice": re.compile(  # a small letter only in brackets: 'the answer is a guess' states nothing
-        r"(?:####|\\boxed\{|^[ *]*A:|(?i:answer(?: is:?|:)))[\s*]*(?:\\text\{)?\(?([A-J]\b|(?<=\()[a-j](?=\)))",
-        re.MULTILINE,
-    ),
+# ---- how a number and a letter are written ---------------------------------------------------------------------------
+
+PLAIN = {  # LaTeX and typography that only decorate
+    **dict.fromkeys(["\N{MINUS SIGN}", "\N{EN DASH}"], "-"),
+    **{"{,}": ",", r"\!": "", r"\,": "\N{THIN SPACE}", r"\$": "$", r"\%": "%", r"\(": "(", r"\[": "["},
+    **dict.fromkeys([r"\times", r"\cdot", "×", "·"], "*"),
+    **dict.fromkeys([r"\textbf", r"\text", r"\mathbf", r"\mathrm", r"\mathbb", r"\displaystyle"], ""),
+    **dict.fromkeys([r"\dfrac", r"\tfrac"], r"\frac"),
+    **{"½": " 1/2", "¼": " 1/4", "¾": " 3/4"},
 }
-MENTIONED = {"number": re.compile(NUMBER), "choice": re.compile(r"\b([A-J])\b")}
+FANCY = re.compile("|".join(map(re.escape, PLAIN)))
+FRAC = re.compile(r"\\frac(?:\{(\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
+
+COMMA = "[,_ \N{FULLWIDTH COMMA}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}]"
+DIGITS = rf"(?:\d{{1,3}}(?:{COMMA}\d{{3}}){{1,20}}(?!\d)|\d+)"
+NUMBER = rf"""
+    (?P<sign> (?:-\ ?)? (?:[$€£¥₹]\ ?-?)? )                                     # -5, - 5, $5, -$5, $-5
+    (?: (?:(?P<mixed>\d+)\ )? (?P<top>{DIGITS})/(?P<bottom>\d+)                 # 3/4, 1 3/4
+      | (?P<decimal>{DIGITS}(?:\.\d+)?|\.\d+)                                   # 1,234.50, 0.5, .5
+        (?: (?:[eE]\+?|\ ?[x*]\ ?10\^\{{?) (?P<power>-?\d{{1,2}})\b\}}? )? )    # 2.5e3, 2.5 * 10^{{3}}
+    (?:\ (?P<scale>thousand|million|billion)\b)?
+    (?! [.,:/]?\d | \ ?[-+*^]\ ?[({{]?\d | \ ?\\(?:pi|sqrt) )                   # but no part of 12:30, 3,5, 5+3, 2\pi
+"""
+WHOLE_NUMBER = re.compile(f"{NUMBER}%?", re.VERBOSE)
+SCALE = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+LETTER = r"[A-J]\b|[a-j](?=\))"  # a small letter only in brackets: 'the answer is a guess' states nothing
+LONGEST = 300  # more digits than that are noise
+
+# ---- how an answer is stated -----------------------------------------------------------------------------------------
+
+ANSWER = "answer|Answer|ANSWER"
+LISTED = r"(?!\**\s*\d+[.)]\ +[*\w])"  # '#### 1. Add the eggs' is a heading, 'Answer:\n1. Add' a list
+MARKS = (  # the strongest first: a form that was asked for, a sentence, a label
+    rf"(?:\#\#\#\#{LISTED}|\\boxed\{{|<answer>)",
+    rf"(?:{ANSWER}|correct\ option|correct\ choice)\**(?:\ to\ [^.\n]{{1,80}}?)?\ (?:is|IS)\b",
+    rf"(?:{ANSWER}|\n[\ *]*A)\**:{LISTED}",
+)
+OPENING = r"""[\s*_:$"'(\[{]*"""  # bold, quotes, brackets
+LEAD = rf"{OPENING}(?:(?:about|approximately|only|option|choice)\b{OPENING})?"
+TERM = r"[$(]{0,2}(?:\d[\d,.]*|[a-zA-Z]+)[%)]?(?:\ (?!x\b)[a-zA-Z]+)?"
+SUMS = rf"(?: {TERM}(?:\ ?(?:[-+*/^÷]|x(?=\ ?\d))\ ?{TERM}){{0,20}}\s?[=≈]\s?\$? ){{0,3}}"  # 'x = 5 + 3 =' before an 8
+STATED = {
+    "number": [re.compile(f"{mark}{LEAD}{SUMS}(?P<answer>{NUMBER})", re.VERBOSE) for mark in MARKS],
+    "choice": [re.compile(f"{mark}{LEAD}(?P<answer>{LETTER})", re.VERBOSE) for mark in MARKS],
+}
+TAKEN_BACK = re.compile(r"(?:Wait|wait|Actually|actually|Sorry|sorry|Correction|mistake)\b")
+NO_PART = (
+    r"(?<![\w)^]) (?<!\d[.,:/]) (?!-\ (?!\d+/))"  # of a word, a time, a power; no minus in '5-7', in a list's '- 7'
+)
+MENTIONED = {
+    "number": re.compile(rf"{NO_PART}(?P<answer>{NUMBER})(?!(?:st|nd|rd|th)\b)", re.VERBOSE),
+    "choice": re.compile(r"\b(?P<answer>[A-J])\b"),
+}
 
 
 def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
@@ -24,28 +77,39 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
     Strict: an answer that is stated ('#### 7', 'A: 7', 'the answer is (C)', '\\boxed{7}'). Lenient: that, else the
     last number or the last lone capital letter. Example: ('3+4=7\\n#### 1,007.', 'number') -> '1007'.
     """
-    text = text.replace("\N{MINUS SIGN}", "-")
-    stated = STATED[kind].search(text)
-    if stated:
-        return canonical(stated.group(1), kind)
-    mentioned = MENTIONED[kind].findall(text) if lenient else []
-    return canonical(mentioned[-1], kind) if mentioned else None
+    text = "\n" + _plain(text.split("</think>")[:2][-1])  # what a reasoning model thought is no answer
+    for mark in STATED[kind]:
+        stated = None
+        for stated in mark.finditer(text):  # the first one counts, for a model may run on to a new question ...
+            if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless '7. Wait, ...'
+                break
+        if stated:
+            return canonical(stated["answer"], kind)
+    last = deque(MENTIONED[kind].finditer(text) if lenient else (), maxlen=1)
+    return canonical(last[0]["answer"], kind) if last else None
 
 
 def canonical(text: str, kind: str) -> str | None:
-    """One spelling per answer: ' $1,234.50' -> '1234.5', '(c)' -> 'C'. None if the text is not such an answer."""
-    text = text.strip()
+    """One spelling per answer: ' $1,234.50' -> '1234.5', '4/8' -> '0.5', '(c)' -> 'C'. None if the text is no answer.
+
+    Numbers are compared exactly: a fraction is reduced, and a decimal if it has an end: '2/6' -> '1/3'.
+    """
+    text = _plain(text).strip().rstrip(".")
     if kind == "choice":
         letter = text.strip("(). ").upper()
         return letter if re.fullmatch("[A-J]", letter) else None
-    text = re.sub(r"[\s,$\\]", "", text.replace("\N{MINUS SIGN}", "-")).rstrip(".")
-    if not re.fullmatch(r"-?(\d+(\.\d+)?|\.\d+)(/\d+)?", text):
+    number = WHOLE_NUMBER.fullmatch(text)
+    if not number or len(text) > LONGEST or (number["bottom"] and not int(number["bottom"])):
         return None
-    whole, slash, part = text.partition("/")
-    number = format(Decimal(whole), "f")  # exact: normalize() would round to 28 digits
-    if "." in number:
-        number = number.rstrip("0").rstrip(".")
-    return ("0" if number == "-0" else number) + slash + part
+    whole, top = (re.sub(COMMA, "", part or "0") for part in (number["decimal"] or number["mixed"], number["top"]))
+    value = Fraction(f"{whole}e{number['power'] or 0}") + Fraction(int(top), int(number["bottom"] or 1))
+    value *= SCALE[number["scale"]] * (-1 if "-" in number["sign"] else 1)
+    places = value.denominator.bit_length()  # enough: a denominator of only 2s and 5s divides 10**places
+    if value.denominator == 1 or 10**places % value.denominator:
+        spelled = str(value)
+    else:
+        spelled = format(Decimal(f"{value * 10**places}e-{places}"), "f").rstrip("0")  # Decimal(text) is exact
+    return spelled if len(spelled) <= LONGEST else None
 
 
 def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
@@ -54,3 +118,11 @@ def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
         return False
     answer = canonical(answer, kind)
     return answer is not None and answer == canonical(gold, kind)
+
+
+def _plain(text: str) -> str:
+    """Without what only decorates: '\\dfrac{3}{4}' -> '3/4', '1{,}000 \\text{ g}' -> '1,000 { g}'."""
+    if "\\" in text or "{,}" in text or not text.isascii():  # to save time
+        text = FANCY.sub(lambda fancy: PLAIN[fancy[0]], text)
+        text = FRAC.sub(r" \1\2/\3\4", text)
+    return text
