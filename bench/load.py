@@ -10,6 +10,7 @@ of the weights.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # memory is then the process's own, not a GPU's
 
 import torch
 from safetensors.torch import load_file
