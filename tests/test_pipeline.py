@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,10 +15,12 @@ import pytest
 from conftest import real_data, real_model
 
 import data
+import eval as eval_script
 import generate
 import ppo
 import pseudo_reward
 import reward
+import runtime
 import sft
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,6 +120,67 @@ def test_bad_question_file_is_one_sentence_and_code_2(tmp_path, content, words):
     process = train_all(tmp_path / "run", QUESTIONS=str(path))
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert all(word in process.stderr for word in ["mine.jsonl", *words])
+
+
+def bad_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda folder: bad_config(folder, model_type="mixtral"), ["config.json", "model_type", "mixtral"]),
+    (lambda folder: bad_config(folder, vocab_size=20), ["tokenizer.json", "vocab_size", "20"]),
+    (lambda folder: bad_config(folder, rope_scaling={"rope_type": "yarn", "factor": 4.0}), ["rope_scaling", "yarn"]),
+    (truncate, ["model.safetensors", "damaged"]),
+    (pickled, ["pytorch_model.bin", "pickle"]),
+    (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json", "not found"]),
+    (lambda folder: (folder / "config.json").unlink(), ["config.json", "not found"]),
+    (lambda folder: (folder / "generation_config.json").write_text("{"), ["generation_config.json", "JSON"]),
+])
+@pytest.mark.parametrize("script", [generate, sft, ppo, eval_script], ids=lambda script: script.__name__)
+def test_a_bad_model_folder_is_one_sentence_and_code_2(tmp_path, model_folder, capsys, script, damage, words):
+    shutil.copytree(model_folder, tmp_path / "model")
+    damage(tmp_path / "model")
+    (tmp_path / "sft.jsonl").write_text('{"prompt": "1+1?", "response": "#### 2"}\n')
+    (tmp_path / "votes.jsonl").write_text('{"id": "arith-valid-0", "vote": "2"}\n')
+    flags = {generate: ["--model", "--questions=arith:valid", "--limit=2"], sft: ["--model", "--data=sft.jsonl"],
+             eval_script: ["--model", "--questions=arith:valid"],
+             ppo: ["--policy", "--questions=arith:valid", "--votes=votes.jsonl"]}[script]
+    argv = [flag.replace("=", f"={tmp_path}/") if ".jsonl" in flag else flag for flag in flags[1:]]
+    with pytest.raises(SystemExit) as stop:
+        runtime.launch(script.main, script.Config, [flags[0], str(tmp_path / "model"), f"--out={tmp_path}/out", *argv])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize(("questions", "responses", "words"), [
+    ('{"id": "a", "question": "1+1?"}\n', '{"id": "b", "responses": ["2"]}\n', ["teacher.jsonl", "do the ids match"]),
+    ('{"id": "a", "question": "1+1?"}\n', '{"id": "a", "responses": "2"}\n', ["teacher.jsonl", "line 1"]),
+    ('{"id": "a", "question": "1+1?"}\n', "", ["teacher.jsonl", "do the ids match"]),
+    ('{"id": "a", "question": "1?"}\n', '{"id": "a", "responses": ["2"]}\n{bad\n', ["teacher.jsonl", "line 2", "JSON"]),
+    ("", '{"id": "a", "responses": ["2"]}\n', ["questions.jsonl", "no question"]),
+    ('{"question": "1?"}\n{"question": "2?", "kind": "choice"}\n', "", ["questions.jsonl", "line 2", "'choice'"]),
+    ('{"question": "1?"}\n{"question": 2}\n', "", ["questions.jsonl", "line 2", "question"]),
+])
+def test_bad_questions_and_responses_are_one_sentence_and_code_2(tmp_path, capsys, questions, responses, words):
+    (tmp_path / "questions.jsonl").write_text(questions)
+    (tmp_path / "teacher.jsonl").write_text(responses)
+    argv = [f"--{name}={tmp_path / name}.jsonl" for name in ("questions", "teacher")] + [f"--out={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit) as stop:
+        runtime.launch(pseudo_reward.main, pseudo_reward.Config, argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert all(word in error for word in words), error
 
 
 @pytest.mark.slow
