@@ -30,7 +30,7 @@ FANCY = re.compile("|".join(map(re.escape, PLAIN)))
 FRAC = re.compile(r"\\frac(?:\{(\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
 
 COMMA = "[,_ \N{FULLWIDTH COMMA}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}]"
-DIGITS = rf"(?:\d{{1,3}}(?:{COMMA}\d{{3}}){{1,20}}(?!\d)|\d+)"
+DIGITS = rf"(?:\d{{1,3}}(?:{COMMA}\d{{3}})+(?!\d)|\d+)"
 NUMBER = rf"""
     (?P<sign> (?:-\ ?)? (?:[$€£¥₹]\ ?-?)? )                                     # -5, - 5, $5, -$5, $-5
     (?: (?:(?P<mixed>\d+)\ )? (?P<top>{DIGITS})/(?P<bottom>\d+)                 # 3/4, 1 3/4
@@ -55,16 +55,14 @@ MARKS = (  # the strongest first: a form that was asked for, a sentence, a label
 )
 OPENING = r"""[\s*_:$"'(\[{]*"""  # bold, quotes, brackets
 LEAD = rf"{OPENING}(?:(?:about|approximately|only|option|choice)\b{OPENING})?"
-TERM = r"[$(]{0,2}(?:\d[\d,.]*|[a-zA-Z]+)[%)]?(?:\ (?!x\b)[a-zA-Z]+)?"
+TERM = r"[$(]{0,2}(?:\d[\d,.]*|[a-zA-Z]+)[%)]?(?:\ [a-zA-Z]+)?"
 SUMS = rf"(?: {TERM}(?:\ ?(?:[-+*/^÷]|x(?=\ ?\d))\ ?{TERM}){{0,20}}\s?[=≈]\s?\$? ){{0,3}}"  # 'x = 5 + 3 =' before an 8
 STATED = {
     "number": [re.compile(f"{mark}{LEAD}{SUMS}(?P<answer>{NUMBER})", re.VERBOSE) for mark in MARKS],
     "choice": [re.compile(f"{mark}{LEAD}(?P<answer>{LETTER})", re.VERBOSE) for mark in MARKS],
 }
 TAKEN_BACK = re.compile(r"(?:Wait|wait|Actually|actually|Sorry|sorry|Correction|mistake)\b")
-NO_PART = (
-    r"(?<![\w)^]) (?<!\d[.,:/]) (?!-\ (?!\d+/))"  # of a word, a time, a power; no minus in '5-7', in a list's '- 7'
-)
+NO_PART = r"(?<![\w)^]) (?<!\d[.,:/]) (?!-\ (?!\d+/))"  # of a word, time or power; no minus in '5-7' and '- 7 pens'
 MENTIONED = {
     "number": re.compile(rf"{NO_PART}(?P<answer>{NUMBER})(?!(?:st|nd|rd|th)\b)", re.VERBOSE),
     "choice": re.compile(r"\b(?P<answer>[A-J])\b"),
@@ -81,7 +79,7 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
     for mark in STATED[kind]:
         stated = None
         for stated in mark.finditer(text):  # the first one counts, for a model may run on to a new question ...
-            if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless '7. Wait, ...'
+            if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless it is '7. Wait, ...'
                 break
         if stated:
             return canonical(stated["answer"], kind)

@@ -223,6 +223,7 @@ NUMBER_STYLES = [
     ("the answer is 1 000 000", "1000000"),
     ("the answer is 1\u202f000\u202f000", "1000000"),
     ("the answer is 1_000_000", "1000000"),
+    ("the answer is 12,34", None),
     ("the answer is 3,5", None),  # a decimal comma, or two answers
     ("the answer is 2024-05-01", None),
     ("the answer is 5-10 days", None),
@@ -329,7 +330,8 @@ def test_letters_as_models_write_them(text, stated):
 @pytest.mark.parametrize("text, kind, expected", [
     (" $1,234.50 ", "number", "1234.5"), ("7", "number", "7"), ("7.", "number", "7"), ("-0.0", "number", "0"),
     ("1e6", "number", "1000000"), ("seven", "number", None), ("7 apples", "number", None), ("", "number", None),
-    ("1.2.3", "number", None), ("--5", "number", None), ("5-3", "number", None), ("$", "number", None),
+    ("1,23", "number", None), ("1.2.3", "number", None), ("--5", "number", None), ("5-3", "number", None),
+    ("$", "number", None),
     # one spelling of equal values: exact, as a decimal where that has an end
     ("4/2", "number", "2"), ("1/2", "number", "0.5"), ("0.50", "number", "0.5"), ("\\frac{1}{2}", "number", "0.5"),
     ("2/6", "number", "1/3"), ("-4/6", "number", "-2/3"), ("-1 1/2", "number", "-1.5"), ("7/80", "number", "0.0875"),
@@ -379,7 +381,7 @@ def test_fuzzed_texts_give_a_canonical_answer_or_none(kind):
         ".5", "-", "$", "%", " ", "\n", "½", "１", "٣",
     ])
 
-    @hypothesis.settings(max_examples=250, deadline=None, derandomize=True, database=None)
+    @hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
     @hypothesis.given(st.lists(pieces | st.text(max_size=8), max_size=12).map("".join))
     def check(text):
         strict, lenient = extract_answer(text, kind), extract_answer(text, kind, lenient=True)
@@ -398,7 +400,7 @@ def test_fuzzed_numbers_are_read_from_every_spelling():
              "the answer is **{}** pens\n\nQ: 5", "<answer>{}</answer>", "\\boxed{{x = {}}}", "#### 3 * 4 = {}"]
     commas = [",", "{,}", ",\\!", "\\,", "_", " ", "\u202f", ""]
 
-    @hypothesis.settings(max_examples=250, deadline=None, derandomize=True, database=None)
+    @hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
     @hypothesis.given(
         st.sampled_from(marks), st.integers(0, 10**15), st.integers(0, 999),
         st.sampled_from(["", "-", "−", "$", "-$", "$-"]), st.sampled_from(commas),
@@ -414,17 +416,17 @@ def test_fuzzed_numbers_are_read_from_every_spelling():
 
 
 @pytest.mark.parametrize("unit", [
-    "7", "1,", "1,234,", "111{,}", " ", "\n", "(", "####", "#### ", "answer is ", "answer: ", "answer to ",
-    "\\boxed{", "{", "\\frac{1}", "-", "- ", "$", "1/", "1.", "1+", "1 x ", "x ", "answer is 1 + 1 + ",
-    "answer is x = ", "*", "\nA:", "A ", "</think>", "answer is 5. wait ", "1 * 10^", "1 million ", "1 1/",
-    "#### 1. ", "answer:\n", "answer is option ", "−", "12:",
+    "7", "1,", "1,234,", " 111", "111{,}", " ", "\n", "(", "####", "#### ", "answer is ", "answer: ", "answer to ",
+    "\\boxed{", "{", "\\frac{1}", "-", "- ", "$", "1/", "1.", "1+", "1 x ", "x ", "answer is 1 x ",
+    "answer is 1 + 1 + ", "answer is x = ", "*", "\nA:", "A ", "</think>", "answer is 5. wait ", "1 * 10^",
+    "1 million ", "1 1/", "#### 1. ", "answer:\n", "answer is option ", "−", "12:",
 ], ids=repr)
 def test_the_time_is_linear_in_the_length_of_garbage(unit):
     """Four times the text takes about four times as long (sixteen if a pattern backtracks), and little in any case."""
 
-    def seconds(length, tail):
-        best, text = 9.0, unit * (length // len(unit)) + tail
-        for _ in range(3):
+    def seconds(length, head, tail):
+        best, text = 9.0, head + unit * (length // len(unit)) + tail
+        for _ in range(2):
             start = time.process_time()
             for kind in ("number", "choice"):
                 extract_answer(text, kind, lenient=True)
@@ -432,9 +434,9 @@ def test_the_time_is_linear_in_the_length_of_garbage(unit):
             best = min(best, time.process_time() - start)
         return best
 
-    for tail in ("", "^2"):
-        small, large = seconds(25_000, tail), seconds(100_000, tail)
-        assert large < max(9 * small, 0.05) and large < 1
+    for head, tail in (("", ""), ("#### ", "^2")):
+        small, large = seconds(25_000, head, tail), seconds(100_000, head, tail)
+        assert large < max(10 * small, 0.1) and large < 1
 
 
 @pytest.mark.parametrize("answer, gold, kind, expected", [
