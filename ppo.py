@@ -207,10 +207,11 @@ def update(
             for b in minibatch.split(cfg.micro_batch):
                 mask = r.mask[b]
                 logprobs, _ = masked_logprobs(policy, r.tokens[b], mask, cfg.temperature)  # (b, T-1)
-                values = critic(r.tokens[b])[:, :-1]  # (b, T-1)
                 pg, clipped = policy_loss(logprobs, r.logprobs[b], advantages[b], mask, cfg.clip, total)
+                pg.backward()  # at once: then only one network's activations are in memory
+                values = critic(r.tokens[b])[:, :-1]  # (b, T-1)
                 vf, value_clipped = value_loss(values, r.values[b], returns[b], mask, cfg.value_clip, total)
-                (pg + vf).backward()  # two networks: neither loss reaches the other
+                vf.backward()
                 log_ratio = (logprobs.detach() - r.logprobs[b])[mask]  # (N,)
                 for name, value in (
                     ("policy", pg * total),

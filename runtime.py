@@ -284,6 +284,8 @@ class Config:
     student: str  # model folder
     questions: str  # question set
     teacher_test: str = ""  # recorded answers to the test questions
+    micro_batch: int = 1  # rows that are trained at once
+    new_tokens: int = 256  # the longest answer
     needs: str = ""  # what the preset takes, in words
     hub: str = ""  # where the preset's default models are published: an organisation on huggingface.co
 
@@ -316,14 +318,9 @@ def main(cfg: Config) -> None:
         )
         for file in () if recorded else ("config.json", "tokenizer.json"):
             require((Path(folder) / file).is_file(), f"{name}={folder}: a model folder, but without {file}")
-    # parameters of the student, from the size of its weights; PPO trains two copies in fp32 (weight, gradient and two
-    # moments: 16 bytes each) and keeps two frozen ones. The teacher is there alone, as it is in its files
-    config = json.loads((Path(cfg.student) / "config.json").read_text(encoding="utf-8"))
-    width = 4 if "32" in str(config.get("torch_dtype") or config.get("dtype") or "float32") else 2
-    teacher, student = (
-        sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) for folder in (cfg.teacher, cfg.student)
-    )
-    memory, disk = 0.6e9 + max(student / width * 40, 1.2 * teacher), 5 * student / width * 4 + 50e6
+    student, teacher = _bytes_in_training(cfg), sum(f.stat().st_size for f in Path(cfg.teacher).glob("*.safetensors"))
+    memory = 0.6e9 + max(student, 1.2 * teacher)  # the teacher is there alone, as it is in its files
+    disk = 5 * 4 * _parameters(cfg.student) + 50e6
     place = next(folder for folder in [Path(cfg.run).resolve(), *Path(cfg.run).resolve().parents] if folder.exists())
     device, free_memory = _gpu_memory() or ("memory", available_memory())
     free_disk = shutil.disk_usage(place).free
@@ -336,6 +333,28 @@ def main(cfg: Config) -> None:
     require(disk < free_disk, f"OUT={cfg.run}: {disk / 1e9:.1f} GB are needed there, {free_disk / 1e9:.1f} GB are free")
     if memory > free_memory:
         print(f"warning: that is more {device} than is free; a smaller STUDENT= needs less", file=sys.stderr)
+
+
+def _parameters(folder: str) -> float:
+    """How many numbers a model folder holds, from the size of its weights."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    width = 4 if "32" in str(config.get("torch_dtype") or config.get("dtype") or "float32") else 2
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / width
+
+
+def _bytes_in_training(cfg: Config, prompt_tokens: int = 256) -> float:
+    """Bytes that PPO takes with this student, for prompts of 256 tokens: most of GSM8K's are shorter.
+
+    Two copies train in fp32 (weight, gradient, two moments: 16 bytes a parameter each) and two are frozen. One of them
+    at a time keeps what its backward pass needs: about 15 vectors of the hidden and 4 of the inner size per layer and
+    token, and 4 of the vocabulary's size per new token.
+    """
+    config = json.loads((Path(cfg.student) / "config.json").read_text(encoding="utf-8"))
+    hidden, inner, layers, vocabulary = (
+        config.get(key, 0) for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    )
+    kept = (prompt_tokens + cfg.new_tokens) * layers * (15 * hidden + 4 * inner) + cfg.new_tokens * 4 * vocabulary
+    return 40 * _parameters(cfg.student) + 4 * cfg.micro_batch * kept
 
 
 def _how_to_get(hub: str, folder: str) -> str:

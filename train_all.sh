@@ -29,10 +29,10 @@ tiny)
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;; # at this size a second thread costs more than it brings
 smollm2)
   TEACHER=${TEACHER:-$models/SmolLM2-1.7B-Instruct} STUDENT=${STUDENT:-$models/SmolLM2-135M-Instruct}
-  batch=64 micro=4 lr=1e-5 ppo_lr=2e-6 hub=HuggingFaceTB needs="a GPU of 8 GB, 8 GB disk with the weights, 4 h (computed, not measured)" ;;
+  batch=64 micro=1 lr=1e-5 ppo_lr=2e-6 hub=HuggingFaceTB needs="a GPU of 8 GB, 8 GB disk with the weights, 4 h (computed, not measured)" ;;
 qwen)
   TEACHER=${TEACHER:-$models/Qwen2.5-7B-Instruct} STUDENT=${STUDENT:-$models/Qwen2.5-0.5B-Instruct}
-  batch=128 micro=2 lr=1e-5 ppo_lr=1e-6 hub=Qwen needs="a GPU of 24 GB, 28 GB disk with the weights, 7 h (computed, not measured)" ;;
+  batch=128 micro=1 lr=1e-5 ppo_lr=1e-6 hub=Qwen needs="a GPU of 24 GB, 28 GB disk with the weights, 7 h (computed, not measured)" ;;
 llama3) # the paper's sizes: an 8B teacher, a 1B or 3B student
   TEACHER=${TEACHER:-$models/Llama-3.1-8B-Instruct} STUDENT=${STUDENT:-$models/Llama-3.2-1B-Instruct}
   batch=256 micro=4 lr=1e-5 ppo_lr=1e-6 hub=meta-llama needs="a GPU of 80 GB, 45 GB disk with the weights, 25 h \
@@ -81,7 +81,8 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
 sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
 
 "$PYTHON" "$here/runtime.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
-  --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --needs "$needs" --hub "${hub:-}"
+  --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --micro_batch $micro --new_tokens $new_tokens \
+  --needs "$needs" --hub "${hub:-}"
 
 # ---- the stages ----------------------------------------------------------------------------------------------------
 questions=$RUN/0_questions/train.jsonl

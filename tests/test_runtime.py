@@ -387,6 +387,17 @@ def test_preflight_counts_the_student_in_training_and_the_teacher_at_rest(prefli
     assert "4.6 GB of memory" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({}, "1.1 GB"),  # 512 tokens, 10 layers, 15 x 1000 + 4 x 2000 numbers of 4 bytes: 0.47 GB more
+    ({"micro_batch": 3}, "2.0 GB"), ({"new_tokens": 1280}, "2.0 GB"),
+])
+def test_preflight_counts_what_a_backward_pass_keeps(preflight, capsys, changes, expected):
+    (Path(preflight.student) / "config.json").write_text(json.dumps(
+        {"hidden_size": 1000, "intermediate_size": 2000, "num_hidden_layers": 10, "vocab_size": 0}))
+    runtime.main(replace(preflight, **changes))
+    assert f"{expected} of memory" in capsys.readouterr().out
+
+
 def test_preflight_asks_the_gpu_where_there_is_one(preflight, tmp_path, capsys, monkeypatch):
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA L4, 21000'\necho 'NVIDIA L4, 3'\n")
