@@ -162,7 +162,7 @@ class Tokenizer:
     def _template(self) -> str:
         """The text of the folder's chat template, '' if it has none."""
         path = self.folder / "chat_template.jinja"  # where transformers 5 puts it, and looks first
-        template = path.read_text(encoding="utf-8") if path.is_file() else self.config.get("chat_template") or ""
+        template = path.read_text("utf-8", "replace") if path.is_file() else self.config.get("chat_template") or ""
         if isinstance(template, list):  # several with names
             template = {entry["name"]: entry["template"] for entry in template}.get("default", "no default")
         return template
