@@ -335,9 +335,19 @@ def main(cfg: Config) -> None:
         print(f"warning: that is more {device} than is free; a smaller STUDENT= needs less", file=sys.stderr)
 
 
+def _config(folder: str) -> dict:
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    require(isinstance(config, dict), f"{path} must hold a JSON object, not a {type(config).__name__}")
+    return config
+
+
 def _parameters(folder: str) -> float:
     """How many numbers a model folder holds, from the size of its weights."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = _config(folder)
     width = 4 if "32" in str(config.get("torch_dtype") or config.get("dtype") or "float32") else 2
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / width
 
@@ -349,10 +359,9 @@ def _bytes_in_training(cfg: Config, prompt_tokens: int = 256) -> float:
     at a time keeps what its backward pass needs: about 15 vectors of the hidden and 4 of the inner size per layer and
     token, and 4 of the vocabulary's size per new token.
     """
-    config = json.loads((Path(cfg.student) / "config.json").read_text(encoding="utf-8"))
-    hidden, inner, layers, vocabulary = (
-        config.get(key, 0) for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
-    )
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    given = _config(cfg.student)  # a size that is missing or no number is refused when the model is loaded
+    hidden, inner, layers, vocabulary = (given[key] if isinstance(given.get(key), int) else 0 for key in sizes)
     kept = (prompt_tokens + cfg.new_tokens) * layers * (15 * hidden + 4 * inner) + cfg.new_tokens * 4 * vocabulary
     return 40 * _parameters(cfg.student) + 4 * cfg.micro_batch * kept
 

@@ -387,6 +387,17 @@ def test_preflight_counts_the_student_in_training_and_the_teacher_at_rest(prefli
     assert "4.6 GB of memory" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("text", "message"), [
+    (b"{", r"config\.json is not JSON"), (b"\xff", r"config\.json is not JSON"),
+    (b"[]", r"config\.json must hold a JSON object"),
+])
+def test_preflight_refuses_a_broken_config(preflight, text, message):
+    path = Path(preflight.student) / "config.json"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        runtime.main(preflight)
+
+
 @pytest.mark.parametrize(("changes", "expected"), [
     ({}, "1.1 GB"),  # 512 tokens, 10 layers, 15 x 1000 + 4 x 2000 numbers of 4 bytes: 0.47 GB more
     ({"micro_batch": 3}, "2.0 GB"), ({"new_tokens": 1280}, "2.0 GB"),
