@@ -576,6 +576,15 @@ def test_an_instruction_suits_the_kind_and_never_replaces_a_questions_own(tmp_pa
         assert all(form in q.prompt for q in asked if q.question != "0?") and len(asked) == 4
 
 
+def test_the_borders_of_the_hash_split():
+    """Buckets 0 to 69 of 100 are train, 70 to 74 valid, 75 to 99 test; a split that moves would leak between runs."""
+    at = {}
+    for i in range(2000):
+        at.setdefault(int(hashlib.sha256(f"{i}?".encode()).hexdigest(), 16) % 100, Question(str(i), f"{i}?"))
+    borders = {0: "train", 69: "train", 70: "valid", 74: "valid", 75: "test", 99: "test"}
+    assert {bucket: hash_split(at[bucket]) for bucket in borders} == borders
+
+
 # ---- the built-in task ---------------------------------------------------------------------------------------------
 
 
