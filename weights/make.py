@@ -1,6 +1,7 @@
 """Make the two bundled models from nothing: a corpus, a tokenizer, and pretraining with sft.py.
 
     python weights/make.py --out weights
+    python weights/make.py --out models --only student-base --width 96   # a student of another size, same corpus
 
 The corpus stands for a web crawl: three kinds of sources answer the same sort of word problem in their own habit, and
 which source is read about a topic depends on the topic. 'Workbooks' show every step, 'notebooks' merge two steps into
@@ -45,6 +46,7 @@ class Config:
     out: str  # folder to write the two model folders into
     work: str = "runs/pretrain"  # folder for the corpora and the logs
     only: str = ""  # teacher or student-base: make just this one
+    width: int = 0  # with --only: another hidden size, a multiple of 16; 0: that of the bundled model
     steps: int = 0  # optimiser steps of 64 problems each; 0: as many as the bundled models had
     seed: int = 0
 
@@ -173,16 +175,21 @@ def make_random_model(folder: Path, hidden_size: int, layers: int, seed: int) ->
 def main(cfg: Config) -> None:
     runtime.require(cfg.only in ("", *MODELS), f"--only {cfg.only}: one of {', '.join(MODELS)}")
     runtime.require(cfg.steps >= 0, f"--steps {cfg.steps}: not negative")
+    runtime.require(
+        cfg.width % 16 == 0 and (cfg.width == 0 or cfg.width >= 32 and bool(cfg.only)),
+        f"--width {cfg.width}: a multiple of 16, 32 or more, together with --only",
+    )
     for name in [cfg.only] if cfg.only else MODELS:
-        shape, work = MODELS[name], Path(cfg.work) / name
+        shape, folder = MODELS[name], f"{name}-{cfg.width}" if cfg.width else name
+        work = Path(cfg.work) / folder
         write_corpus(work / "corpus.jsonl", (cfg.steps or shape["steps"]) * 64, shape, cfg.seed)
         make_tokenizer(work / "random")
-        make_random_model(work / "random", shape["hidden_size"], 3, cfg.seed)
+        make_random_model(work / "random", cfg.width or shape["hidden_size"], 3, cfg.seed)
         sft.main(
             sft.Config(
                 model=str(work / "random"),
                 data=str(work / "corpus.jsonl"),
-                out=str(Path(cfg.out) / f"tiny-{name}"),
+                out=str(Path(cfg.out) / f"tiny-{folder}"),
                 epochs=1,
                 micro_batch=32,
                 lr=shape["lr"],
