@@ -15,6 +15,7 @@ ROOT = Path(runtime.__file__).resolve().parent
 MAY_IMPORT = {
     "model": set(),
     "runtime": set(),
+    "health": set(),
     "arith": set(),
     "answers": set(),
     "chat": set(),
