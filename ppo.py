@@ -448,7 +448,7 @@ def main(cfg: Config) -> None:
         stage.log(iteration, **metrics)
         if (gap := metrics["val/ratio_first_gap"]) > 1e-3:
             raise RuntimeError(
-                f"a token of the first minibatch has a ratio {gap:.2g} away from 1: the update and the rollout disagree "
+                f"a token of the first minibatch has a ratio {gap:.2g} away from 1: update and rollout disagree "
                 "about the same tokens (temperature, mask, dtype or dropout differ)"
             )
         for warning in watch.update(iteration, metrics):
