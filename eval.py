@@ -6,9 +6,11 @@
 
 All models answer the same questions with the same prompt, greedily: a chat, or, with --shots, the worked examples that
 published scores are measured with (8 for GSM8K, 5 for MMLU-Pro), to be completed. With a reward model, several answers
-are sampled, the one with the highest score counts (best-of-n), and the scores are compared with the truth.
+are sampled, the one with the highest score counts (best-of-n), and all scores are compared with the truth: the share
+of pairs in the right order, calibration, length, and what a best-of-n of any n would reach.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import quality
 import runtime
 from answers import extract_answer, is_correct
 from chat import Tokenizer
 from data import Question, collate, load_questions, write_jsonl
-from generate import answer_questions
+from generate import answer_questions, prompt_tokens
 from model import Llama, ScalarModel, last_value, load_model, load_scalar_model
 from pseudo_reward import load_samples
 
@@ -110,16 +113,12 @@ def score_responses(
     return scores
 
 
-def auc(scores: Tensor, labels: Tensor) -> float:
-    """Chance that a right response outscores a wrong one, ties half: scores (N,), boolean labels (N,). Mann-Whitney U.
-
-    NaN if all labels are alike. Example: scores [1, 2, 3], labels [F, T, T] -> 1.0.
-    """
-    right, wrong = scores[labels], scores[~labels].sort().values  # (R,), (W,)
-    if not len(right) or not len(wrong):
-        return math.nan
-    below = torch.searchsorted(wrong, right, right=False) + torch.searchsorted(wrong, right, right=True)  # (R,) twice
-    return (below.double().mean() / (2 * len(wrong))).item()
+def trained_scale(folder: str) -> float:
+    """What a reward model's scores were divided by after training (reward.py); 1 where its done.json does not say."""
+    try:
+        return float(json.loads((Path(folder) / "done.json").read_text(encoding="utf-8"))["results"]["score_std"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1.0
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ class Config:
 
     model: str  # Hugging Face folder, or a JSONL of recorded answers
     questions: str  # question set with gold answers
-    out: str  # folder for transcripts.jsonl and the summary in done.json
+    out: str  # folder for transcripts.jsonl, scores.jsonl of best-of-n, and the summary in done.json
     name: str = "model"  # what the report calls it
     max_new_tokens: int = 256  # an answer that has not ended by then counts as truncated
     batch_size: int = 256  # rows sampled together
@@ -161,7 +160,7 @@ def main(cfg: Config) -> None:
     questions = load_questions(cfg.questions)
     without = sum(question.answer is None for question in questions)
     runtime.require(not without, f"{cfg.questions}: {without} questions have no gold answer to compare with")
-    quality, parameters = {}, 0
+    parameters, read, scored, judge = 0, 0, [], {}
     if recorded:
         runtime.require(
             not cfg.reward_model, "--reward_model picks among a model's samples; recorded answers are graded"
@@ -171,8 +170,11 @@ def main(cfg: Config) -> None:
         tokenizer = Tokenizer(cfg.model)
         model = load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
         parameters = sum(p.numel() for p in model.parameters())
+        read = cfg.samples * sum(len(prompt_tokens(tokenizer, question, cfg.shots)) for question in questions)
         if cfg.reward_model:
-            summary, transcripts, quality = best_of_n(cfg, model, tokenizer, questions)
+            transcripts, scored, judge = best_of_n(cfg, model, tokenizer, questions)
+            summary = summarise(transcripts)
+            write_jsonl(stage.out / "scores.jsonl", scored)
         else:
             summary, transcripts = accuracy(
                 model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name, cfg.shots
@@ -183,16 +185,18 @@ def main(cfg: Config) -> None:
         f"{cfg.name}: {summary['strict']:.1%} [{low:.1%}, {high:.1%}] of {summary['n']} right, lenient "
         f"{summary['lenient']:.1%}, no answer {summary['no_answer']:.1%}, truncated {summary['truncated']:.1%}"
     )
-    tokens = sum(row["tokens"] or 0 for row in transcripts) * cfg.samples
-    stage.finish(
-        tokens=tokens, flops=2 * parameters * tokens, name=cfg.name, parameters=parameters, accuracy=summary, **quality
-    )
+    tokens = sum(sum(row["tokens"]) for row in scored) or sum(row["tokens"] or 0 for row in transcripts)
+    flops = 2 * (parameters + judge.get("scorer_parameters", 0)) * (tokens + read)  # the scorer reads all that is said
+    stage.finish(tokens=tokens, flops=flops, name=cfg.name, parameters=parameters, accuracy=summary, **judge)
 
 
 def best_of_n(
     cfg: Config, model: Llama, tokenizer: Tokenizer, questions: list[Question]
-) -> tuple[dict, list[dict], dict]:
-    """Sample several answers to each question and keep the one that the reward model likes best."""
+) -> tuple[list[dict], list[dict], dict]:
+    """Sample several answers to each question and keep the one that the reward model likes best.
+
+    Returns the transcripts of those, one row per question with the scores of all, and how good a judge the model is.
+    """
     scorer = load_scalar_model(cfg.reward_model, torch.float32, runtime.default_device())
     answers = answer_questions(
         model,
@@ -213,24 +217,55 @@ def best_of_n(
         cfg.batch_size,
     )
     scores = scores.view(len(questions), cfg.samples)  # (questions, n)
-    transcripts, right = [], torch.zeros(scores.shape, dtype=torch.bool)  # (questions, n)
-    for index, (question, responses) in enumerate(zip(questions, answers)):
+    transcripts, scored = [], []
+    for question, responses, row in zip(questions, answers, scores):
         graded = [grade(question, r.text, r.finish, len(r.tokens)) for r in responses]
-        right[index] = torch.tensor([row["correct"] for row in graded])
-        best = int(scores[index].argmax())
-        transcripts.append(graded[best] | {"score": scores[index, best].item()})
-    area = auc(scores.flatten(), right.flatten())
-    quality = {
-        # over all samples of all held-out questions; null where all are right or all are wrong
-        "auc_gold": None if math.isnan(area) else area,
-        "single_sample_accuracy": right.float().mean().item(),
-        "any_right": right.any(1).float().mean().item(),  # what a perfect judge would reach
-    }
+        best = int(row.argmax())
+        transcripts.append(graded[best] | {"score": row[best].item()})
+        scored.append(
+            {
+                "id": question.id,
+                "scores": [round(score, 5) for score in row.tolist()],
+                "correct": [r["correct"] for r in graded],
+                "answers": [r["answer"] for r in graded],
+                "tokens": [r["tokens"] for r in graded],
+            }
+        )
+    judge = judge_quality(scores, scored, trained_scale(cfg.reward_model))
     print(
-        f"reward model against gold, {right.numel()} samples: AUC {area:.3f}; one sample "
-        f"{quality['single_sample_accuracy']:.1%}, a perfect judge {quality['any_right']:.1%}"
+        f"reward model against gold, {scores.numel()} samples: AUC {judge['auc_gold'] or math.nan:.3f}, "
+        f"{judge['pair_accuracy_gold'] or math.nan:.1%} of {judge['pairs_gold']} pairs in order; one sample "
+        f"{judge['single_sample_accuracy']:.1%}, best of {cfg.samples} {judge['best_of_n']['judge'][-1]:.1%}, "
+        f"a perfect judge {judge['any_right']:.1%}"
     )
-    return summarise(transcripts), transcripts, quality
+    return transcripts, scored, judge | {"scorer_parameters": sum(p.numel() for p in scorer.parameters())}
+
+
+def judge_quality(scores: Tensor, scored: list[dict], scale: float) -> dict:
+    """A reward model against gold, as in quality.py: scores (questions, n) and the rows of scores.jsonl.
+
+    auc_gold and accuracy_gold (at the threshold that is best for these samples) take all samples of all questions
+    together; the other *_gold numbers take the pairs of a right and a wrong sample of one question. None: undefined.
+    """
+    right, tokens = ([row[key] for row in scored] for key in ("correct", "tokens"))  # (questions, n) each
+    good, bad = quality.right_wrong_pairs(right)  # (P,), (P,)
+    flat, lengths = scores.double().flatten().numpy(), torch.tensor(tokens).flatten().numpy()  # (questions * n,) each
+    pairs = quality.pair_quality(flat[good] - flat[bad], lengths[good], lengths[bad], scale)
+    labels = torch.tensor(right)  # (questions, n)
+    area = quality.auc(flat, labels.flatten())
+    accuracy_gold, threshold = quality.best_threshold(flat, labels.flatten())
+    return {
+        "auc_gold": None if math.isnan(area) else area,
+        "accuracy_gold": accuracy_gold,
+        "threshold_gold": None if math.isinf(threshold) else threshold,
+        "pairs_gold": len(good),
+        **{f"{name}_gold": value for name, value in pairs.items()},
+        "length_correlation_gold": quality.correlation(flat, lengths),
+        "single_sample_accuracy": labels.double().mean().item(),
+        "any_right": labels.any(1).double().mean().item(),  # what a perfect judge would reach
+        "best_of_n": quality.best_of_n_curve(scores, right)
+        | {"majority": quality.majority_curve([row["answers"] for row in scored], right)},
+    }
 
 
 if __name__ == "__main__":

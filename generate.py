@@ -48,7 +48,7 @@ def generate(
     `ended`, asked after each new token with all new tokens of a row, may end the row too.
     temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
     Same prompts, seed and batch size on the same machine: same text. Raises ValueError for an empty prompt or one
-    that leaves no room in the model's context.
+    that leaves no room in the model's context, FloatingPointError if the model computes NaN.
     """
     room = model.config.max_position_embeddings - max_new_tokens
     for index, prompt in enumerate(prompts):
@@ -90,6 +90,8 @@ def _generate_batch(
     hidden = model.model(padded, cache)  # (B, P, D)
     cache.lengths = lengths.to(device)  # what lies beyond a row's own prompt is forgotten
     hidden = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]  # (B, D)
+    if not hidden.isfinite().all():
+        raise FloatingPointError("the model computes NaN or infinity: the run that made its weights diverged")
 
     alive = torch.arange(len(prompts))  # (B,) the row each batch entry answers
     ended = torch.zeros(len(prompts), dtype=torch.bool)  # (B,) entries that have stopped but not yet left

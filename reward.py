@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import quality
 import runtime
 from chat import Tokenizer
 from data import batches, collate, load_questions, read_jsonl
@@ -53,19 +54,6 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, weight: Tensor | None =
     """
     weight = torch.ones_like(chosen) if weight is None else weight
     return -(F.logsigmoid(chosen - rejected) * weight).sum() / weight.sum()
-
-
-def expected_calibration_error(margin: Tensor, bins: int = 10) -> float:
-    """Gap between confidence sigmoid(|margin|) and accuracy (margin > 0), averaged over bins of confidence.
-
-    margin (N,) = chosen - rejected. 0 is perfect. Example: four pairs at confidence 0.9, three right -> 0.15.
-    """
-    confidence, right = torch.sigmoid(margin.abs()), (margin > 0).double()  # (N,), (N,)
-    index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)  # (N,) confidence starts at one half
-    gaps = [
-        (index == i).sum() * (confidence[index == i].mean() - right[index == i].mean()).abs() for i in index.unique()
-    ]
-    return float(sum(gaps) / len(margin))
 
 
 def held_out_ids(ids: Iterable[str], share: float) -> set[str]:
@@ -158,29 +146,29 @@ def main(cfg: Config) -> None:
     with torch.no_grad():
         model.score.weight /= std.to(device)
     model.score_mean = (scores.mean() / std).item()
-    response_lengths = torch.tensor([float(len(response)) for response in responses])
-    length_correlation = torch.corrcoef(torch.stack([scores, response_lengths]))[0, 1].nan_to_num().item()
 
     # quality on the held-out questions
-    margin = score_responses(
-        model, [p for p, _, _, _ in held_out], [c for _, c, _, _ in held_out], cfg.micro_batch
-    ) - score_responses(model, [p for p, _, _, _ in held_out], [r for _, _, r, _ in held_out], cfg.micro_batch)
-    quality = {
-        "pair_accuracy": (margin > 0).float().mean().item(),  # a tie is wrong: a constant model scores 0
-        "ties": (margin == 0).float().mean().item(),
+    chosen, rejected = (
+        score_responses(model, [pair[0] for pair in held_out], [pair[side] for pair in held_out], cfg.micro_batch)
+        for side in (1, 2)
+    )  # (P,), (P,)
+    judge = {
         "held_out_pairs": len(held_out),
-        "margin": margin.mean().item(),
-        # at the scale that was trained: calibrating the mean and deviation changes the confidence
-        "ece": expected_calibration_error(margin * std),
-        "length_correlation": length_correlation,
+        # confidence is taken at the scale that was trained: calibrating the mean and deviation changes it
+        **quality.pair_quality(
+            chosen - rejected, [len(c) for _, c, _, _ in held_out], [len(r) for _, _, r, _ in held_out], std.item()
+        ),
+        "length_correlation": quality.correlation(scores, [len(response) for response in responses]),
+        "score_std": std.item(),  # what the scores were divided by
     }
     save_model(model, cfg.out)
     tokenizer.save(cfg.out)
     print(
-        f"{len(held_out)} held-out pairs: accuracy {quality['pair_accuracy']:.3f}, calibration error "
-        f"{quality['ece']:.3f}; correlation of score and length {length_correlation:+.2f}"
+        f"{len(held_out)} held-out pairs: accuracy {judge['pair_accuracy']:.3f} ('longer wins' has "
+        f"{judge['longer_wins']:.3f}), calibration error {judge['ece']:.3f}; correlation of score and length "
+        f"{judge['length_correlation']:+.2f}"
     )
-    stage.finish(tokens=seen, flops=6 * parameters * seen, **quality)
+    stage.finish(tokens=seen, flops=6 * parameters * seen, **judge)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ class Served(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.code = compile(mutant.source(), str(self.path), "exec")
 
     def find_spec(self, fullname, path=None, target=None):
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=self) if fullname == self.name else None
+        if fullname == self.name:
+            return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
 
     def exec_module(self, module):
         exec(self.code, module.__dict__)

@@ -1,7 +1,6 @@
-"""eval.py: intervals, AUC, summaries, the reward model's scores, and transcripts that agree with the numbers."""
+"""eval.py: intervals, summaries, the reward model's scores, and transcripts that agree with the numbers."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -48,23 +47,6 @@ def test_wilson_interval_is_where_the_score_test_just_rejects(right, n):
     assert evaluation.wilson_interval(right, n) == pytest.approx(roots, abs=1e-6)
     low, high = evaluation.wilson_interval(right, n)
     assert 0 <= low <= share <= high <= 1
-
-
-def test_auc_is_the_share_of_pairs_in_the_right_order_ties_half():
-    assert evaluation.auc(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([False, True, True])) == 1.0
-    assert evaluation.auc(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([False, True, True])) == 0.0
-    assert evaluation.auc(torch.zeros(5), torch.tensor([True, False, False, True, True])) == 0.5
-    rng = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        scores = torch.randint(0, 6, (40,), generator=rng).float()  # many ties
-        labels = torch.rand(40, generator=rng) < 0.3
-        pairs = [(r > w) + 0.5 * (r == w) for r in scores[labels].tolist() for w in scores[~labels].tolist()]
-        assert evaluation.auc(scores, labels) == pytest.approx(sum(pairs) / len(pairs))
-
-
-def test_auc_of_labels_that_are_all_alike_is_not_a_number():
-    assert math.isnan(evaluation.auc(torch.tensor([1.0, 2.0]), torch.tensor([True, True])))
-    assert math.isnan(evaluation.auc(torch.tensor([1.0, 2.0]), torch.tensor([False, False])))
 
 
 # ---- grading -------------------------------------------------------------------------------------------------------
@@ -117,7 +99,7 @@ def test_best_of_n_keeps_the_answer_that_the_reward_model_likes_best(monkeypatch
     answers = [[said("#### 7"), said("#### 8")], [said("#### 2"), said("#### 3")], [said("#### 5"), said("#### 4")]]
     scores = {"#### 7": 2.0, "#### 8": 1.0, "#### 2": -2.0, "#### 3": -1.0, "#### 5": 0.5, "#### 4": 0.0}
     monkeypatch.setattr(evaluation, "answer_questions", lambda *_: answers)
-    monkeypatch.setattr(evaluation, "load_scalar_model", lambda *_: None)
+    monkeypatch.setattr(evaluation, "load_scalar_model", lambda *_: torch.nn.Linear(2, 1))
 
     def score_responses(scorer, prompts, responses, batch_size):
         assert [Characters().decode(p) for p in prompts] == ["3+4?", "3+4?", "1+1?", "1+1?", "2*3?", "2*3?"]
@@ -125,12 +107,35 @@ def test_best_of_n_keeps_the_answer_that_the_reward_model_likes_best(monkeypatch
 
     monkeypatch.setattr(evaluation, "score_responses", score_responses)
     cfg = evaluation.Config("m", "q", "o", reward_model="r", samples=2)
-    summary, transcripts, quality = evaluation.best_of_n(cfg, None, Characters(), QUESTIONS[:3])
+    transcripts, scored, judge = evaluation.best_of_n(cfg, None, Characters(), QUESTIONS[:3])
     assert [(t["answer"], t["correct"], t["score"]) for t in transcripts] == [
         ("7", True, 2.0), ("3", False, -1.0), ("5", False, 0.5)]
-    assert (summary["strict"], summary["n"]) == (pytest.approx(1 / 3), 3)
-    # right: 2, -2; wrong: 1, -1, .5, 0 -> the first outscores all four, the second none
-    assert quality == pytest.approx({"auc_gold": 0.5, "single_sample_accuracy": 2 / 6, "any_right": 2 / 3})
+    assert scored[1] == {"id": "b", "scores": [-2.0, -1.0], "correct": [True, False], "answers": ["2", "3"],
+                         "tokens": [7, 7]}
+    assert [row["id"] for row in scored] == ["a", "b", "c"]
+    assert judge == {
+        # right: 2, -2; wrong: 1, -1, .5, 0 -> the first outscores all four, the second none
+        "auc_gold": 0.5, "accuracy_gold": pytest.approx(5 / 6), "threshold_gold": 2.0,
+        # two questions have a right and a wrong answer, all of one length: one is in order; sigmoid(1) = .731
+        "pairs_gold": 2, "pair_accuracy_gold": 0.5, "ties_gold": 0.0, "margin_gold": 0.0, "longer_wins_gold": 0.5,
+        "equal_length_accuracy_gold": 0.5, "equal_length_pairs_gold": 2, "ece_gold": pytest.approx(0.231059, abs=1e-6),
+        "reliability_gold": [{"confidence": pytest.approx(0.731059, abs=1e-6), "accuracy": 0.5, "count": 2}],
+        "length_correlation_gold": 0.0, "single_sample_accuracy": pytest.approx(2 / 6),
+        "any_right": pytest.approx(2 / 3), "scorer_parameters": 3,
+        "best_of_n": {"judge": pytest.approx([1 / 3, 1 / 3]), "oracle": pytest.approx([1 / 3, 2 / 3]),
+                      "majority": pytest.approx([1 / 3, 1 / 3])}}
+
+
+def test_confidence_is_that_of_the_margin_that_was_trained(tmp_path):
+    """The saved scores were divided by score_std: two such margins of 1 were margins of 2."""
+    scored = [{"correct": [True, False], "answers": ["7", "8"], "tokens": [3, 9]}]
+    judge = evaluation.judge_quality(torch.tensor([[0.5, -0.5]]), scored, 2.0)
+    assert judge["reliability_gold"] == [{"confidence": pytest.approx(0.880797), "accuracy": 1.0, "count": 1}]
+    assert (judge["margin_gold"], judge["longer_wins_gold"], judge["equal_length_accuracy_gold"]) == (1.0, 0.0, None)
+    assert judge["length_correlation_gold"] == pytest.approx(-1.0)
+    assert evaluation.trained_scale(str(tmp_path)) == 1.0  # a reward model of someone else
+    (tmp_path / "done.json").write_text('{"results": {"score_std": 2.5}}')
+    assert evaluation.trained_scale(str(tmp_path)) == 2.5
 
 
 # ---- with real models ----------------------------------------------------------------------------------------------
@@ -190,7 +195,19 @@ def test_best_of_n_reports_the_score_that_its_reward_model_gives(tiny, scorer, t
             assert model(torch.tensor([ids]))[0, -1].item() == pytest.approx(transcript["score"], abs=1e-4)
             compared += 1
     assert compared
-    assert set(done["results"]) >= {"auc_gold", "single_sample_accuracy", "any_right"}
+    # every sample's score is kept, the best one is the transcript's
+    scored = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    results = done["results"]
+    for row, transcript in zip(scored, transcripts, strict=True):
+        best = row["scores"].index(max(row["scores"]))
+        assert row["id"] == transcript["id"] and row["scores"][best] == pytest.approx(transcript["score"], abs=1e-4)
+        assert (row["tokens"][best], row["correct"][best]) == (transcript["tokens"], transcript["correct"])
+        assert row["answers"][best] == transcript["answer"] and len(row["scores"]) == 3
+    assert results["best_of_n"]["judge"][2] == pytest.approx(results["accuracy"]["strict"])
+    assert done["tokens"] == sum(sum(row["tokens"]) for row in scored)
+    prompts = 3 * sum(len(tokenizer.chat(row["question"])) for row in sums(6))
+    both = sum(p.numel() for p in load_model(tiny).parameters()) + sum(p.numel() for p in model.parameters())
+    assert done["flops"] == 2 * both * (done["tokens"] + prompts)
 
 
 def test_recorded_answers_are_graded_without_a_model(tmp_path):

@@ -13,7 +13,8 @@ import runtime
 from data import Tokenizer, load_questions, read_jsonl, write_jsonl
 from eval import score_responses
 from model import ModelConfig, ScalarModel, load_scalar_model
-from reward import bradley_terry_loss, expected_calibration_error, held_out_ids
+from quality import expected_calibration_error
+from reward import bradley_terry_loss, held_out_ids
 
 
 def double(*numbers):
@@ -72,21 +73,6 @@ def test_a_constant_on_all_scores_changes_nothing():
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
-
-
-def logit(confidence):
-    return math.log(confidence / (1 - confidence))
-
-
-def test_calibration_error_is_the_gap_of_confidence_and_accuracy_by_bin():
-    """Four pairs with confidence .9 and three of them right: .15. Bins are weighted by their number of pairs."""
-    margins = [logit(0.9)] * 3 + [-logit(0.9)]
-    assert expected_calibration_error(torch.tensor(margins)) == pytest.approx(0.15, abs=1e-6)
-    margins += [logit(0.62), -logit(0.62)]  # accuracy .5: the gap is .12
-    assert expected_calibration_error(torch.tensor(margins)) == pytest.approx((4 * 0.15 + 2 * 0.12) / 6, abs=1e-6)
-    assert expected_calibration_error(torch.tensor([30.0, 30.0])) == pytest.approx(0, abs=1e-6)
-    assert expected_calibration_error(torch.tensor([-30.0, -30.0])) == pytest.approx(1, abs=1e-6)
-    assert expected_calibration_error(torch.tensor([0.0, -1e-6])) == pytest.approx(0.5)  # a tie is wrong
 
 
 def test_held_out_questions_are_a_share_of_the_different_ids_whatever_their_order():
@@ -171,6 +157,13 @@ def test_chosen_outscores_rejected_on_questions_that_were_not_trained(trained):
     assert quality["pair_accuracy"] == pytest.approx((margin > 0).float().mean().item())
     assert quality["margin"] == pytest.approx(margin.mean().item(), abs=1e-4)
     assert quality["held_out_pairs"] == len(rows) == 24 and quality["ties"] == 0
+    lengths = [[len(Tokenizer(trained / "out").response(row[side])) for row in rows] for side in ("chosen", "rejected")]
+    longer = [(c > r) + 0.5 * (c == r) for c, r in zip(*lengths)]
+    assert quality["longer_wins"] == pytest.approx(sum(longer) / 24)
+    equal = [abs(c - r) <= 0.1 * max(c, r) for c, r in zip(*lengths)]
+    assert quality["equal_length_pairs"] == sum(equal) > 0
+    assert quality["equal_length_accuracy"] == pytest.approx((margin[torch.tensor(equal)] > 0).float().mean().item())
+    assert sum(row["count"] for row in quality["reliability"]) == 24
     assert metrics(trained)[0]["loss"] == pytest.approx(math.log(2), abs=0.4)  # a new head knows nothing
     assert metrics(trained)[-1]["loss"] < 0.1 and metrics(trained)[-1]["accuracy"] == 1
 
@@ -217,6 +210,7 @@ def test_calibration_error_is_measured_at_the_scale_that_was_trained(tiny, tmp_p
     trained_margin = margin * raw[0].std(correction=0)  # the first scores are those of the samples, before the division
     ece = results(tmp_path)["ece"]
     assert ece == pytest.approx(expected_calibration_error(trained_margin), abs=1e-4)
+    assert results(tmp_path)["score_std"] == pytest.approx(raw[0].std(correction=0).item())
     assert ece != pytest.approx(expected_calibration_error(margin), abs=1e-2)
 
 
@@ -273,7 +267,8 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkey
     assert asked == [{"betas": (0.9, 0.95), "weight_decay": 0.0}]
 
     runtime.seed_all(3)
-    model, tokenizer, rng = load_scalar_model(tiny, new_head="normal"), Tokenizer(tiny), torch.Generator().manual_seed(3)
+    model, tokenizer = load_scalar_model(tiny, new_head="normal"), Tokenizer(tiny)
+    rng = torch.Generator().manual_seed(3)
 
     def score(prompt, response):
         return model(torch.tensor([tokenizer.chat(prompt) + tokenizer.encode(response) + [1]]))[0, -1]
@@ -302,9 +297,9 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkey
     drawn = [samples[i] for i in torch.randperm(len(samples), generator=rng)[:25]]
     with torch.no_grad():
         scores = torch.stack([score(questions[row["id"]], row["response"]) for row in drawn])
-        margins = torch.stack([margin(row) for row in rows if row["id"] in held]) / scores.std(correction=0)
-        expected = torch.stack([(score(questions[row["id"]], row["response"]) - scores.mean()) / scores.std(correction=0)
-                                for row in samples])
+        mean, std = scores.mean(), scores.std(correction=0)
+        margins = torch.stack([margin(row) for row in rows if row["id"] in held]) / std
+        expected = torch.stack([(score(questions[row["id"]], row["response"]) - mean) / std for row in samples])
     torch.testing.assert_close(scores_of(tmp_path, samples, "response"), expected, atol=1e-3, rtol=1e-3)
     assert results(tmp_path)["pair_accuracy"] == pytest.approx((margins > 0).float().mean().item())
     assert results(tmp_path)["margin"] == pytest.approx(margins.mean().item(), abs=1e-3)
@@ -319,7 +314,7 @@ def test_a_constant_reward_model_is_never_right_and_stays_finite(tiny, tmp_path,
     """A tie is wrong: accuracy 0 and not one half. Its samples have no deviation to divide by."""
     monkeypatch.setattr(torch.optim, "AdamW", lambda params, **_: torch.optim.SGD(params, lr=0.0))
     monkeypatch.setattr(runtime, "set_lr", lambda optimizer, lr: None)
-    monkeypatch.setattr(reward, "load_scalar_model", lambda folder, *rest, **_: load_scalar_model(tiny, new_head="zero"))
+    monkeypatch.setattr(reward, "load_scalar_model", lambda folder, *_, new_head: load_scalar_model(tiny, new_head="zero"))
     reward.main(reward.Config(**write_inputs(tmp_path, tiny)))
     assert results(tmp_path)["pair_accuracy"] == 0 and results(tmp_path)["ties"] == 1
     assert metrics(tmp_path)[0]["loss"] == pytest.approx(math.log(2)) and metrics(tmp_path)[0]["accuracy"] == 0
