@@ -34,7 +34,7 @@ TOO_FAR = "learning rate too high; too many epochs or minibatches per rollout"
 RANGES = {
     # does the update see the tokens as the rollout did?
     "val/ratio_first": Range(0.999, 1.001, "", DISAGREE, DISAGREE),
-    "val/ratio_first_gap": Range(0, 0.01, "", above=DISAGREE),
+    "val/ratio_first_gap": Range(0, 0.001, "", above=DISAGREE),
     # how far does one iteration move the policy?
     "val/ratio": Range(0.9, 1.1, "", TOO_FAR, TOO_FAR),
     "val/ratio_max": Range(0, 100, "",
