@@ -181,7 +181,7 @@ if [ "$ABLATE" = arms ]; then
   learned="--reward_model $RUN/5_reward"
   arm gold --gold $lenient
   arm kl0 $learned --kl_coef 0
-  arm kl4 $learned --kl_coef "$("$PYTHON" -c "print(4 * $kl_coef)")"
+  arm kl4 $learned --kl_coef "$(awk "BEGIN { print 4 * $kl_coef }")"
   # another reward model: the student votes too, or it starts from the teacher
   run 4_pseudo_reward+both pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
     --student "$RUN/3_student/samples.jsonl" --voters both

@@ -11,7 +11,7 @@ import random
 
 import pytest
 import torch
-from test_sft import change, on_the_cpu, tiny_folder  # noqa: F401 (a fixture)
+from test_sft import change, descend, on_the_cpu, plain_sgd, tiny_folder  # noqa: F401 (a fixture)
 
 import ppo
 from data import Question, Tokenizer, read_jsonl, write_jsonl
@@ -698,6 +698,95 @@ def run(folder, tiny, scorer, gold=None, **flags):
                  max_new_tokens=8, lr=1e-2, critic_lr=1e-2) | flags
     ppo.main(ppo.Config(questions=write_questions(folder / "questions.jsonl", gold), out=str(folder / "out"), **flags))
     return list(read_jsonl(folder / "out" / "metrics.jsonl"))
+
+
+def answers_alone(tokenizer, policy, batch, seed, temperature):
+    """[(token ids of prompt and response, length of the prompt, ended)], each cell of it to be read alone."""
+    prompts = [tokenizer.chat(f"{i}+{i}?") for i in batch]
+    sampled = ppo.generate(policy, prompts, 8, temperature, tokenizer.stop_ids, seed, 7)
+    return [(prompt + s.tokens, len(prompt), s.tokens[-1] == 1) for prompt, s in zip(prompts, sampled)]
+
+
+@pytest.mark.parametrize("judged_by", ["reward model", "votes"])
+def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path, monkeypatch, judged_by):
+    """Three iterations of two epochs of two minibatches: policy, critic, schedule, rewards, advantages and clips.
+
+    Every answer is read alone and every token's reward, advantage and loss is plain Python; the policy's and the
+    critic's updates are written out. Seven answers to six questions, so that minibatches and epochs are uneven.
+    """
+    asked, critics, real = plain_sgd(monkeypatch), [], ppo.rollout
+    monkeypatch.setattr(ppo, "rollout", lambda *args, **more: critics.append(args[3]) or real(*args, **more))
+    flags = dict(rollout_size=7, minibatches=2, micro_batch=3, epochs=2, lr=0.5, critic_lr=0.2, warmup=2, kl_coef=0.3,
+                 temperature=0.8, gamma=0.9, lam=0.8, clip=0.05, value_clip=0.03, unfinished_score=-1.5,
+                 max_grad_norm=0.4, seed=3)
+    if judged_by == "votes":
+        write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7"} for i in range(6)])
+        flags |= {"reward_model": "", "votes": str(tmp_path / "votes.jsonl"), "lenient": True}
+    metrics = run(tmp_path, tiny, scorer, **flags)
+    assert asked == [{"betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}] * 2
+
+    tokenizer, rng, order = Tokenizer(tiny), torch.Generator().manual_seed(3), []
+    policy, reference = load_model(tiny), load_model(tiny)
+    critic = load_scalar_model(scorer) if judged_by != "votes" else load_scalar_model(tiny, new_head="zero")
+    judge, norms, clipped, scores_seen = load_scalar_model(scorer), [], [], []
+
+    def read(model, tokens, start):
+        """Log-probs of the sampled tokens of one answer (t,)."""
+        logp = (model(torch.tensor([tokens]))[0, start - 1 : -1] / 0.8).log_softmax(-1)
+        return logp[range(len(logp)), tokens[start:]]
+
+    for iteration, share in enumerate((0.5, 1.0, 1.0)):
+        while len(order) < 7:
+            order += torch.randperm(6, generator=rng).tolist()
+        batch, order = order[:7], order[7:]
+        answers = answers_alone(tokenizer, policy, batch, 3 * 1_000_003 + iteration, 0.8)
+        old, old_values, advantages, returns = [], [], [], []
+        for tokens, start, ended in answers:
+            with torch.no_grad():
+                old.append(read(policy, tokens, start).tolist())
+                frozen = read(reference, tokens, start).tolist()
+                old_values.append(critic(torch.tensor([tokens]))[0, start - 1 : -1].tolist())
+                score = judge(torch.tensor([tokens]))[0, -1].item()
+            if judged_by == "votes":
+                score = 1.0 if ppo.extract_answer(tokenizer.decode(tokens[start:]), "number", True) == "7" else -1.0
+            scores_seen.append(score if ended else -1.5)
+            next_value = next_advantage = 0.0
+            row = []
+            for t in reversed(range(len(frozen))):
+                reward = -0.3 * (old[-1][t] - frozen[t]) + (scores_seen[-1] if t == len(frozen) - 1 else 0.0)
+                next_advantage = reward + 0.9 * next_value - old_values[-1][t] + 0.9 * 0.8 * next_advantage
+                next_value = old_values[-1][t]
+                row.insert(0, next_advantage)
+            advantages.append(row)
+            returns.append([a + v for a, v in zip(row, old_values[-1])])
+        flat = [a for row in advantages for a in row]
+        mean = sum(flat) / len(flat)
+        deviation = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat))
+        for _ in range(2):
+            for rows in torch.randperm(7, generator=rng).split(4):
+                count, loss, error = sum(len(advantages[b]) for b in rows), 0.0, 0.0
+                for b in rows:
+                    tokens, start, _ = answers[b]
+                    white = (torch.tensor(advantages[b]) - mean) / deviation
+                    ratio = (read(policy, tokens, start) - torch.tensor(old[b])).exp()
+                    values, target = critic(torch.tensor([tokens]))[0, start - 1 : -1], torch.tensor(returns[b])
+                    near = torch.tensor(old_values[b]) + (values - torch.tensor(old_values[b])).clamp(-0.03, 0.03)
+                    loss = loss - torch.minimum(white * ratio, white * ratio.clamp(0.95, 1.05)).sum() / count
+                    error = error + torch.maximum((values - target) ** 2, (near - target) ** 2).sum() / 2 / count
+                    clipped.append(((ratio - 1).abs() > 0.05).any().item())
+                loss.backward()
+                error.backward()
+                norms.append((descend(policy, 0.5 * share, 0.4), descend(critic, 0.2 * share, 0.4)))
+    assert any(clipped) and not all(clipped)
+    for mine, start, limit in ((policy, load_model(tmp_path / "out"), 1e-4), (critic, critics[0], 1e-4)):
+        assert change(start, mine).abs().max() < limit
+    assert change(load_model(tiny), policy).abs().max() > 0.03
+    by_iteration = [[sum(n[i] for n in norms[k : k + 4]) / 4 for k in (0, 4, 8)] for i in (0, 1)]
+    assert [m["policy/grad_norm"] for m in metrics] == pytest.approx(by_iteration[0], rel=1e-2)
+    assert [m["critic/grad_norm"] for m in metrics] == pytest.approx(by_iteration[1], rel=1e-2)
+    assert max(by_iteration[0]) > 0.4
+    scores = [sum(scores_seen[i : i + 7]) / 7 for i in (0, 7, 14)]
+    assert [m["objective/scores"] for m in metrics] == pytest.approx(scores, abs=1e-3)
 
 
 def test_the_reference_stays_while_the_policy_moves(tiny, scorer, tmp_path, monkeypatch):
