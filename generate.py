@@ -97,7 +97,7 @@ def _generate_batch(
     logprobs = torch.zeros(len(prompts), max_new_tokens)  # (rows, T)
     for t in range(max_new_tokens):
         logits = model.lm_head(hidden).float()  # (B, V)
-        if t == 0 and not logits.isfinite().all():  # of weights that diverged; once, for looking makes a GPU wait
+        if not logits.isfinite().all():
             raise FloatingPointError("the model computes NaN or infinity: the run that made its weights diverged")
         token, logprob = sample_token(logits, temperature, rng)  # (B,), (B,)
         tokens[alive, t], logprobs[alive, t] = token.cpu(), logprob.cpu()
