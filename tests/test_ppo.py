@@ -697,7 +697,8 @@ def run(folder, tiny, scorer, answer=None, **flags):
     folder.mkdir(parents=True, exist_ok=True)
     flags = dict(policy=tiny, reward_model=scorer, iterations=3, rollout_size=8, minibatches=2, micro_batch=3,
                  max_new_tokens=8, lr=1e-2, critic_lr=1e-2) | flags
-    ppo.main(ppo.Config(questions=write_questions(folder / "questions.jsonl", answer), out=str(folder / "out"), **flags))
+    questions = write_questions(folder / "questions.jsonl", answer)
+    ppo.main(ppo.Config(questions=questions, out=str(folder / "out"), **flags))
     return list(read_jsonl(folder / "out" / "metrics.jsonl"))
 
 
@@ -708,7 +709,7 @@ def answers_alone(tokenizer, policy, batch, seed, temperature):
     return [(prompt + s.tokens, len(prompt), s.tokens[-1] == 1) for prompt, s in zip(prompts, sampled)]
 
 
-@pytest.mark.parametrize("judged_by", ["reward model", "votes", "gold"])
+@pytest.mark.parametrize("judged_by", ["reward_model", "votes", "gold"])
 def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path, monkeypatch, judged_by):
     """Three iterations of two epochs of two minibatches: policy, critic, schedule, rewards, advantages and clips.
 
@@ -753,7 +754,7 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
                 frozen = read(reference, tokens, start).tolist()
                 old_values.append(critic(torch.tensor([tokens]))[0, start - 1 : -1].tolist())
                 score = judge(torch.tensor([tokens]))[0, -1].item()
-            if judged_by != "reward model":
+            if judged_by != "reward_model":
                 score = 1.0 if ppo.extract_answer(tokenizer.decode(tokens[start:]), "number", True) == "7" else -1.0
             scores_seen.append(score if ended else -1.5)
             next_value = next_advantage = 0.0
