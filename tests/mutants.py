@@ -36,7 +36,7 @@ class Mutant:
 
     @property
     def node_ids(self) -> list[str]:
-        """Example: 'one test_eval::other' of model.py -> tests/test_model.py::test_one, tests/test_eval.py::test_other."""
+        """Example: 'one test_eval::two' of model.py -> tests/test_model.py::test_one, tests/test_eval.py::test_two."""
         ids = []
         for test in self.tests.split():
             file, _, name = test.rpartition("::")
