@@ -34,7 +34,7 @@ TOO_FAR = "learning rate too high; too many epochs or minibatches per rollout"
 RANGES = {
     # does the update see the tokens as the rollout did?
     "val/ratio_first": Range(0.999, 1.001, "", DISAGREE, DISAGREE),
-    "val/ratio_first_gap": Range(0, 0.01, "", above=DISAGREE),
+    "val/ratio_first_gap": Range(0, 0.001, "", above=DISAGREE),
     # how far does one iteration move the policy?
     "val/ratio": Range(0.9, 1.1, "", TOO_FAR, TOO_FAR),
     "val/ratio_max": Range(0, 100, "",
@@ -62,9 +62,9 @@ RANGES = {
         below="nothing is left to learn, and whitening now blows noise up to the size of a signal",
         above="scores are not normalised, or the critic has diverged"),
     # does the critic predict the return?
-    "val/explained_variance": Range(0, 1, "", since=15,
+    "val/explained_variance": Range(0, 1, "", since=10,
         below="critic learning rate too high or too low; the value of another token than the return (a shift)"),
-    "val/explained_variance_mse": Range(-1, 1, "", since=15,
+    "val/explained_variance_mse": Range(-1, 1, "", since=10,
         below="the critic is off by a constant: value_clip too small for the scores, critic learning rate too low"),
     "val/clipfrac_avg": Range(0, 0.6, "of the tokens",
         above="value_clip too small for the scale of the scores; critic learning rate too high"),

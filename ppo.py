@@ -459,7 +459,7 @@ def main(cfg: Config) -> None:
             1,
             f"score {metrics['objective/scores']:+.2f} KL {metrics['objective/kl']:.2f} "
             f"ratio0 {metrics['val/ratio_first']:.3f} clip {metrics['policy/clipfrac_avg']:.1%} "
-            f"entropy {metrics['policy/entropy_avg']:.2f} ended {metrics['val/eos_share']:.0%} "
+            f"entropy {metrics['policy/entropy_avg']:.3f} ended {metrics['val/eos_share']:.0%} "
             f"length {metrics['response_length/mean']:.0f} EV {metrics['val/explained_variance']:.2f}",
         )
     bar.close()
