@@ -693,12 +693,13 @@ def write_questions(path, gold=None):
     return str(path)
 
 
-def run(folder, tiny, scorer, gold=None, **flags):
+def run(folder, tiny, scorer, answer=None, **flags):
     """Run ppo.py; its metrics."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = dict(policy=tiny, reward_model=scorer, iterations=3, rollout_size=8, minibatches=2, micro_batch=3,
                  max_new_tokens=8, lr=1e-2, critic_lr=1e-2) | flags
-    ppo.main(ppo.Config(questions=write_questions(folder / "questions.jsonl", gold), out=str(folder / "out"), **flags))
+    questions = write_questions(folder / "questions.jsonl", answer)
+    ppo.main(ppo.Config(questions=questions, out=str(folder / "out"), **flags))
     return list(read_jsonl(folder / "out" / "metrics.jsonl"))
 
 
@@ -709,12 +710,13 @@ def answers_alone(tokenizer, policy, batch, seed, temperature):
     return [(prompt + s.tokens, len(prompt), s.tokens[-1] == 1) for prompt, s in zip(prompts, sampled)]
 
 
-@pytest.mark.parametrize("judged_by", ["reward model", "votes"])
+@pytest.mark.parametrize("judged_by", ["reward_model", "votes", "gold"])
 def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path, monkeypatch, judged_by):
     """Three iterations of two epochs of two minibatches: policy, critic, schedule, rewards, advantages and clips.
 
     Every answer is read alone and every token's reward, advantage and loss is plain Python; the policy's and the
     critic's updates are written out. Seven answers to six questions, so that minibatches and epochs are uneven.
+    With gold answers, reference and critic are folders of their own. Held-out questions are asked and never trained.
     """
     asked, critics, real = plain_sgd(monkeypatch), [], ppo.rollout
     monkeypatch.setattr(ppo, "rollout", lambda *args, **more: critics.append(args[3]) or real(*args, **more))
@@ -724,11 +726,15 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
     if judged_by == "votes":
         write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7"} for i in range(6)])
         flags |= {"reward_model": "", "votes": str(tmp_path / "votes.jsonl"), "lenient": True}
-    metrics = run(tmp_path, tiny, scorer, **flags)
+    other = tiny_folder(tmp_path / "other", seed=5)
+    if judged_by == "gold":
+        flags |= {"reward_model": "", "gold": True, "reference": other, "critic": scorer, "lenient": True}
+    write_jsonl(tmp_path / "valid.jsonl", [{"question": f"{i}-1?", "answer": "1"} for i in range(3)])
+    metrics = run(tmp_path, tiny, scorer, answer=lambda i: "7", valid=str(tmp_path / "valid.jsonl"), **flags)
     assert asked == [{"betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}] * 2
 
     tokenizer, rng, order = Tokenizer(tiny), torch.Generator().manual_seed(3), []
-    policy, reference = load_model(tiny), load_model(tiny)
+    policy, reference = load_model(tiny), load_model(other if judged_by == "gold" else tiny)
     critic = load_scalar_model(scorer) if judged_by != "votes" else load_scalar_model(tiny, new_head="zero")
     judge, norms, clipped, scores_seen = load_scalar_model(scorer), [], [], []
 
@@ -749,7 +755,7 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
                 frozen = read(reference, tokens, start).tolist()
                 old_values.append(critic(torch.tensor([tokens]))[0, start - 1 : -1].tolist())
                 score = judge(torch.tensor([tokens]))[0, -1].item()
-            if judged_by == "votes":
+            if judged_by != "reward_model":
                 score = 1.0 if ppo.extract_answer(tokenizer.decode(tokens[start:]), "number", True) == "7" else -1.0
             scores_seen.append(score if ended else -1.5)
             next_value = next_advantage = 0.0
@@ -835,8 +841,8 @@ def test_the_critic_starts_as_the_reward_model(tiny, scorer, tmp_path, monkeypat
 
 def test_the_same_seed_gives_the_same_run_whatever_the_gold_answers(tiny, scorer, tmp_path):
     """Gold answers are in the question file and are never read."""
-    first = run(tmp_path / "a", tiny, scorer, gold=lambda i: str(2 * i))
-    second = run(tmp_path / "b", tiny, scorer, gold=lambda i: str(999 + i))
+    first = run(tmp_path / "a", tiny, scorer, answer=lambda i: str(2 * i))
+    second = run(tmp_path / "b", tiny, scorer, answer=lambda i: str(999 + i))
     other = run(tmp_path / "c", tiny, scorer, seed=1)
     assert json.dumps(first) == json.dumps(second) != json.dumps(other)
     weights = [(tmp_path / name / "out" / "model.safetensors").read_bytes() for name in "abc"]
@@ -936,6 +942,32 @@ def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp
     monkeypatch.setattr(ppo, "update", lambda cfg, *rest: real(dataclasses.replace(cfg, temperature=0.5), *rest))
     with pytest.raises(RuntimeError, match=r"has a ratio \S+ away from 1"):
         run(tmp_path, tiny, scorer)
+
+
+@pytest.mark.parametrize("broken", ["policy_loss", "value_loss", "shape_rewards"])
+def test_nan_stops_before_the_step_and_keeps_the_last_good_policy(tiny, scorer, tmp_path, monkeypatch, broken):
+    """In the second iteration: the checkpoint of before it, or of before a rollout that was bad already, is there."""
+    calls, real, weights = [], getattr(ppo, broken), []
+
+    def breaks(*args):
+        calls.append(args)
+        result = real(*args)
+        if len(weights) < 2:
+            return result
+        return result * NAN if isinstance(result, torch.Tensor) else (result[0] * NAN, result[1])
+
+    def spy(cfg, policy, *rest, real=ppo.rollout, **more):
+        weights.append([p.detach().clone() for p in policy.parameters()])
+        return real(cfg, policy, *rest, **more)
+
+    monkeypatch.setattr(ppo, broken, breaks)
+    monkeypatch.setattr(ppo, "rollout", spy)
+    with pytest.raises(ValueError, match=r"iteration 1: .*nan.*stopped. The last good policy is in .*checkpoint"):
+        run(tmp_path, tiny, scorer, eval_every=1)
+    kept = load_model(tmp_path / "out" / "checkpoint")
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), weights[broken != "shape_rewards"]))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert len(list(read_jsonl(tmp_path / "out" / "metrics.jsonl"))) == 1
 
 
 @pytest.mark.parametrize(("flags", "message"), [

@@ -223,8 +223,8 @@ def test_the_page_of_a_run(tmp_path, capsys):
     # seconds: 1 + 7 + 10 + 10 + 30 + 30 and eight evaluations of 2; tokens: all but the questions'
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
             for line in page.split("## Cost")[1].split("\n") if line.startswith("|")}
-    assert rows["6_ppo"] == ["30.0", "28.8", "1,000", "2.000", "300"]
-    assert rows["total"] == ["104.0", "100.0", "13,000", "26.000", "300"]
+    assert rows["6_ppo"] == ["30.0", "28.8", "1,000", "2.000", "6.7", "300"]
+    assert rows["total"] == ["104.0", "100.0", "13,000", "26.000", "25.0", "300"]
     # in full: question, gold, both answers; the five are the first five
     fixed, broke = page.split("## What PPO changed")[1].split("## Cost")[0].split("broken by PPO")
     assert "    test-2: What is number 2?\n    gold: 7\n    SFT:  let me see | #### 8 said by sft\n" \
