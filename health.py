@@ -101,9 +101,8 @@ class Health:
             if math.isfinite(value):
                 self.first.setdefault(name, value)
         new = [sentence for key, sentence in found.items() if key not in self.active]
-        self.active = set(found) | {
-            key for key in self.active if key[0] not in metrics
-        }  # not measured: still as it was
+        # what was not measured now is still as it was
+        self.active = set(found) | {key for key in self.active if key[0] not in metrics}
         return new
 
     def _outside(self, iteration: int, metrics: dict[str, float]) -> dict[tuple[str, str], str]:
