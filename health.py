@@ -75,7 +75,8 @@ RANGES = {
 ENTROPY_LEFT = 0.01  # share of the first entropy: less is a collapse
 LENGTH_FACTOR = 3.0  # times the first length, or that part of it
 REPEATED_MORE = 0.3  # share of the answers, above the first share
-ACCURACY_LOST = 0.05  # below the best so far at two looks in a row, while the score is higher than it was then
+ACCURACY_LOST = 0.05  # below the best so far, at two looks in a row, while the score
+SCORE_LOST = 0.25  # has lost less than this since, in standard deviations of the first scores
 REWARD_LOST = 1.0  # of rlhf_reward, in standard deviations of the first scores, below the first
 
 
@@ -85,7 +86,7 @@ class Health:
     def __init__(self, rollout_size: int):
         self.first: dict[str, float] = {}  # the first value of each metric
         self.best_accuracy, self.score_at_best = -INF, INF
-        self.worse = 0  # looks in a row at an accuracy below the best and a score above the score then
+        self.worse = 0  # looks in a row at a lost accuracy and a kept score
         self.ranges = dict(RANGES)
         # The KL is estimated from B answers and can come out negative: for a small true KL its standard error is
         # sqrt(2 KL / B), and KL minus four of these is never below -8/B.
@@ -169,12 +170,12 @@ class Health:
         if {name, "objective/scores"} <= now.keys():
             if now[name] > self.best_accuracy:
                 self.best_accuracy, self.score_at_best = now[name], now["objective/scores"]
-            lost = self.best_accuracy - now[name] >= ACCURACY_LOST and now["objective/scores"] > self.score_at_best
-            self.worse = self.worse + 1 if lost else 0
+            kept = now["objective/scores"] > self.score_at_best - SCORE_LOST * spread
+            self.worse = self.worse + 1 if kept and self.best_accuracy - now[name] >= ACCURACY_LOST else 0
             if self.worse >= 2:
                 found[name, "over-optimised"] = (
-                    f"{name} {now[name]:.1%}, it was {self.best_accuracy:.1%}, while objective/scores rose from "
+                    f"{name} {now[name]:.1%}, it was {self.best_accuracy:.1%}, while objective/scores went from "
                     f"{self.score_at_best:.2f} to {now['objective/scores']:.2f}: over-optimisation of the reward "
-                    "model; fewer iterations, a higher kl_coef, or a better reward model"
+                    "model (kl_coef too low, too many iterations); the score does not reach the policy (a shift, a mask)"
                 )
         return found

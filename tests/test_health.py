@@ -121,9 +121,10 @@ def test_score_up_accuracy_down_is_over_optimisation():
 
     *quiet, [line] = warnings(step(0.1, 0.7), step(0.5, 0.9), step(0.6, 0.8), step(0.7, None), step(0.9, 0.84))
     assert quiet == [[]] * 4  # one look is noise, and what is not measured is no look
-    assert line.startswith("valid/accuracy 84.0%, it was 90.0%, while objective/scores rose from 0.50 to 0.90: over")
+    assert line.startswith("valid/accuracy 84.0%, it was 90.0%, while objective/scores went from 0.50 to 0.90: over")
     up = step(0.5, 0.9)
-    for later in ([step(0.4, 0.8)] * 3,  # both fall: not this
+    assert len(warnings(step(0.1, 0.7), up, *[step(0.28, 0.8)] * 2)[-1]) == 1  # a quarter of 0.9 is noise, too
+    for later in ([step(0.27, 0.8)] * 3,  # both fall: not this
                   [step(0.6, 0.86)] * 3,  # 4 points are noise
                   [step(0.6, 0.8), step(0.6, 0.9)] * 2):  # it comes back  # fmt: skip
         assert not any(warnings(step(0.1, 0.7), up, *later))
