@@ -176,6 +176,6 @@ class Health:
                 found[name, "over-optimised"] = (
                     f"{name} {now[name]:.1%}, it was {self.best_accuracy:.1%}, while objective/scores went from "
                     f"{self.score_at_best:.2f} to {now['objective/scores']:.2f}: over-optimisation of the reward "
-                    "model (kl_coef too low, too many iterations); the score does not reach the policy (a shift, a mask)"
+                    "model (kl_coef too low, too many iterations); a score that does not reach the policy (a shift)"
                 )
         return found
