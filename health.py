@@ -37,11 +37,11 @@ RANGES = {
     "val/ratio_first_gap": Range(0, 0.001, "", above=DISAGREE),
     # how far does one iteration move the policy?
     "val/ratio": Range(0.9, 1.1, "", TOO_FAR, TOO_FAR),
-    "val/ratio_max": Range(0, 100, "",
+    "val/ratio_max": Range(0, 50, "",
         above="learning rate too high; a token was sampled that the scored distribution hardly allows (temperature)"),
     "policy/approxkl_avg": Range(0, 0.2, "nats per token", above=TOO_FAR),
-    "policy/clipfrac_avg": Range(0, 0.3, "of the tokens", above=TOO_FAR),
-    "policy/grad_norm": Range(1e-6, 20, "",
+    "policy/clipfrac_avg": Range(0, 0.2, "of the tokens", above=TOO_FAR),
+    "policy/grad_norm": Range(1e-6, 10, "",
         below="the advantages are all zero (the same score for every answer); frozen parameters",
         above="log-probs of rollout and update disagree; learning rate too high; one extreme score"),
     "critic/grad_norm": Range(0, 100, "",
@@ -62,19 +62,21 @@ RANGES = {
         below="nothing is left to learn, and whitening now blows noise up to the size of a signal",
         above="scores are not normalised, or the critic has diverged"),
     # does the critic predict the return?
-    "val/explained_variance": Range(0, 1, "", since=10,
-        below="critic learning rate too high or too low; the value of another token than the return (a shift)"),
-    "val/explained_variance_mse": Range(-1, 1, "", since=10,
+    "val/explained_variance": Range(-0.5, 1, "", since=15,
+        below="the score does not reach the returns (a shift, a mask); critic learning rate too high or too low; "
+        "nearly all answers get the same score, and little is left to explain"),
+    "val/explained_variance_mse": Range(-1, 1, "", since=15,
         below="the critic is off by a constant: value_clip too small for the scores, critic learning rate too low"),
     "val/clipfrac_avg": Range(0, 0.6, "of the tokens",
         above="value_clip too small for the scale of the scores; critic learning rate too high"),
 }
 # fmt: on
 
-ENTROPY_LEFT = 0.02  # share of the first entropy: less is a collapse
+ENTROPY_LEFT = 0.01  # share of the first entropy: less is a collapse
 LENGTH_FACTOR = 3.0  # times the first length, or that part of it
 REPEATED_MORE = 0.3  # share of the answers, above the first share
-ACCURACY_LOST = 0.05  # below the best so far, while the score is higher than it was then
+ACCURACY_LOST = 0.05  # below the best so far, at two looks in a row, while the score
+SCORE_LOST = 0.25  # has lost less than this since, in standard deviations of the first scores
 REWARD_LOST = 1.0  # of rlhf_reward, in standard deviations of the first scores, below the first
 
 
@@ -84,6 +86,7 @@ class Health:
     def __init__(self, rollout_size: int):
         self.first: dict[str, float] = {}  # the first value of each metric
         self.best_accuracy, self.score_at_best = -INF, INF
+        self.worse = 0  # looks in a row at a lost accuracy and a kept score
         self.ranges = dict(RANGES)
         # The KL is estimated from B answers and can come out negative: for a small true KL its standard error is
         # sqrt(2 KL / B), and KL minus four of these is never below -8/B.
@@ -99,9 +102,8 @@ class Health:
             if math.isfinite(value):
                 self.first.setdefault(name, value)
         new = [sentence for key, sentence in found.items() if key not in self.active]
-        self.active = set(found) | {
-            key for key in self.active if key[0] not in metrics
-        }  # not measured: still as it was
+        # what was not measured now is still as it was
+        self.active = set(found) | {key for key in self.active if key[0] not in metrics}
         return new
 
     def _outside(self, iteration: int, metrics: dict[str, float]) -> dict[tuple[str, str], str]:
@@ -168,10 +170,12 @@ class Health:
         if {name, "objective/scores"} <= now.keys():
             if now[name] > self.best_accuracy:
                 self.best_accuracy, self.score_at_best = now[name], now["objective/scores"]
-            elif now[name] <= self.best_accuracy - ACCURACY_LOST and now["objective/scores"] > self.score_at_best:
+            kept = now["objective/scores"] > self.score_at_best - SCORE_LOST * spread
+            self.worse = self.worse + 1 if kept and self.best_accuracy - now[name] >= ACCURACY_LOST else 0
+            if self.worse >= 2:
                 found[name, "over-optimised"] = (
-                    f"{name} {now[name]:.1%}, it was {self.best_accuracy:.1%}, while objective/scores rose from "
+                    f"{name} {now[name]:.1%}, it was {self.best_accuracy:.1%}, while objective/scores went from "
                     f"{self.score_at_best:.2f} to {now['objective/scores']:.2f}: over-optimisation of the reward "
-                    "model; fewer iterations, a higher kl_coef, or a better reward model"
+                    "model (kl_coef too low, too many iterations); a score that does not reach the policy (a shift)"
                 )
         return found

@@ -209,6 +209,7 @@ def draw(curve: Curve, runs: dict[str, list[dict]], path: Path) -> None:
                 ends.append((*list(points.items())[-1], BUGS[name].what, colour))
     steps = max(step for step, *_ in ends)
     axis.set_xlim(0, steps)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(*curve.limits)
     if curve.metric in RANGES:
         for bound in RANGES[curve.metric][:2]:

@@ -33,11 +33,11 @@ def test_a_healthy_run_is_silent():
 @pytest.mark.parametrize(("name", "inside", "outside"), [
     ("objective/kl", 20.0, 20.01), ("objective/kl", -0.05, -0.051), ("val/ratio_first", 1.001, 1.0011),
     ("val/ratio_first", 0.999, 0.9989), ("val/ratio_first_gap", 0.001, 0.0011), ("val/ratio", 1.1, 1.11),
-    ("val/ratio", 0.9, 0.89), ("val/ratio_max", 100, 101), ("policy/approxkl_avg", 0.2, 0.201),
-    ("policy/clipfrac_avg", 0.3, 0.31), ("policy/grad_norm", 20, 21), ("policy/grad_norm", 1e-6, 0.0),
+    ("val/ratio", 0.9, 0.89), ("val/ratio_max", 50, 51), ("policy/approxkl_avg", 0.2, 0.201),
+    ("policy/clipfrac_avg", 0.2, 0.21), ("policy/grad_norm", 10, 11), ("policy/grad_norm", 1e-6, 0.0),
     ("critic/grad_norm", 100, 101), ("policy/entropy_avg", 0.0999, -0.001), ("val/eos_share", 0.993, 0.89),
     ("objective/scores_std", 0.01, 0.009), ("objective/scores_std", 10, 11), ("val/advantages_std", 0.01, 0.009),
-    ("val/advantages_std", 10, 11), ("val/explained_variance", 0.0, -0.01),
+    ("val/advantages_std", 10, 11), ("val/explained_variance", -0.5, -0.51),
     ("val/explained_variance_mse", -1.0, -1.01), ("val/clipfrac_avg", 0.6, 0.61),
 ])  # fmt: skip
 def test_a_warning_at_the_border_of_each_range(name, inside, outside):
@@ -78,10 +78,10 @@ def test_no_number_is_a_warning_in_any_value_and_is_no_first_value(name, value):
     assert (again, back) == ([], [])
 
 
-def test_the_critic_has_ten_iterations():
-    late = {"val/explained_variance": -0.5, "val/explained_variance_mse": -3.0}
+def test_the_critic_has_fifteen_iterations():
+    late = {"val/explained_variance": -2.0, "val/explained_variance_mse": -3.0}
     watch = Health(256)
-    assert [len(watch.update(i, HEALTHY | late)) for i in range(12)] == [0] * 10 + [2, 0]
+    assert [len(watch.update(i, HEALTHY | late)) for i in range(17)] == [0] * 15 + [2, 0]
 
 
 def test_small_rollouts_are_noisier():
@@ -98,7 +98,7 @@ def test_kl_of_exactly_zero_after_an_update():
 
 
 @pytest.mark.parametrize(("name", "healthy", "sick", "word"), [
-    ("policy/entropy_avg", 0.0021, 0.0019, "collapse"), ("response_length/mean", 120.0, 121.0, "longer"),
+    ("policy/entropy_avg", 0.0011, 0.0009, "collapse"), ("response_length/mean", 120.0, 121.0, "longer"),
     ("response_length/mean", 13.4, 13.3, "shorter"), ("val/repeated", 0.55, 0.56, "more"),
     ("objective/rlhf_reward", 0.34 - 0.89, 0.34 - 0.91, "falls"),
 ])  # fmt: skip
@@ -119,11 +119,15 @@ def test_score_up_accuracy_down_is_over_optimisation():
     def step(score, accuracy):
         return {"objective/scores": score, "valid/accuracy": accuracy}
 
-    *quiet, [line] = warnings(step(0.1, 0.7), step(0.5, 0.9), step(0.6, None), step(0.7, 0.86), step(0.9, 0.84))
-    assert quiet == [[]] * 4  # 4 points are noise
-    assert line.startswith("valid/accuracy 84.0%, it was 90.0%, while objective/scores rose from 0.50 to 0.90: over")
-    assert warnings(step(0.5, 0.9), step(0.4, 0.8)) == [[], []]  # both fall: not this
-    assert warnings(step(0.1, 0.7), step(0.5, 0.9), step(0.3, 0.8)) == [[], [], []]  # lower than at the best accuracy
+    *quiet, [line] = warnings(step(0.1, 0.7), step(0.5, 0.9), step(0.6, 0.8), step(0.7, None), step(0.9, 0.84))
+    assert quiet == [[]] * 4  # one look is noise, and what is not measured is no look
+    assert line.startswith("valid/accuracy 84.0%, it was 90.0%, while objective/scores went from 0.50 to 0.90: over")
+    up = step(0.5, 0.9)
+    assert len(warnings(step(0.1, 0.7), up, *[step(0.28, 0.8)] * 2)[-1]) == 1  # a quarter of 0.9 is noise, too
+    for later in ([step(0.27, 0.8)] * 3,  # both fall: not this
+                  [step(0.6, 0.86)] * 3,  # 4 points are noise
+                  [step(0.6, 0.8), step(0.6, 0.9)] * 2):  # it comes back  # fmt: skip
+        assert not any(warnings(step(0.1, 0.7), up, *later))
 
 
 def test_every_seeded_bug_fits_the_source():
