@@ -233,6 +233,11 @@ class Tokenizer:
         """
         return [*self.encode(text), self.end_id]
 
+    def same_ids(self, other: "Tokenizer") -> bool:
+        """Whether the other writes a conversation as the same ids: then one model can read the other's tokens."""
+        same_words = self.backend.get_vocab() == other.backend.get_vocab()
+        return same_words and (self.style, self.end_id) == (other.style, other.end_id)
+
     def save(self, folder: str | Path) -> None:
         """Copy the tokenizer's files beside a model; a date that was given is kept in tokenizer_config.json."""
         for name in FILES:

@@ -48,7 +48,7 @@ def generate(
     `ended`, asked after each new token with all new tokens of a row, may end the row too.
     temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
     Same prompts, seed and batch size on the same machine: same text. Raises ValueError for an empty prompt or one
-    that leaves no room in the model's context.
+    that leaves no room in the model's context, FloatingPointError if the model computes NaN.
     """
     room = model.config.max_position_embeddings - max_new_tokens
     for index, prompt in enumerate(prompts):
@@ -97,6 +97,8 @@ def _generate_batch(
     logprobs = torch.zeros(len(prompts), max_new_tokens)  # (rows, T)
     for t in range(max_new_tokens):
         logits = model.lm_head(hidden).float()  # (B, V)
+        if not logits.isfinite().all():
+            raise FloatingPointError("the model computes NaN or infinity: the run that made its weights diverged")
         token, logprob = sample_token(logits, temperature, rng)  # (B,), (B,)
         tokens[alive, t], logprobs[alive, t] = token.cpu(), logprob.cpu()
         stopped = torch.isin(token, stop).cpu() & ~ended  # (B,)

@@ -5,25 +5,33 @@
 
 One iteration: (1) sample a response to each of a batch of questions; (2) reward = score at the end token, minus
 kl_coef * (log-prob - reference log-prob) at every token; (3) advantages by GAE from the critic's values; (4) a few
-epochs of the clipped policy loss and the clipped value loss. The reference is the frozen SFT student, the critic starts
-as the reward model. Everything lives in the (B, T-1) frame of `token_logprobs`: entry t is about the token t + 1, a
-value at t has seen the tokens up to t only, and `mask` is True on the sampled tokens, the end token included.
+epochs of the clipped policy loss and the clipped value loss. The reference is the policy as it starts, frozen; the
+critic starts as the reward model. Everything lives in the (B, T-1) frame of `token_logprobs`: entry t is about the
+token t + 1, a value at t has seen the tokens up to t only, and `mask` is True on the sampled tokens, the end token
+included.
+
+metrics.jsonl has a line per iteration (docs/ppo_details.md says what each number is, docs/healthy.md what it should
+look like), samples.txt a few answers with their scores, and checkpoint/ the policy as it last was, until the run ends.
 
 Sources: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438), details for language models (arXiv 1909.08593, 2203.02155,
 2403.17031).
 """
 
+import math
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import runtime
-from answers import extract_answer
+from answers import extract_answer, is_correct
 from chat import Tokenizer
 from data import Question, collate, load_questions, read_jsonl
 from eval import accuracy, score_responses
 from generate import generate
+from health import Health
 from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, save_model
 
 
@@ -31,11 +39,14 @@ from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logp
 class Config:
     """Reinforcement learning of a student against a reward model, or against the raw vote."""
 
-    policy: str  # the SFT student: start and reference
+    policy: str  # the SFT student, or the policy of the round before: where it starts
     questions: str  # training questions; their gold answers are not read
     out: str  # Hugging Face folder to write
     reward_model: str = ""  # scores the answers; its copy becomes the critic
     votes: str = ""  # instead of a reward model: rewards.jsonl, +1 for an answer that equals the vote, -1 otherwise
+    gold: bool = False  # instead of both: +1 for the gold answer. An upper bound, for comparison; never the method
+    reference: str = ""  # frozen, the KL is measured from it; none: the policy as it starts
+    critic: str = ""  # another reward model to start the critic from
     iterations: int = 60  # rollouts
     rollout_size: int = 256  # responses per iteration
     minibatches: int = 4  # optimiser steps per epoch
@@ -51,11 +62,11 @@ class Config:
     lam: float = 0.95  # GAE: 1 trusts the return, 0 the critic
     clip: float = 0.2  # policy ratio stays within 1 +- clip
     value_clip: float = 0.2  # value stays within +- value_clip of the old one, per update
-    lenient: bool = False  # with --votes: read the last number or letter where no answer is stated
+    lenient: bool = False  # with --votes and --gold: read the last number or letter where no answer is stated
     unfinished_score: float = -2.0  # replaces the score of a response without an end: well below the mean of 0
     max_grad_norm: float = 1.0
-    valid: str = ""  # held-out questions: greedy reward and accuracy now and then, for the report only
-    eval_every: int = 20  # iterations
+    valid: str = ""  # held-out questions: greedy score and accuracy now and then, for the report only
+    eval_every: int = 20  # iterations between those, between checkpoints, and between entries of samples.txt
     seed: int = 0
 
 
@@ -141,6 +152,7 @@ class Rollout:
     entropy: Tensor  # (B, T-1) of the policy
     scores: Tensor  # (B,)
     ended: Tensor  # (B,) False: cut at max_new_tokens
+    questions: list[Question]
     texts: list[str]
 
 
@@ -169,14 +181,14 @@ def rollout(
     tokens, mask, _ = collate(prompts, responses)  # (B, T), (B, T-1)
     tokens, mask = tokens.to(device), mask.to(device)
     parts = []
-    for i in range(0, len(tokens), cfg.micro_batch):
-        rows = slice(i, i + cfg.micro_batch)
+    for rows in torch.arange(len(tokens), device=device).split(cfg.micro_batch):
         # the function that the update uses, not the sampler's numbers: then the first ratio is exactly 1
         logprobs, entropy = masked_logprobs(policy, tokens[rows], mask[rows], cfg.temperature)  # (b, T-1) each
         ref_logprobs, _ = masked_logprobs(reference, tokens[rows], mask[rows], cfg.temperature)  # (b, T-1)
         parts.append((logprobs, ref_logprobs, critic(tokens[rows])[:, :-1], entropy))
     logprobs, ref_logprobs, values, entropy = (torch.cat(part) for part in zip(*parts))  # (B, T-1) each
-    return Rollout(tokens, mask, logprobs, ref_logprobs, values, entropy, scores.to(device), ended.to(device), texts)
+    scores, ended = scores.to(device), ended.to(device)
+    return Rollout(tokens, mask, logprobs, ref_logprobs, values, entropy, scores, ended, questions, texts)
 
 
 # ---- update --------------------------------------------------------------------------------------------------------
@@ -192,18 +204,18 @@ def update(
     returns: Tensor,
     rng: torch.Generator,
 ) -> dict[str, float]:
-    """`epochs` passes of minibatch steps over one rollout; returns the metrics, averaged over the tokens seen."""
+    """`epochs` passes of minibatch steps over one rollout; returns the metrics, averaged over the tokens seen.
+
+    Raises FloatingPointError before a step that would be taken on NaN or infinity.
+    """
     size = -(-len(r.tokens) // cfg.minibatches)
-    sums, first_ratio = (
-        dict.fromkeys(("policy", "value", "clipped", "value_clipped", "kl", "ratio", "tokens"), 0.0),
-        None,
-    )
-    grad_norms = []
+    names = ("policy", "value", "clipped", "value_clipped", "kl", "ratio", "ratio_squared", "tokens")
+    sums, largest_ratio, first, grad_norms = dict.fromkeys(names, 0.0), 0.0, None, []
     for _ in range(cfg.epochs):
         order = torch.randperm(len(r.tokens), generator=rng).to(r.tokens.device)  # (B,)
         for minibatch in order.split(size):
             total = int(r.mask[minibatch].sum())  # tokens of the whole optimiser step
-            step = dict.fromkeys(sums, 0.0)
+            step, gap = dict.fromkeys(names, 0.0), 0.0
             for b in minibatch.split(cfg.micro_batch):
                 mask = r.mask[b]
                 logprobs, _ = masked_logprobs(policy, r.tokens[b], mask, cfg.temperature)  # (b, T-1)
@@ -213,28 +225,36 @@ def update(
                 vf, value_clipped = value_loss(values, r.values[b], returns[b], mask, cfg.value_clip, total)
                 vf.backward()
                 log_ratio = (logprobs.detach() - r.logprobs[b])[mask]  # (N,)
+                ratio = log_ratio.exp()  # (N,)
+                gap = max(gap, (ratio - 1).abs().max().item())
+                largest_ratio = max(largest_ratio, ratio.max().item())
                 for name, value in (
                     ("policy", pg * total),
                     ("value", vf * total),
                     ("clipped", clipped),
                     ("value_clipped", value_clipped),
                     ("kl", 0.5 * log_ratio.square().sum()),
-                    ("ratio", log_ratio.exp().sum()),
+                    ("ratio", ratio.sum()),
+                    ("ratio_squared", ratio.square().sum()),
                     ("tokens", mask.sum()),
                 ):
                     step[name] += value.item()
+            if first is None:  # nothing was updated yet: the policy is the one that sampled
+                first = {"val/ratio_first": step["ratio"] / step["tokens"], "val/ratio_first_gap": gap}
             norms = [
-                torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm) for model in (policy, critic)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm).item()
+                for model in (policy, critic)
             ]
-            grad_norms.append([norm.item() for norm in norms])
+            require_finite({"loss/policy_avg": step["policy"], "loss/value_avg": step["value"]})
+            require_finite({"policy/grad_norm": norms[0], "critic/grad_norm": norms[1]})
+            grad_norms.append(norms)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            if first_ratio is None:
-                first_ratio = step["ratio"] / step["tokens"]
-            for name in sums:
+            for name in names:
                 sums[name] += step[name]
     mean = {name: value / sums["tokens"] for name, value in sums.items()}
+    policy_norm, critic_norm = (sum(norms) / len(norms) for norms in zip(*grad_norms))
     return {
         "loss/policy_avg": mean["policy"],
         "loss/value_avg": mean["value"],
@@ -242,36 +262,96 @@ def update(
         "policy/clipfrac_avg": mean["clipped"],
         "val/clipfrac_avg": mean["value_clipped"],
         "val/ratio": mean["ratio"],
-        "val/ratio_first": first_ratio,
-        "policy/grad_norm": sum(norm for norm, _ in grad_norms) / len(grad_norms),
-        "critic/grad_norm": sum(norm for _, norm in grad_norms) / len(grad_norms),
+        "val/ratio_var": mean["ratio_squared"] - mean["ratio"] ** 2,
+        "val/ratio_max": largest_ratio,
+        **first,
+        "policy/grad_norm": policy_norm,
+        "critic/grad_norm": critic_norm,
     }
 
 
-def describe(r: Rollout, returns: Tensor, kl_coef: float) -> dict[str, float]:
-    """The rollout's metrics: per sequence where the name is objective/*, else over tokens."""
+def require_finite(metrics: dict[str, float]) -> None:
+    """Raises FloatingPointError naming the values that are NaN or infinite."""
+    if bad := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+        raise FloatingPointError(", ".join(bad))
+
+
+# ---- what is logged ------------------------------------------------------------------------------------------------
+
+
+def describe(cfg: Config, r: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
+    """The rollout's metrics: per sequence where the name is objective/* or response_length/*, else over tokens."""
     kl = torch.where(r.mask, r.logprobs - r.ref_logprobs, 0.0).sum(1)  # (B,)
-    real_values, real_returns = r.values[r.mask], returns[r.mask]  # (N,), (N,)
+    values, targets, raw = r.values[r.mask], returns[r.mask], advantages[r.mask]  # (N,) each
+    spread = targets.var(correction=0) + 1e-5
     lengths = r.mask.sum(1).float()  # (B,)
     return {
         "objective/scores": r.scores.mean().item(),
         "objective/scores_std": r.scores.std(correction=0).item(),
+        "objective/scores_min": r.scores.min().item(),
+        "objective/scores_max": r.scores.max().item(),
         "objective/kl": kl.mean().item(),
-        "objective/non_score_reward": -kl_coef * kl.mean().item(),
-        "objective/rlhf_reward": (r.scores - kl_coef * kl).mean().item(),
+        "objective/kl_coef": cfg.kl_coef,
+        "objective/non_score_reward": -cfg.kl_coef * kl.mean().item(),
+        "objective/rlhf_reward": (r.scores - cfg.kl_coef * kl).mean().item(),
         "objective/entropy": -torch.where(r.mask, r.logprobs, 0.0).sum(1).mean().item(),
         "policy/entropy_avg": masked_mean(r.entropy, r.mask).item(),
-        "val/explained_variance": (
-            1 - (real_returns - real_values).var(correction=0) / (real_returns.var(correction=0) + 1e-5)
-        ).item(),
+        # the critic's: of the variance, blind to a constant offset; and of the squared error, which sees one
+        "val/explained_variance": (1 - (targets - values).var(correction=0) / spread).item(),
+        "val/explained_variance_mse": (1 - (targets - values).square().mean() / spread).item(),
+        "val/values_mean": values.mean().item(),
+        "val/returns_mean": targets.mean().item(),
+        "val/advantages_mean": raw.mean().item(),  # before whitening
+        "val/advantages_std": raw.std(correction=0).item(),
         "val/num_eos_tokens": int(r.ended.sum()),
         "val/eos_share": r.ended.float().mean().item(),
+        "val/repeated": 1 - len({text for text in r.texts if text.strip()}) / len(r.texts),  # or empty
         "response_length/mean": lengths.mean().item(),
+        "response_length/min": lengths.min().item(),
         "response_length/max": lengths.max().item(),
+        "response_length/clip_ratio": 1 - r.ended.float().mean().item(),
     }
 
 
+def show_samples(iteration: int, r: Rollout) -> str:
+    """The answers with the lowest, the middle and the highest score of a rollout, for samples.txt."""
+    text = f"==== iteration {iteration}\n"
+    for place, row in zip(("lowest", "middle", "highest"), r.scores.argsort()[[0, len(r.scores) // 2, -1]].tolist()):
+        mask = r.mask[row]
+        kl = (r.logprobs[row] - r.ref_logprobs[row])[mask].sum()
+        text += (
+            f"---- {place} score {r.scores[row]:+.2f}, KL {kl:+.2f} nats, {int(mask.sum())} tokens, "
+            f"{'ended' if r.ended[row] else 'cut off'}\n{r.questions[row].prompt}\n> "
+            + r.texts[row].replace("\n", "\n> ")
+            + "\n"
+        )
+    return text + "\n"
+
+
 # ---- the script ----------------------------------------------------------------------------------------------------
+
+
+def look_closer(cfg, out: Path, iteration: int, r: Rollout, policy, tokenizer, valid, score) -> dict[str, float]:
+    """Now and then: keep the policy and a few of its answers; let it answer held-out questions greedily."""
+    new, checkpoint = out / "checkpoint.new", out / "checkpoint"
+    save_model(policy, new)
+    tokenizer.save(new)
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint)
+    new.rename(checkpoint)
+    with (out / "samples.txt").open("a", encoding="utf-8") as file:
+        file.write(show_samples(iteration, r))
+    if not valid:
+        return {}
+    summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, label="valid")
+    found = {"valid/accuracy": summary["strict"]}
+    if cfg.reward_model:  # what the reward model thinks of them: above, it is what PPO climbs; gold must follow
+        prompts = [tokenizer.chat(question.prompt) for question in valid]
+        responses = [tokenizer.response(row["response"]) for row in transcripts]
+        ended = torch.tensor([row["finish"] == "stop" for row in transcripts])  # (valid,)
+        scores = score(valid, prompts, responses, None)  # (valid,)
+        found["valid/score"] = torch.where(ended, scores, cfg.unfinished_score).mean().item()
+    return found
 
 
 def main(cfg: Config) -> None:
@@ -288,36 +368,44 @@ def main(cfg: Config) -> None:
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
     for name in ("lr", "critic_lr", "kl_coef", "clip", "value_clip"):
         runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: must not be negative")
-    runtime.require(bool(cfg.reward_model) != bool(cfg.votes), "give one of --reward_model and --votes")
-    stage = runtime.Stage(cfg, inputs=["policy", "questions", "reward_model", "votes", "valid"])
+    given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
+    runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
+    stage = runtime.Stage(cfg, inputs=["policy", "questions", "reward_model", "votes", "reference", "critic", "valid"])
     if stage.finished:
         return
     rng = runtime.seed_all(cfg.seed)
     device = runtime.default_device()
     tokenizer = Tokenizer(cfg.policy)
+    for folder in filter(None, (cfg.reward_model, cfg.reference, cfg.critic)):
+        runtime.require(
+            Tokenizer(folder).same_ids(tokenizer),
+            f"{folder} and --policy {cfg.policy} have different tokenizers: one cannot read the other's tokens",
+        )
     questions = load_questions(cfg.questions)
     valid = load_questions(cfg.valid) if cfg.valid else []
     policy = load_model(cfg.policy, torch.float32, device)
-    reference = load_model(cfg.policy, torch.float32, device).requires_grad_(False)
+    reference = load_model(cfg.reference or cfg.policy, torch.float32, device).requires_grad_(False)
+    if cfg.critic or cfg.reward_model:
+        critic = load_scalar_model(cfg.critic or cfg.reward_model, torch.float32, device)
+    else:
+        critic = load_scalar_model(cfg.policy, torch.float32, device, new_head="zero")
     if cfg.reward_model:
-        critic = load_scalar_model(cfg.reward_model, torch.float32, device)
         scorer = load_scalar_model(cfg.reward_model, torch.float32, device).requires_grad_(False)
 
         def score(questions, prompts, responses, texts):
             return score_responses(scorer, prompts, responses, cfg.micro_batch)  # (B,)
     else:
-        critic = load_scalar_model(cfg.policy, torch.float32, device, new_head="zero")
-        votes = {row["id"]: row["vote"] for row in read_jsonl(cfg.votes, required=["id", "vote"])}
-        questions = [question for question in questions if question.id in votes]
-        runtime.require(bool(questions), f"{cfg.votes}: no vote on any question of {cfg.questions}")
+        if cfg.gold:
+            truth = {question.id: question.answer for question in questions if question.answer is not None}
+        else:
+            truth = {row["id"]: row["vote"] for row in read_jsonl(cfg.votes, required=["id", "vote"])}
+        questions = [question for question in questions if question.id in truth]
+        runtime.require(bool(questions), f"{cfg.votes or '--gold'}: no answer to any question of {cfg.questions}")
 
         def score(questions, prompts, responses, texts):
-            return torch.tensor(
-                [
-                    1.0 if extract_answer(text, question.kind, cfg.lenient) == votes[question.id] else -1.0
-                    for question, text in zip(questions, texts)
-                ]
-            )  # (B,)
+            answers = [extract_answer(text, q.kind, cfg.lenient) for q, text in zip(questions, texts)]
+            right = [is_correct(answer, truth[q.id], q.kind) for q, answer in zip(questions, answers)]
+            return torch.tensor(right) * 2.0 - 1.0  # (B,)
 
     optimizers = tuple(
         torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
@@ -331,43 +419,53 @@ def main(cfg: Config) -> None:
     )
 
     bar, order, seen, sampled = runtime.Progress("ppo", cfg.iterations), [], 0, 0
+    watch, checkpoint = Health(cfg.rollout_size), stage.out / "checkpoint"
+    (stage.out / "samples.txt").unlink(missing_ok=True)  # of an attempt that was cut off
     for iteration in range(cfg.iterations):
         for optimizer, lr in zip(optimizers, (cfg.lr, cfg.critic_lr)):
             runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
         while len(order) < cfg.rollout_size:  # every question once before any comes again
             order += torch.randperm(len(questions), generator=rng).tolist()
         batch, order = [questions[i] for i in order[: cfg.rollout_size]], order[cfg.rollout_size :]
-
-        # now and then, greedy answers to held-out questions, for the report only; the first time before any update
-        held_out = {}
-        if valid and iteration % cfg.eval_every == 0:
-            summary, _ = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, label="valid")
-            held_out = {"valid/accuracy": summary["strict"]}
-        # 1. rollout: sample, score, and let the four models read
-        r = rollout(cfg, policy, reference, critic, score, tokenizer, batch, seed=cfg.seed * 1_000_003 + iteration)
-        # 2. rewards: a KL penalty on every sampled token, the score on the last
-        rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, cfg.kl_coef)  # (B, T-1)
-        # 3. advantages, whitened for the policy; returns, raw, for the critic
-        advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)  # (B, T-1), (B, T-1)
-        metrics = describe(r, returns, cfg.kl_coef)
-        # 4. update
-        metrics |= update(cfg, policy, critic, optimizers, r, whiten(advantages, r.mask), returns, rng)
-        if abs(metrics["val/ratio_first"] - 1) > 1e-3:
+        try:
+            # 1. rollout: sample, score, and let the four models read
+            r = rollout(cfg, policy, reference, critic, score, tokenizer, batch, seed=cfg.seed * 1_000_003 + iteration)
+            # 2. rewards: a KL penalty on every sampled token, the score on the last
+            rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, cfg.kl_coef)  # (B, T-1)
+            # 3. advantages, whitened for the policy; returns, raw, for the critic
+            advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)  # (B, T-1), (B, T-1)
+            metrics = describe(cfg, r, advantages, returns)
+            require_finite(metrics)
+            if iteration % cfg.eval_every == 0 or iteration == cfg.iterations - 1:  # before the update
+                metrics |= look_closer(cfg, stage.out, iteration, r, policy, tokenizer, valid, score)
+            # 4. update
+            metrics |= update(cfg, policy, critic, optimizers, r, whiten(advantages, r.mask), returns, rng)
+        except FloatingPointError as error:
+            raise ValueError(
+                f"iteration {iteration}: {error}; stopped. The last good policy is in {checkpoint}. Usual causes: --lr "
+                f"or --critic_lr too high, a broken reward model; {stage.out / 'metrics.jsonl'} shows how it came"
+            ) from None
+        stage.log(iteration, **metrics)
+        if (gap := metrics["val/ratio_first_gap"]) > 1e-3:
             raise RuntimeError(
-                f"the first minibatch has ratio {metrics['val/ratio_first']:.5f} instead of 1: the update "
-                "and the rollout disagree about the same tokens"
+                f"a token of the first minibatch has a ratio {gap:.2g} away from 1: update and rollout disagree "
+                "about the same tokens (temperature, mask, dtype or dropout differ)"
             )
-        stage.log(iteration, **metrics, **held_out)
+        for warning in watch.update(iteration, metrics):
+            print(f"warning: {warning}", flush=True)
         seen += r.tokens.numel()
         sampled += int(r.mask.sum())
         bar.update(
             1,
             f"score {metrics['objective/scores']:+.2f} KL {metrics['objective/kl']:.2f} "
-            f"length {metrics['response_length/mean']:.0f} ended {metrics['val/eos_share']:.0%}",
+            f"ratio0 {metrics['val/ratio_first']:.3f} clip {metrics['policy/clipfrac_avg']:.1%} "
+            f"entropy {metrics['policy/entropy_avg']:.3f} ended {metrics['val/eos_share']:.0%} "
+            f"length {metrics['response_length/mean']:.0f} EV {metrics['val/explained_variance']:.2f}",
         )
     bar.close()
     save_model(policy, cfg.out)
     tokenizer.save(cfg.out)
+    shutil.rmtree(checkpoint)  # the policy itself is here now
     print(
         f"score {metrics['objective/scores']:+.2f}, KL {metrics['objective/kl']:.2f} nats per answer, "
         f"{metrics['val/eos_share']:.1%} ended"

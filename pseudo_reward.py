@@ -177,6 +177,7 @@ class Config:
     voters: str = "teacher"  # or both: the student's answers vote too
     min_share: float = 0.0  # drop a question whose vote has a smaller share of the answers
     sft_per_question: int = 4  # winning texts of the teacher kept for SFT
+    sft_filter: bool = True  # --no-sft_filter, for comparison: the teacher's finished answers, whoever won the vote
     keep_duplicates: bool = False  # keep the same text as often as it was sampled, instead of once
     pairs_per_question: int = 4  # a question's pairs share a total weight of 1
     lenient: bool = False  # read the last number or letter where no answer is stated
@@ -203,10 +204,16 @@ def main(cfg: Config) -> None:
         responses = samples[key]
         voters = [s for s in responses if cfg.voters == "both" or s.source == "teacher"]
         vote, share = majority_vote([s.answer for s in voters], [s.logprob for s in voters])
-        if vote is None or share < cfg.min_share:
+        elected = vote is not None and share >= cfg.min_share
+        rewards = pseudo_rewards(responses, vote) if elected else [0] * len(responses)
+        targets = rewards if cfg.sft_filter else [int(sample.ended) for sample in responses]
+        sft_rows += [
+            {"id": key, "prompt": question.prompt, "response": text}
+            for text in winners(responses, targets, cfg.sft_per_question, cfg.keep_duplicates)
+        ]
+        if not elected:
             continue
         kept += 1
-        rewards = pseudo_rewards(responses, vote)
         rewards_rows.append(
             {
                 "id": key,
@@ -218,10 +225,6 @@ def main(cfg: Config) -> None:
                 ],
             }
         )
-        sft_rows += [
-            {"id": key, "prompt": question.prompt, "response": text}
-            for text in winners(responses, rewards, cfg.sft_per_question, cfg.keep_duplicates)
-        ]
         pairs = make_pairs(responses, rewards, cfg.pairs_per_question, rng)
         pair_rows += [
             {

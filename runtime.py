@@ -57,8 +57,8 @@ def cli(Config: type, argv: list[str] | None = None):
 def launch(main: Callable, Config: type, argv: list[str] | None = None) -> None:
     """Run a script: parse its flags, call main, and turn the user's mistakes into one sentence and exit code 2.
 
-    A ValueError or OSError raised by our own code is a message to the user; raised elsewhere, it is a bug and keeps
-    its traceback. DEBUG=1 shows every traceback.
+    A ValueError, OSError or FloatingPointError raised by our own code is a message to the user; raised elsewhere, it is
+    a bug and keeps its traceback. DEBUG=1 shows every traceback.
     """
     cfg = cli(Config, argv)
     try:
@@ -66,7 +66,7 @@ def launch(main: Callable, Config: type, argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted: finished stages are kept, the same command continues after them", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         ours = raised_in.parent == Path(__file__).resolve().parent
         if os.environ.get("DEBUG") or not (ours or isinstance(error, PermissionError)):

@@ -7,7 +7,9 @@ never taught to stop never does. This is the warm-up stage of arXiv 2502.19557; 
 models (weights/make.py).
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ class Config:
     data: str  # JSONL with prompt and response
     out: str  # Hugging Face folder to write
     epochs: int = 2  # passes over the data
+    match_flops: str = ""  # instead: as many whole passes as cost what that finished stage cost, such as 6_ppo
     batch_size: int = 64  # sequences per optimiser step
     micro_batch: int = 64  # sequences per forward pass; changes memory, not the result
     lr: float = 2e-4  # peak, linear warm-up, then linear to 0
@@ -48,7 +51,7 @@ def sft_loss(logprobs: Tensor, mask: Tensor, total: int) -> Tensor:
 def main(cfg: Config) -> None:
     for name in ("epochs", "batch_size", "micro_batch", "lr", "max_tokens"):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
-    stage = runtime.Stage(cfg, inputs=["model", "data"])
+    stage = runtime.Stage(cfg, inputs=["model", "data", "match_flops"])
     if stage.finished:
         return
     rng = runtime.seed_all(cfg.seed)
@@ -69,13 +72,17 @@ def main(cfg: Config) -> None:
     model = load_model(cfg.model, torch.float32, device)
     parameters = sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay)
-    steps = cfg.epochs * -(-len(prompts) // cfg.batch_size)
+    epochs = cfg.epochs
+    if cfg.match_flops:
+        budget = json.loads((Path(cfg.match_flops) / "done.json").read_text(encoding="utf-8"))["flops"]
+        epochs = max(1, round(budget / (6 * parameters * sum(lengths))))
+    steps = epochs * -(-len(prompts) // cfg.batch_size)
     print(
         f"{parameters / 1e6:.2f}M parameters, {len(prompts)} examples ({dropped} too long), {steps} steps", flush=True
     )
 
     bar, step, seen = runtime.Progress("sft", steps), 0, 0
-    for _ in range(cfg.epochs):
+    for _ in range(epochs):
         for batch in batches(lengths, cfg.batch_size, rng):
             runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
             total = sum(len(responses[i]) for i in batch)  # response tokens of the whole step

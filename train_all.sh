@@ -9,11 +9,14 @@
 # FROM=6_ppo), ROUNDS=2 (sample, vote, reward model and PPO again from the latest policy), TEACHER (model folder, or a
 # JSONL of recorded answers), TEACHER_TEST (recorded answers to the test questions: the teacher's row of the report),
 # STUDENT (model folder), QUESTIONS (arith, gsm8k, mmlu_pro, or a JSONL), MODELS_DIR (holds the presets' model folders),
-# DATA_DIR (holds gsm8k/ and mmlu_pro/), PYTHON.
+# DATA_DIR (holds gsm8k/ and mmlu_pro/), PYTHON, REFERENCE=kept (in later rounds the KL is still measured from the SFT
+# student; moved, the default: from the policy that the round starts with).
+# ABLATE=1: the whole comparison, on SEEDS ("0 1 2 3 4"), JOBS runs at once, tables in RESULTS; ABLATE=arms: one SEED.
 # A finished stage is skipped on the next run; one whose settings or inputs changed is redone, the old kept aside.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 PYTHON=${PYTHON:-$(command -v python || echo python3)} PRESET=${PRESET:-tiny} SEED=${SEED:-0} QUICK=${QUICK:-0} ROUNDS=${ROUNDS:-1} FROM=${FROM:-}
+REFERENCE=${REFERENCE:-moved} ABLATE=${ABLATE:-0} SEEDS=${SEEDS:-0 1 2 3 4} JOBS=${JOBS:-2}
 models=${MODELS_DIR:-$here/models} lenient=--no-lenient
 
 # ---- presets: models, questions, sizes -----------------------------------------------------------------------------
@@ -21,11 +24,11 @@ case $PRESET in
 tiny)
   TEACHER=${TEACHER:-$here/weights/tiny-teacher} STUDENT=${STUDENT:-$here/weights/tiny-student-base}
   QUESTIONS=${QUESTIONS:-arith} instruction="" needs="a laptop and about 10 minutes on 2 cores"
-  train=2000 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=8
+  train=2000 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=16
   temperatures=1.0 temperature=0.7 # the teacher's: variety for the vote; the student's: near its greedy self
   new_tokens=64 batch=512 micro=128 vote="--keep_duplicates" signal="--min_share 0.5" held_out=0.1
   sft="--epochs 2 --lr 5e-4" reward="--epochs 2 --lr 1e-3"
-  ppo="--iterations 30 --rollout_size 256 --lr 5e-4 --critic_lr 1e-3 --kl_coef 0.05"
+  ppo="--iterations 20 --rollout_size 128 --eval_every 4 --lr 5e-4 --critic_lr 1e-3" kl_coef=0.05
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;; # at this size a second thread costs more than it brings
 smollm2)
   TEACHER=${TEACHER:-$models/SmolLM2-1.7B-Instruct} STUDENT=${STUDENT:-$models/SmolLM2-135M-Instruct}
@@ -45,24 +48,37 @@ if [ "$PRESET" != tiny ]; then # real questions, real models
   new_tokens=320 vote="" signal="" held_out=0.05
   if [[ $QUESTIONS != *mmlu_pro* ]]; then lenient=--lenient; fi # a lone letter is too often the pronoun I
   sft="--epochs 2 --lr $lr" reward="--epochs 1 --lr $lr"
-  ppo="--iterations 150 --rollout_size 256 --lr $ppo_lr --critic_lr 5e-6 --kl_coef 0.05"
+  ppo="--iterations 150 --rollout_size 256 --eval_every 15 --lr $ppo_lr --critic_lr 5e-6" kl_coef=0.05
 fi
 if [ "$QUICK" = 1 ]; then
   held_out=0.3 best_of=2
   if [ "$PRESET" = tiny ]; then
     train=200 valid=20 test=100 teacher_samples=4 student_samples=2 needs="a minute or two"
-    ppo="--iterations 3 --rollout_size 64 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.05"
+    ppo="--iterations 3 --rollout_size 64 --lr 2e-4 --critic_lr 5e-4"
   else
     train=16 valid=2 test=4 teacher_samples=2 student_samples=2 new_tokens=256
     needs="$needs; QUICK=1 is a trial of minutes, on a CPU up to an hour"
-    ppo="--iterations 1 --rollout_size 8 --minibatches 2 --lr 1e-6 --critic_lr 5e-6 --kl_coef 0.05"
+    ppo="--iterations 1 --rollout_size 8 --minibatches 2 --lr 1e-6 --critic_lr 5e-6"
   fi
 fi
 name=$PRESET-$SEED
 [ "$QUICK" = 1 ] && name=$name-quick
 RUN=${OUT:-$here/runs/$name}
 [[ $ROUNDS =~ ^[1-9]$ ]] || { echo "error: ROUNDS=$ROUNDS: a number from 1 to 9" >&2; exit 2; }
+[[ $REFERENCE =~ ^(moved|kept)$ ]] || { echo "error: REFERENCE=$REFERENCE: moved or kept" >&2; exit 2; }
+[[ $ABLATE =~ ^(0|1|arms)$ ]] || { echo "error: ABLATE=$ABLATE: 1 (all of SEEDS), or arms (one SEED)" >&2; exit 2; }
 [[ $SEED =~ ^[0-9]+$ ]] || { echo "error: SEED=$SEED: a number, 0 or greater" >&2; exit 2; }
+
+if [ "$ABLATE" = 1 ]; then # every seed is a run of its own, JOBS at once; what is finished is skipped
+  runs=${OUT:-$here/runs/$PRESET-ablation$([ "$QUICK" != 1 ] || echo -quick)}
+  mkdir -p "$runs"
+  run_seed() { ABLATE=arms SEED=$1 OUT=$runs/$1 bash "$here/train_all.sh" >"$runs/$1.log" 2>&1; }
+  export -f run_seed && export runs here PRESET QUICK
+  echo "seeds $SEEDS, $JOBS at once; $runs/SEED.log shows where each one is"
+  xargs -P "$JOBS" -I{} bash -c 'run_seed {} && echo "seed {}: done" || { tail -n 3 "$runs/{}.log" >&2; exit 1; }' \
+    <<<"${SEEDS// /$'\n'}"
+  exec "$PYTHON" "$here/ablation.py" --out "${RESULTS:-$runs}" $(for s in $SEEDS; do echo "$runs/$s"; done)
+fi
 
 # ---- helpers -------------------------------------------------------------------------------------------------------
 redo=0
@@ -78,11 +94,20 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
   echo "[$stage]"
   "$PYTHON" "$here/$script" --out "$RUN/$stage" "$@"
 }
+rl() { # rl STAGE FLAGS...: PPO with the settings that all its runs share
+  run "$1" ppo.py --questions "$questions" --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens "$new_tokens" \
+    --micro_batch "$micro" --temperature "$temperature" --seed "$SEED" --kl_coef "$kl_coef" $ppo "${@:2}"
+}
 sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
 
 "$PYTHON" "$here/runtime.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
   --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --micro_batch $micro --new_tokens $new_tokens \
   --needs "$needs" --hub "${hub:-}"
+
+mkdir -p "$RUN"
+for name in PRESET SEED QUICK ROUNDS REFERENCE ABLATE TEACHER TEACHER_TEST STUDENT QUESTIONS DATA_DIR MODELS_DIR; do
+  [ -z "${!name:-}" ] || printf '%s=%q ' "$name" "${!name}"
+done >"$RUN/command.txt" && echo "bash train_all.sh" >>"$RUN/command.txt" # for the report
 
 # ---- the stages ----------------------------------------------------------------------------------------------------
 questions=$RUN/0_questions/train.jsonl
@@ -112,15 +137,12 @@ for round in $(seq 1 "$ROUNDS"); do
     --calibrate "$RUN/3_student$suffix/samples.jsonl" --questions "$questions" --micro_batch $micro \
     --held_out $held_out $reward
   # PPO: answers that the reward model likes become likelier, near the policy that it started from
-  run 6_ppo$suffix ppo.py --policy "$RUN/$policy" --reward_model "$RUN/5_reward$suffix" --questions "$questions" \
-    --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens $new_tokens --micro_batch $micro \
-    --temperature $temperature --seed "$SEED" $ppo
+  rl 6_ppo$suffix --policy "$RUN/$policy" --reward_model "$RUN/5_reward$suffix" \
+    --reference "$([ "$REFERENCE" = moved ] || echo "$RUN/2_sft")"
   policy=6_ppo$suffix
 done
 # the baseline without a reward model: the vote itself is the reward
-run 6_ppo_raw ppo.py --policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" $lenient --questions "$questions" \
-  --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens $new_tokens --micro_batch $micro \
-    --temperature $temperature --seed "$SEED" $ppo
+rl 6_ppo_raw --policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" $lenient
 
 # everyone answers the same held-out questions, greedily
 evaluate() { # evaluate NAME MODEL [FLAGS]
@@ -133,6 +155,10 @@ if [ -n "${TEACHER_TEST:-}" ]; then evaluate teacher "$TEACHER_TEST"; fi
 evaluate base "$STUDENT"
 evaluate sft "$RUN/2_sft"
 evaluate ppo "$RUN/$policy"
+if [ "$ROUNDS" != 1 ]; then
+  evaluate ppo_r1 "$RUN/6_ppo" # how far each round came
+  for round in $(seq 2 $((ROUNDS - 1))); do evaluate ppo_r$round "$RUN/6_ppo_r$round"; done
+fi
 evaluate ppo_raw "$RUN/6_ppo_raw"
 evaluate best_of_n "$RUN/2_sft" --reward_model "$RUN/5_reward" --samples $best_of --seed "$SEED" \
   --temperature $temperature
@@ -142,4 +168,45 @@ if [ -f "$RUN/0_questions/hard.jsonl" ]; then # a difficulty that nobody was tra
   evaluate hard_sft "$RUN/2_sft" $hard
   evaluate hard_ppo "$RUN/$policy" $hard
 fi
-"$PYTHON" "$here/report.py" --run "$RUN" --preset "$PRESET" --seed "$SEED"
+
+# ---- ablations: what each part contributes, one change at a time ---------------------------------------------------
+arm() { # arm NAME FLAGS...: PPO with something else than the method, and its accuracy
+  rl "6_ppo+$1" --policy "$RUN/2_sft" "${@:2}"
+  evaluate "ppo+$1" "$RUN/6_ppo+$1"
+}
+if [ "$ABLATE" = arms ]; then
+  # SFT on all of the teacher's answers, whoever won the vote; SFT for as long as PPO
+  run 1_vote+all pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $vote --no-sft_filter
+  run 2_sft+all sft.py --model "$STUDENT" --data "$RUN/1_vote+all/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft
+  evaluate sft+all "$RUN/2_sft+all"
+  run 2_sft+longer sft.py --model "$RUN/2_sft" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft \
+    --match_flops "$RUN/6_ppo"
+  evaluate sft+longer "$RUN/2_sft+longer"
+  # another reward: gold (an upper bound, not the method), no KL penalty, a stronger one
+  learned="--reward_model $RUN/5_reward"
+  arm gold --gold $lenient
+  arm kl0 $learned --kl_coef 0
+  arm kl4 $learned --kl_coef "$(awk "BEGIN { print 4 * $kl_coef }")"
+  # another reward model: the student votes too, or it starts from the teacher
+  run 4_pseudo_reward+both pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
+    --student "$RUN/3_student/samples.jsonl" --voters both
+  judge() { # judge NAME MODEL PAIRS SAMPLES
+    run "5_reward+$1" reward.py --model "$2" --pairs "$3" --calibrate "$4" --questions "$questions" --seed "$SEED" \
+      --micro_batch $micro --held_out $held_out $reward
+  }
+  judge both "$RUN/2_sft" "$RUN/4_pseudo_reward+both/pairs.jsonl" "$RUN/3_student/samples.jsonl"
+  arm both --reward_model "$RUN/5_reward+both"
+  if [ -d "$TEACHER" ]; then # the critic stays as it was: only the judge is another
+    judge teacher "$TEACHER" "$RUN/4_pseudo_reward/pairs.jsonl" "$RUN/3_student/samples.jsonl"
+    arm teacher --reward_model "$RUN/5_reward+teacher" --critic "$RUN/5_reward"
+  fi
+  # a second round from the policy of the first
+  run 3_student+r2 generate.py --model "$RUN/6_ppo" --questions "$questions" --source student --seed "$SEED" \
+    --samples $student_samples --temperatures $temperature $lenient $(sampling)
+  run 4_pseudo_reward+r2 pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
+    --student "$RUN/3_student+r2/samples.jsonl"
+  judge r2 "$RUN/2_sft" "$RUN/4_pseudo_reward+r2/pairs.jsonl" "$RUN/3_student+r2/samples.jsonl"
+  rl 6_ppo+r2 --policy "$RUN/6_ppo" --reward_model "$RUN/5_reward+r2"
+  evaluate ppo+r2 "$RUN/6_ppo+r2"
+fi
+"$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED"

@@ -229,6 +229,24 @@ def test_the_script_asks_with_shots_and_says_so(completing, model_folder, tmp_pa
     assert sum(row["tokens"] for row in rows) == done["tokens"]
 
 
+def test_every_sample_is_of_its_question_and_temperature(model_folder, tmp_path, monkeypatch):
+    """The log-prob on each row is the sum that the model gives its tokens after that row's question; seeds differ."""
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: " ".join(map(str, ids)))
+    rows, done = run_script(tmp_path, model_folder, samples=3, temperatures="1.0,1.0,0.5")
+    model, tokenizer = generation.load_model(str(model_folder)), Tokenizer(model_folder)
+    assert [(row["id"], row["temperature"]) for row in rows] == [
+        (f"q-{q}", t) for t in (1.0, 1.0, 0.5) for q in (1, 2) for _ in range(3)]
+    assert len({row["response"] for row in rows}) == 18
+    for row in rows:
+        prompt = tokenizer.chat(TEXTS[int(row["id"][-1]) - 1][6:40].strip())
+        tokens = torch.tensor([prompt + [int(word) for word in row["response"].split()]])
+        with torch.no_grad():
+            logprobs = token_logprobs(model(tokens), tokens, row["temperature"])[0, len(prompt) - 1 :]
+        assert logprobs.sum().item() == pytest.approx(row["logprob"], abs=1e-2)
+        assert row["tokens"] == len(logprobs) == (24 if row["finish"] == "length" else len(logprobs))
+    assert done["tokens"] == sum(row["tokens"] for row in rows)
+
+
 def test_asking_one_question_prints_its_answer(completing, model_folder, capsys):
     for shots in (0, 2):
         generation.main(generation.Config(str(model_folder), ask="3+4?", shots=shots, max_new_tokens=6))

@@ -15,6 +15,7 @@ ROOT = Path(runtime.__file__).resolve().parent
 MAY_IMPORT = {
     "model": set(),
     "runtime": set(),
+    "health": set(),
     "arith": set(),
     "answers": set(),
     "chat": set(),
@@ -25,8 +26,10 @@ MAY_IMPORT = {
     "pseudo_reward": {"answers", "data", "runtime"},
     "eval": {"answers", "chat", "data", "generate", "model", "pseudo_reward", "quality", "runtime"},
     "reward": {"chat", "data", "eval", "model", "quality", "runtime"},
-    "ppo": {"answers", "chat", "data", "eval", "generate", "model", "runtime"},
-    "report": {"answers", "data", "runtime"},
+    "ppo": {"answers", "chat", "data", "eval", "generate", "health", "model", "runtime"},
+    "ablation": {"report", "runtime"},
+    "figures": set(),
+    "report": {"answers", "data", "figures", "runtime"},
 }
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
@@ -121,7 +124,8 @@ def commands_of(tmp_path, **environment):
 
 @pytest.mark.skipif(not (ROOT / "train_all.sh").is_file(), reason="there is no train_all.sh yet")
 @pytest.mark.parametrize("environment", [
-    {}, {"QUICK": "1"}, {"ROUNDS": "3", "SEED": "7"}, {"TEACHER": "recorded.jsonl"},
+    {}, {"QUICK": "1"}, {"ROUNDS": "3", "SEED": "7"}, {"ROUNDS": "2", "REFERENCE": "kept"},
+    {"ABLATE": "arms"}, {"TEACHER": "recorded.jsonl"},
     {"TEACHER": "recorded.jsonl", "TEACHER_TEST": "test.jsonl"},
     *({"PRESET": preset, "QUICK": quick} for preset in ("smollm2", "qwen", "llama3") for quick in ("0", "1")),
 ], ids=lambda environment: " ".join(f"{k}={v}" for k, v in environment.items()) or "default")
@@ -153,8 +157,9 @@ def test_every_flag_of_train_all_exists_and_parses(environment, tmp_path, capsys
     assert ("6_ppo_r3" in made) == (environment.get("ROUNDS") == "3")
 
 
-@pytest.mark.parametrize("environment", [{"PRESET": "huge"}, {"ROUNDS": "0"}, {"SEED": "x"}])
+@pytest.mark.parametrize("environment", [
+    {"PRESET": "huge"}, {"ROUNDS": "0"}, {"SEED": "x"}, {"REFERENCE": "x"}, {"ABLATE": "2"}])
 def test_train_all_refuses_a_bad_environment_before_any_command(environment, tmp_path):
-    with pytest.raises(AssertionError, match=r"huge|ROUNDS|SEED"):
+    with pytest.raises(AssertionError, match=r"huge|ROUNDS|SEED|REFERENCE|ABLATE"):
         commands_of(tmp_path, **environment)
     assert not (tmp_path / "commands").exists()

@@ -75,9 +75,15 @@ def test_rmsnorm_squares_in_fp32_for_bf16():
 def test_rope_is_a_complex_rotation(rope, make_config):
     """Features i and i + E/2 are one complex number, multiplied by exp(1j * position * speed_i)."""
     config = make_config(head_dim=16, **rope)
-    T, E = 50, 16
+    T, E = 300, 16  # bf16 knows no odd number above 256
     x = torch.randn(2, 3, T, E, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     cos, sin = rope_table(config, T, torch.device("cpu"))
+    torch.testing.assert_close(rotate(x, cos.double(), sin.double()), turned(config, x), rtol=0, atol=2e-4)
+
+
+def turned(config: ModelConfig, x: torch.Tensor) -> torch.Tensor:
+    """x (..., T, E) in float64: feature i and i + E/2 as one complex number, times exp(1j * position * speed_i)."""
+    T, E = x.shape[-2:]
     speeds = []
     for i in range(E // 2):
         speed = config.rope_theta ** (-2 * i / E)
@@ -91,9 +97,52 @@ def test_rope_is_a_complex_rotation(rope, make_config):
                 speed = (1 - blend) * speed / config.rope_factor + blend * speed
         speeds.append(speed)
     angles = torch.arange(T, dtype=torch.float64)[:, None] * torch.tensor(speeds, dtype=torch.float64)  # (T, E/2)
-    turned = torch.complex(x[..., : E // 2], x[..., E // 2 :]) * torch.polar(torch.ones_like(angles), angles)
-    expected = torch.cat([turned.real, turned.imag], -1)
-    torch.testing.assert_close(rotate(x, cos.double(), sin.double()), expected, rtol=0, atol=2e-5)
+    number = torch.complex(x[..., : E // 2], x[..., E // 2 :]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([number.real, number.imag], -1)
+
+
+@each_case
+@torch.no_grad()
+def test_the_logits_are_those_of_the_formulas(name, make_model):
+    """The whole network once more in float64, one head at a time."""
+    model = make_model(**CASES[name])
+    config, weights = model.config, {key: weight.double() for key, weight in model.state_dict().items()}
+    E, T = config.head_dim, 12
+    tokens = random_tokens(config, 1, T)
+    future = torch.ones(T, T).triu(1).bool()
+
+    def linear(x, name):
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
+
+    def norm(x, name):
+        return x / (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * weights[f"{name}.weight"]
+
+    x = weights["model.embed_tokens.weight"][tokens[0]]  # (T, D)
+    for i in range(config.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        h = norm(x, f"{layer}.input_layernorm")
+        queries, keys, values = (linear(h, f"{layer}.self_attn.{name}_proj").split(E, -1) for name in "qkv")  # (T, E)
+        heads, group = [], config.num_attention_heads // config.num_key_value_heads
+        for j, q in enumerate(queries):
+            scores = turned(config, q) @ turned(config, keys[j // group]).T / math.sqrt(E)  # (T, T)
+            heads.append(scores.masked_fill(future, -math.inf).softmax(-1) @ values[j // group])
+        x = x + linear(torch.cat(heads, -1), f"{layer}.self_attn.o_proj")
+        h = norm(x, f"{layer}.post_attention_layernorm")
+        gate = linear(h, f"{layer}.mlp.gate_proj")
+        x = x + linear(gate / (1 + (-gate).exp()) * linear(h, f"{layer}.mlp.up_proj"), f"{layer}.mlp.down_proj")
+    expected = linear(norm(x, "model.norm"), "lm_head")
+    torch.testing.assert_close(model(tokens)[0].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_dropped_in_training(make_model, make_config, randomize):
+    """No dropout, even in training mode: else log-probs, ratios and rewards would be noise."""
+    for model in (make_model(), randomize(ScalarModel(make_config()))):
+        assert not any("dropout" in type(module).__name__.lower() for module in model.modules())
+        tokens, seen = random_tokens(model.config, 2, 6), []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            seen.append(model.train()(tokens))
+        assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], model.eval()(tokens))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
@@ -121,6 +170,39 @@ def test_token_logprobs_gradient_is_one_hot_minus_softmax():
     expected = (F.one_hot(tokens[:, 1:], 7) - torch.softmax(logits[:, :-1].detach() / 0.5, -1)) / 0.5
     torch.testing.assert_close(logits.grad[:, :-1], expected, rtol=1e-5, atol=1e-6)
     assert not logits.grad[:, -1].any()
+
+
+def both_ways(logits, tokens, temperature=1.0):
+    """Log-probs (T-1,) of one row of logits (T, V), by token_logprobs and by masked_logprobs, and the entropies."""
+    model = SimpleNamespace(model=lambda _: logits[None], lm_head=lambda hidden: hidden)
+    mask = torch.ones(1, len(tokens) - 1, dtype=torch.bool)
+    short, entropies = masked_logprobs(model, torch.tensor([tokens]), mask, temperature)
+    long = token_logprobs(logits[None], torch.tensor([tokens]), temperature)
+    return long[0].tolist(), short[0].tolist(), entropies[0].tolist()
+
+
+def test_log_probs_by_hand():
+    """Logits at i are 10 for the token after that of place i: log-prob -ln(1 + 3 e^-10), some -10 if shifted."""
+    for logprobs in both_ways(10 * torch.eye(4)[[1, 2, 3, 0]], [0, 1, 2, 3])[:2]:
+        assert logprobs == pytest.approx([-0.000136] * 3, abs=1e-6)
+    for temperature, first, second, entropy in ((0.5, -0.01815, -4.01815, 0.09009), (1.0, -0.12693, -2.12693, 0.36533)):
+        long, short, entropies = both_ways(torch.tensor([[2.0, 0.0]] * 3), [1, 0, 1], temperature)
+        assert long == pytest.approx([first, second], abs=1e-5) == short
+        assert entropies == pytest.approx([entropy] * 2, abs=1e-5)
+
+
+def test_log_probs_of_large_and_of_equal_logits():
+    """A constant on all logits changes nothing, 1e4 stays finite, V equal logits give -ln V and entropy ln V."""
+    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    plain, shifted = both_ways(logits, [1, 2, 3, 4]), both_ways(logits + 100, [1, 2, 3, 4])
+    for before, after in zip(plain, shifted):
+        assert before == pytest.approx(after, abs=1e-4)
+    for logprobs in both_ways(1e4 * torch.eye(3)[[1, 1, 1]], [0, 1, 2])[:2]:
+        assert logprobs == [0, -1e4]
+    for size, log in ((32768, 10.39721), (4, 1.386294)):
+        long, short, entropies = both_ways(torch.full((3, size), 0.7), [3, 0, 1])
+        assert [*long, *short] == pytest.approx([-log] * 4, abs=1e-4)
+        assert entropies == pytest.approx([log] * 2, abs=1e-4)
 
 
 MASK = torch.tensor([[False, True, True, False, True, False], [True, False, False, True, True, True]])  # (B, T-1)

@@ -8,10 +8,12 @@ import dataclasses
 import json
 import math
 import random
+import re
+import shutil
 
 import pytest
 import torch
-from test_sft import change, on_the_cpu, tiny_folder  # noqa: F401 (a fixture)
+from test_sft import change, descend, on_the_cpu, plain_sgd, tiny_folder  # noqa: F401 (a fixture)
 
 import ppo
 from data import Question, Tokenizer, read_jsonl, write_jsonl
@@ -572,7 +574,7 @@ def test_with_learning_rate_zero_nothing_moves(tiny, scorer):
     for seed in range(3):
         r = ppo.rollout(cfg, policy, reference, critic, by_position, Tokenizer(tiny), QUESTIONS, seed)
         advantages, returns = advantages_of(cfg, r)
-        assert ppo.describe(r, returns, cfg.kl_coef)["objective/kl"] == 0
+        assert ppo.describe(cfg, r, advantages, returns)["objective/kl"] == 0
         metrics = ppo.update(cfg, policy, critic, optimizers, r, advantages, returns, rng)
         assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] < 1e-10
         assert metrics["policy/clipfrac_avg"] == metrics["val/clipfrac_avg"] == 0
@@ -603,7 +605,7 @@ def test_columns_of_padding_leave_an_update_as_it_was(tiny, scorer, poison):
     advantages, returns = advantages_of(cfg, padded)
     poisoned = {"advantages": wider(advantages[:, :-5]), "returns": wider(returns[:, :-5])}
     same_step(step(cfg, r, tiny, scorer), step(cfg, padded, tiny, scorer, **poisoned), 1e-5)
-    described = ppo.describe(r, advantages_of(cfg, r)[1], 0.05), ppo.describe(padded, returns, 0.05)
+    described = ppo.describe(cfg, r, *advantages_of(cfg, r)), ppo.describe(cfg, padded, advantages, returns)
     assert described[0] == pytest.approx(described[1], abs=1e-5)
 
 
@@ -664,16 +666,23 @@ def test_the_rollouts_metrics_by_hand():
     """Answers of 2 and 1 tokens. For R [1, 2, 3] and V [1, 2, 2], 1 - var(R - V) / var(R) is .6667."""
     mask = torch.tensor([[False, True, True], [True, False, False]])
     r = ppo.Rollout(
-        tokens=torch.zeros(2, 4, dtype=torch.long), mask=mask, texts=["", ""], scores=torch.tensor([1.0, -2.0]),
+        tokens=torch.zeros(2, 4, dtype=torch.long), mask=mask, scores=torch.tensor([1.0, -2.0]),
+        questions=[], texts=["", "7"],
         logprobs=torch.tensor([[NAN, -1.0, -2.0], [-4.0, NAN, NAN]]), ended=torch.tensor([True, False]),
         ref_logprobs=torch.tensor([[NAN, -1.5, -2.5], [-2.0, NAN, NAN]]),
         values=torch.tensor([[NAN, 1.0, 2.0], [2.0, NAN, NAN]]),
         entropy=torch.tensor([[NAN, 0.3, 0.6], [0.9, NAN, NAN]]))
-    assert ppo.describe(r, torch.tensor([[0.0, 1.0, 2.0], [3.0, 0, 0]]), 0.1) == pytest.approx({
+    returns = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0, 0]])
+    metrics = ppo.describe(config(kl_coef=0.1), r, torch.tensor([[9.0, 1.0, 2.0], [6.0, 9, 9]]), returns)
+    assert metrics == pytest.approx({
         "objective/scores": -0.5, "objective/scores_std": 1.5,
         "objective/kl": (1.0 - 2.0) / 2, "objective/non_score_reward": 0.05, "objective/rlhf_reward": -0.5 + 0.05,
         "objective/entropy": (3.0 + 4.0) / 2, "policy/entropy_avg": 0.6, "val/explained_variance": 0.6667,
-        "val/num_eos_tokens": 1, "val/eos_share": 0.5, "response_length/mean": 1.5, "response_length/max": 2}, abs=1e-4)
+        "val/num_eos_tokens": 1, "val/eos_share": 0.5, "response_length/mean": 1.5, "response_length/max": 2,
+        "objective/scores_min": -2, "objective/scores_max": 1, "objective/kl_coef": 0.1,
+        "val/explained_variance_mse": 0.5, "val/values_mean": 5 / 3, "val/returns_mean": 2, "val/advantages_mean": 3,
+        "val/advantages_std": (14 / 3) ** 0.5, "val/repeated": 0.5, "response_length/min": 1,
+        "response_length/clip_ratio": 0.5}, abs=1e-4)
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -684,13 +693,108 @@ def write_questions(path, gold=None):
     return str(path)
 
 
-def run(folder, tiny, scorer, gold=None, **flags):
+def run(folder, tiny, scorer, answer=None, **flags):
     """Run ppo.py; its metrics."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = dict(policy=tiny, reward_model=scorer, iterations=3, rollout_size=8, minibatches=2, micro_batch=3,
                  max_new_tokens=8, lr=1e-2, critic_lr=1e-2) | flags
-    ppo.main(ppo.Config(questions=write_questions(folder / "questions.jsonl", gold), out=str(folder / "out"), **flags))
+    questions = write_questions(folder / "questions.jsonl", answer)
+    ppo.main(ppo.Config(questions=questions, out=str(folder / "out"), **flags))
     return list(read_jsonl(folder / "out" / "metrics.jsonl"))
+
+
+def answers_alone(tokenizer, policy, batch, seed, temperature):
+    """[(token ids of prompt and response, length of the prompt, ended)], each cell of it to be read alone."""
+    prompts = [tokenizer.chat(f"{i}+{i}?") for i in batch]
+    sampled = ppo.generate(policy, prompts, 8, temperature, tokenizer.stop_ids, seed, 7)
+    return [(prompt + s.tokens, len(prompt), s.tokens[-1] == 1) for prompt, s in zip(prompts, sampled)]
+
+
+@pytest.mark.parametrize("judged_by", ["reward_model", "votes", "gold"])
+def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path, monkeypatch, judged_by):
+    """Three iterations of two epochs of two minibatches: policy, critic, schedule, rewards, advantages and clips.
+
+    Every answer is read alone and every token's reward, advantage and loss is plain Python; the policy's and the
+    critic's updates are written out. Seven answers to six questions, so that minibatches and epochs are uneven.
+    With gold answers, reference and critic are folders of their own. Held-out questions are asked and never trained.
+    """
+    asked, critics, real = plain_sgd(monkeypatch), [], ppo.rollout
+    monkeypatch.setattr(ppo, "rollout", lambda *args, **more: critics.append(args[3]) or real(*args, **more))
+    flags = dict(rollout_size=7, minibatches=2, micro_batch=3, epochs=2, lr=0.5, critic_lr=0.2, warmup=2, kl_coef=0.3,
+                 temperature=0.8, gamma=0.9, lam=0.8, clip=0.05, value_clip=0.03, unfinished_score=-1.5,
+                 max_grad_norm=0.4, seed=3)
+    if judged_by == "votes":
+        write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7"} for i in range(6)])
+        flags |= {"reward_model": "", "votes": str(tmp_path / "votes.jsonl"), "lenient": True}
+    other = tiny_folder(tmp_path / "other", seed=5)
+    if judged_by == "gold":
+        flags |= {"reward_model": "", "gold": True, "reference": other, "critic": scorer, "lenient": True}
+    write_jsonl(tmp_path / "valid.jsonl", [{"question": f"{i}-1?", "answer": "1"} for i in range(3)])
+    metrics = run(tmp_path, tiny, scorer, answer=lambda i: "7", valid=str(tmp_path / "valid.jsonl"), **flags)
+    assert asked == [{"betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}] * 2
+
+    tokenizer, rng, order = Tokenizer(tiny), torch.Generator().manual_seed(3), []
+    policy, reference = load_model(tiny), load_model(other if judged_by == "gold" else tiny)
+    critic = load_scalar_model(scorer) if judged_by != "votes" else load_scalar_model(tiny, new_head="zero")
+    judge, norms, clipped, scores_seen = load_scalar_model(scorer), [], [], []
+
+    def read(model, tokens, start):
+        """Log-probs of the sampled tokens of one answer (t,)."""
+        logp = (model(torch.tensor([tokens]))[0, start - 1 : -1] / 0.8).log_softmax(-1)
+        return logp[range(len(logp)), tokens[start:]]
+
+    for iteration, share in enumerate((0.5, 1.0, 1.0)):
+        while len(order) < 7:
+            order += torch.randperm(6, generator=rng).tolist()
+        batch, order = order[:7], order[7:]
+        answers = answers_alone(tokenizer, policy, batch, 3 * 1_000_003 + iteration, 0.8)
+        old, old_values, advantages, returns = [], [], [], []
+        for tokens, start, ended in answers:
+            with torch.no_grad():
+                old.append(read(policy, tokens, start).tolist())
+                frozen = read(reference, tokens, start).tolist()
+                old_values.append(critic(torch.tensor([tokens]))[0, start - 1 : -1].tolist())
+                score = judge(torch.tensor([tokens]))[0, -1].item()
+            if judged_by != "reward_model":
+                score = 1.0 if ppo.extract_answer(tokenizer.decode(tokens[start:]), "number", True) == "7" else -1.0
+            scores_seen.append(score if ended else -1.5)
+            next_value = next_advantage = 0.0
+            row = []
+            for t in reversed(range(len(frozen))):
+                reward = -0.3 * (old[-1][t] - frozen[t]) + (scores_seen[-1] if t == len(frozen) - 1 else 0.0)
+                next_advantage = reward + 0.9 * next_value - old_values[-1][t] + 0.9 * 0.8 * next_advantage
+                next_value = old_values[-1][t]
+                row.insert(0, next_advantage)
+            advantages.append(row)
+            returns.append([a + v for a, v in zip(row, old_values[-1])])
+        flat = [a for row in advantages for a in row]
+        mean = sum(flat) / len(flat)
+        deviation = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat))
+        for _ in range(2):
+            for rows in torch.randperm(7, generator=rng).split(4):
+                count, loss, error = sum(len(advantages[b]) for b in rows), 0.0, 0.0
+                for b in rows:
+                    tokens, start, _ = answers[b]
+                    white = (torch.tensor(advantages[b]) - mean) / deviation
+                    ratio = (read(policy, tokens, start) - torch.tensor(old[b])).exp()
+                    values, target = critic(torch.tensor([tokens]))[0, start - 1 : -1], torch.tensor(returns[b])
+                    near = torch.tensor(old_values[b]) + (values - torch.tensor(old_values[b])).clamp(-0.03, 0.03)
+                    loss = loss - torch.minimum(white * ratio, white * ratio.clamp(0.95, 1.05)).sum() / count
+                    error = error + torch.maximum((values - target) ** 2, (near - target) ** 2).sum() / 2 / count
+                    clipped.append(((ratio - 1).abs() > 0.05).any().item())
+                loss.backward()
+                error.backward()
+                norms.append((descend(policy, 0.5 * share, 0.4), descend(critic, 0.2 * share, 0.4)))
+    assert any(clipped) and not all(clipped)
+    for mine, start, limit in ((policy, load_model(tmp_path / "out"), 1e-4), (critic, critics[0], 1e-4)):
+        assert change(start, mine).abs().max() < limit
+    assert change(load_model(tiny), policy).abs().max() > 0.03
+    by_iteration = [[sum(n[i] for n in norms[k : k + 4]) / 4 for k in (0, 4, 8)] for i in (0, 1)]
+    assert [m["policy/grad_norm"] for m in metrics] == pytest.approx(by_iteration[0], rel=1e-2)
+    assert [m["critic/grad_norm"] for m in metrics] == pytest.approx(by_iteration[1], rel=1e-2)
+    assert max(by_iteration[0]) > 0.4
+    scores = [sum(scores_seen[i : i + 7]) / 7 for i in (0, 7, 14)]
+    assert [m["objective/scores"] for m in metrics] == pytest.approx(scores, abs=1e-3)
 
 
 def test_the_reference_stays_while_the_policy_moves(tiny, scorer, tmp_path, monkeypatch):
@@ -737,8 +841,8 @@ def test_the_critic_starts_as_the_reward_model(tiny, scorer, tmp_path, monkeypat
 
 def test_the_same_seed_gives_the_same_run_whatever_the_gold_answers(tiny, scorer, tmp_path):
     """Gold answers are in the question file and are never read."""
-    first = run(tmp_path / "a", tiny, scorer, gold=lambda i: str(2 * i))
-    second = run(tmp_path / "b", tiny, scorer, gold=lambda i: str(999 + i))
+    first = run(tmp_path / "a", tiny, scorer, answer=lambda i: str(2 * i))
+    second = run(tmp_path / "b", tiny, scorer, answer=lambda i: str(999 + i))
     other = run(tmp_path / "c", tiny, scorer, seed=1)
     assert json.dumps(first) == json.dumps(second) != json.dumps(other)
     weights = [(tmp_path / name / "out" / "model.safetensors").read_bytes() for name in "abc"]
@@ -811,7 +915,7 @@ def test_held_out_questions_are_asked_before_the_first_update_and_now_and_then(t
 
     def accuracy(policy, tokenizer, questions, max_new_tokens, label):
         asked.append((change(load_model(tiny), policy).abs().max().item(), [question.answer for question in questions]))
-        return {"strict": len(asked) / 10}, []
+        return {"strict": len(asked) / 10}, [{"response": "7", "finish": "stop"}]
 
     monkeypatch.setattr(ppo, "accuracy", accuracy)
     valid = tmp_path / "valid.jsonl"
@@ -824,7 +928,8 @@ def test_held_out_questions_are_asked_before_the_first_update_and_now_and_then(t
 def test_the_learning_rate_warms_up_and_falls_linearly_over_the_iterations(tiny, scorer, tmp_path, monkeypatch):
     rates = []
     monkeypatch.setattr(ppo, "update", lambda cfg, policy, critic, optimizers, *rest: rates.append(
-        [optimizer.param_groups[0]["lr"] for optimizer in optimizers]) or {"val/ratio_first": 1.0})
+        [optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+        or {"val/ratio_first": 1.0, "val/ratio_first_gap": 0.0, "policy/clipfrac_avg": 0.0})
     run(tmp_path, tiny, scorer, iterations=6, warmup=2, lr=1.0, critic_lr=2.0, rollout_size=2)
     policy, critic = zip(*rates)
     assert policy == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
@@ -835,14 +940,139 @@ def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp
     """Such as log-probs at another temperature."""
     real = ppo.update
     monkeypatch.setattr(ppo, "update", lambda cfg, *rest: real(dataclasses.replace(cfg, temperature=0.5), *rest))
-    with pytest.raises(RuntimeError, match=r"has ratio \d+\.\d+ instead of 1"):
+    with pytest.raises(RuntimeError, match=r"has a ratio \S+ away from 1"):
         run(tmp_path, tiny, scorer)
+
+
+@pytest.mark.parametrize("broken", ["policy_loss", "value_loss", "shape_rewards"])
+def test_nan_stops_before_the_step_and_keeps_the_last_good_policy(tiny, scorer, tmp_path, monkeypatch, broken):
+    """In the second iteration: the checkpoint of before it, or of before a rollout that was bad already, is there."""
+    calls, real, weights = [], getattr(ppo, broken), []
+
+    def breaks(*args):
+        calls.append(args)
+        result = real(*args)
+        if len(weights) < 2:
+            return result
+        return result * NAN if isinstance(result, torch.Tensor) else (result[0] * NAN, result[1])
+
+    def spy(cfg, policy, *rest, real=ppo.rollout, **more):
+        weights.append([p.detach().clone() for p in policy.parameters()])
+        return real(cfg, policy, *rest, **more)
+
+    monkeypatch.setattr(ppo, broken, breaks)
+    monkeypatch.setattr(ppo, "rollout", spy)
+    with pytest.raises(ValueError, match=r"iteration 1: .*nan.*stopped. The last good policy is in .*checkpoint"):
+        run(tmp_path, tiny, scorer, eval_every=1)
+    kept = load_model(tmp_path / "out" / "checkpoint")
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), weights[broken != "shape_rewards"]))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert len(list(read_jsonl(tmp_path / "out" / "metrics.jsonl"))) == 1
 
 
 @pytest.mark.parametrize(("flags", "message"), [
     ({"iterations": 0}, "--iterations 0"), ({"temperature": 0.0}, r"--temperature 0\.0"),
     ({"kl_coef": -0.1}, "--kl_coef"),
-    ({"reward_model": ""}, "one of --reward_model and --votes"), ({"votes": "v"}, "one of --reward_model and --votes")])
+    ({"reward_model": ""}, "one of --reward_model, --votes and --gold, not none"),
+    ({"votes": "v"}, r"one of .*, not \['reward_model', 'votes'\]")])
 def test_flags_that_make_no_sense_are_named(tiny, scorer, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, tiny, scorer, **flags)
+
+
+def test_gold_answers_as_the_reward_are_an_upper_bound_one_may_ask_for(tiny, scorer, tmp_path, monkeypatch):
+    """+1 for an answer that is right, -1 otherwise; questions without a gold answer are not asked."""
+    asked, real = set(), ppo.rollout
+
+    def spy(cfg, policy, reference, critic, score, tokenizer, questions, seed):
+        asked.update(question.id for question in questions)
+        texts = [f"#### {2 * int(q.id[1:]) + i % 2}" for i, q in enumerate(questions)]
+        assert score(questions, None, None, texts).tolist() == [1.0, -1.0] * 4
+        return real(cfg, policy, reference, critic, score, tokenizer, questions, seed)
+
+    monkeypatch.setattr(ppo, "rollout", spy)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    questions = write_questions(folder / "questions.jsonl", lambda i: str(2 * i) if i % 2 else None)
+    ppo.main(ppo.Config(policy=tiny, gold=True, questions=questions, iterations=1, rollout_size=8, minibatches=2,
+                        max_new_tokens=8, out=str(folder / "out")))
+    assert asked == {"q1", "q3", "q5"}
+
+
+def test_the_kl_is_measured_from_the_reference_that_was_given(tiny, scorer, tmp_path):
+    """Of another model than the policy it is not 0 at the start, and its penalty is in the reward."""
+    run(tmp_path / "a", tiny, scorer, iterations=2)
+    moved = str(tmp_path / "a" / "out")
+    [there] = run(tmp_path / "b", moved, scorer, reference=tiny, iterations=1, rollout_size=64)
+    [here] = run(tmp_path / "c", moved, scorer, iterations=1, rollout_size=64)
+    assert here["objective/kl"] == 0 < 0.01 < there["objective/kl"]
+    assert there["objective/rlhf_reward"] == pytest.approx(there["objective/scores"] - 0.05 * there["objective/kl"])
+
+
+def test_the_critic_may_start_from_another_reward_model_than_the_judge(tiny, scorer, tmp_path, monkeypatch):
+    other = load_scalar_model(scorer)
+    other.score_mean = 7.0
+    save_model(other, tmp_path / "other")
+    Tokenizer(tiny).save(tmp_path / "other")
+    plain = run(tmp_path / "a", tiny, scorer, iterations=1)
+    moved = run(tmp_path / "b", tiny, scorer, iterations=1, critic=str(tmp_path / "other"))
+    assert moved[0]["objective/scores"] == plain[0]["objective/scores"]
+    assert moved[0]["val/values_mean"] == pytest.approx(plain[0]["val/values_mean"] - 6.7, abs=1e-4)
+
+
+@pytest.mark.parametrize("flag", ["reward_model", "reference", "critic"])
+def test_a_model_with_another_tokenizer_cannot_read_the_policys_tokens(tiny, scorer, tmp_path, flag):
+    other = tmp_path / "other"
+    shutil.copytree(scorer, other)
+    text = (other / "tokenizer.json").read_text(encoding="utf-8")
+    assert text.count('"7"') == 1
+    (other / "tokenizer.json").write_text(text.replace('"7"', '"seven"'), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"other and --policy .* have different tokenizers"):
+        run(tmp_path, tiny, scorer, **{flag: str(other)})
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_policy(tiny, scorer, tmp_path):
+    """A step of 1e30 makes weights that compute NaN: the next iteration says so, names the checkpoint and ends."""
+    with pytest.raises(ValueError, match=r"iteration 1: .*NaN or infinity.*; stopped\. The last good policy is in \S+"):
+        run(tmp_path, tiny, scorer, lr=1e30, warmup=0, minibatches=1)
+    assert change(load_model(tiny), load_model(tmp_path / "out" / "checkpoint")).abs().max() == 0
+    assert Tokenizer(tmp_path / "out" / "checkpoint").same_ids(Tokenizer(tiny))
+    assert len(list(read_jsonl(tmp_path / "out" / "metrics.jsonl"))) == 1
+    assert not (tmp_path / "out" / "done.json").exists()
+
+
+def test_a_broken_judge_stops_the_run_before_a_step_is_taken(tiny, scorer, tmp_path, monkeypatch):
+    monkeypatch.setattr(ppo, "score_responses", lambda *args: torch.tensor([NAN] * 8))
+    monkeypatch.setattr(ppo, "update", lambda *args: pytest.fail("an update on NaN"))
+    with pytest.raises(ValueError, match=r"iteration 0: objective/scores is nan"):
+        run(tmp_path, tiny, scorer, unfinished_score=NAN)
+
+
+@pytest.mark.parametrize("poisoned", ["advantages", "returns"])
+def test_no_step_is_taken_on_nan(tiny, scorer, poisoned):
+    cfg = config()
+    r = sample(cfg, tiny, scorer)
+    policy, _, critic = models(tiny, scorer)
+    values = dict(zip(("advantages", "returns"), advantages_of(cfg, r)))
+    values[poisoned] = values[poisoned] * NAN
+    before = [p.clone() for p in [*policy.parameters(), *critic.parameters()]]
+    optimizers = tuple(torch.optim.SGD(model.parameters(), lr=1.0) for model in (policy, critic))
+    name = {"advantages": "loss/policy_avg", "returns": "loss/value_avg"}[poisoned]
+    with pytest.raises(FloatingPointError, match=f"{name} is nan"):
+        ppo.update(cfg, policy, critic, optimizers, r, values["advantages"], values["returns"], torch.Generator())
+    assert all(torch.equal(a, b) for a, b in zip(before, [*policy.parameters(), *critic.parameters()]))
+
+
+def test_samples_are_shown_with_their_scores(tiny, scorer, tmp_path):
+    """The lowest, the middle and the highest of a rollout, at the first, every second and the last iteration."""
+    run(tmp_path, tiny, scorer, eval_every=2, iterations=4, rollout_size=9)
+    text = (tmp_path / "out" / "samples.txt").read_text(encoding="utf-8")
+    assert [int(n) for n in re.findall(r"==== iteration (\d+)", text)] == [0, 2, 3]
+    pattern = r"---- (\w+) score ([+-]\d+\.\d\d), KL ([+-]\S+) nats, (\d+) tokens, (ended|cut off)\n(.+)\n> "
+    shown = re.findall(pattern, text)
+    assert [place for place, *_ in shown] == ["lowest", "middle", "highest"] * 3
+    for low, middle, high in zip(*(iter(shown),) * 3):
+        assert float(low[1]) <= float(middle[1]) <= float(high[1])
+    assert all(re.fullmatch(r"\d\+\d\?", question) and 0 < int(n) <= 8 for *_, n, _, question in shown)
+    assert {kl for *_, kl, _, _, _ in shown[:3]} == {"+0.00"} != {kl for *_, kl, _, _, _ in shown[3:]}
+    assert not (tmp_path / "out" / "checkpoint").exists()  # the finished policy stands above it

@@ -100,7 +100,7 @@ def test_pairs_are_capped(most):
 
 
 def test_no_pair_comes_twice_and_none_without_both_sides():
-    twice = responses() * 2
+    twice = responses() + responses()
     assert Counter(pairs_of(twice)) == Counter(set(pairs_of(responses())))
     assert pairs_of([sample("7"), sample("7", "student")]) == []
     assert pairs_of([sample("8"), sample("8", "student")]) == []
@@ -326,6 +326,51 @@ def test_voters_both_lets_the_student_vote(tmp_path):
         [row] = rows((tmp_path / voters / "rewards.jsonl").read_bytes())
         votes[voters] = row["vote"], row["share"]
     assert votes == {"teacher": ("7", 1.0), "both": ("8", 0.6667)}
+
+
+def test_main_passes_every_flag_and_field_on(tmp_path):
+    """A tie that log-probs break, one target and two pairs that share a weight, the prompt with its instruction."""
+    paths = write_run(tmp_path / "run")
+    question = {"id": "a", "question": "3+4?", "instruction": "Be brief."}
+    Path(paths["questions"]).write_text(json.dumps(question) + "\n", encoding="utf-8")
+    rows_of = [("so #### 7", -1.0), ("#### 7", -1.0), ("#### 8", -3.0), ("so #### 8", -3.0)]
+    Path(paths["teacher"]).write_text("".join(json.dumps(
+        {"id": "a", "response": text, "finish": "stop", "logprob": logprob, "tokens": 2}) + "\n"
+        for text, logprob in rows_of), encoding="utf-8")
+    Path(paths["student"]).write_text('{"id": "a", "responses": ["#### 9"]}\n', encoding="utf-8")
+    pseudo_reward.main(pseudo_reward.Config(**paths, sft_per_question=1, pairs_per_question=9))
+    files = written(tmp_path / "run")
+    assert [(row["vote"], row["share"]) for row in rows(files["rewards"])] == [("7", 0.5)]
+    assert rows(files["sft"]) == [{"id": "a", "prompt": "3+4?\nBe brief.", "response": "so #### 7"}]
+    pairs = rows(files["pairs"])
+    assert [(row["prompt"], row["weight"]) for row in pairs] == [("3+4?\nBe brief.", 1 / 6)] * 6
+    assert {row["rejected"] for row in pairs[:2]} == {"#### 9"}  # the student's first
+
+
+def test_without_the_filter_the_teachers_finished_answers_are_the_targets(tmp_path):
+    """Right or wrong, with a vote or without; votes, rewards and pairs stay as they are with it."""
+    for name in ("with", "without"):
+        paths = write_run(tmp_path / name)
+        with Path(paths["questions"]).open("a") as file:
+            file.write('{"id": "tie", "question": "A tie?"}\n')
+        with Path(paths["teacher"]).open("a") as file:
+            file.write('{"id": "tie", "responses": ["#### 1", "#### 2"]}\n')
+            file.write('{"id": "tie", "response": "#### 3", "finish": "length"}\n')
+        pseudo_reward.main(pseudo_reward.Config(**paths, sft_filter=name == "with"))
+    filtered, everything = written(tmp_path / "with"), written(tmp_path / "without")
+    assert filtered["pairs"] == everything["pairs"] and filtered["rewards"] == everything["rewards"]
+    first, second = ([row["response"] for row in rows(files["sft"]) if row["id"] in ("q0", "tie")]
+                     for files in (filtered, everything))
+    assert first == ["0+1=1\n#### 1", "#### 1"]
+    assert second == [*first, "#### 2", "no idea", "#### 1", "#### 2"]
+
+
+def test_another_seed_draws_other_pairs_and_nothing_else(tmp_path):
+    for seed in (0, 1):
+        pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / str(seed)), seed=seed))
+    first, second = written(tmp_path / "0"), written(tmp_path / "1")
+    assert first["pairs"] != second["pairs"] and first["sft"] == second["sft"]
+    assert first["rewards"] == second["rewards"]
 
 
 def test_questions_under_the_minimum_share_are_dropped_and_none_left_is_an_error(tmp_path):

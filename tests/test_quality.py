@@ -1,4 +1,4 @@
-"""quality.py against formulas of its own: brute force over pairs and subsets, numpy, examples by hand."""
+"""quality.py: every number against a formula of its own: brute force over pairs and subsets, numpy, examples by hand"""
 
 import itertools
 import math

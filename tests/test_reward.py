@@ -6,13 +6,13 @@ import random
 
 import pytest
 import torch
-from test_sft import change, on_the_cpu, plain_sgd, tiny_folder  # noqa: F401 (a fixture)
+from test_sft import change, descend, on_the_cpu, plain_sgd, tiny_folder  # noqa: F401 (a fixture)
 
 import reward
 import runtime
 from data import Tokenizer, load_questions, read_jsonl, write_jsonl
 from eval import score_responses
-from model import load_scalar_model
+from model import ModelConfig, ScalarModel, load_scalar_model
 from quality import expected_calibration_error
 from reward import bradley_terry_loss, held_out_ids
 
@@ -252,6 +252,86 @@ def test_a_step_is_the_weighted_mean_of_its_pairs_whatever_the_micro_batch(tiny,
         assert step["loss"] == pytest.approx(loss / weights, abs=1e-5)
         assert change(models[64], model).abs().max() < 1e-6
     assert change(load_scalar_model(tiny, new_head="zero"), models[64]).abs().max() > 1e-3
+
+
+def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkeypatch):
+    """Two shuffled epochs with a short last batch, warm-up and decay, clipping, then calibration on a draw of samples.
+
+    Every answer is read alone, with the prompt before it and the end token after it, and scored at that token.
+    """
+    asked, paths, length = plain_sgd(monkeypatch), write_inputs(tmp_path, tiny), 2.5
+    rows = [row | {"weight": 1 + i % 3} for i, row in enumerate(list(read_jsonl(paths["pairs"]))[:40])]
+    write_jsonl(paths["pairs"], rows)
+    reward.main(reward.Config(**paths, epochs=2, batch_size=12, micro_batch=5, lr=0.2, warmup=2, max_grad_norm=length,
+                              held_out=0.2, calibration_samples=25, seed=3))
+    assert asked == [{"betas": (0.9, 0.95), "weight_decay": 0.0}]
+
+    runtime.seed_all(3)
+    model, tokenizer = load_scalar_model(tiny, new_head="normal"), Tokenizer(tiny)
+    rng = torch.Generator().manual_seed(3)
+
+    def score(prompt, response):
+        return model(torch.tensor([tokenizer.chat(prompt) + tokenizer.encode(response) + [1]]))[0, -1]
+
+    def margin(row):
+        return score(row["prompt"], row["chosen"]) - score(row["prompt"], row["rejected"])
+
+    held = held_out_ids((row["id"] for row in rows), 0.2)
+    trained = [row for row in rows if row["id"] not in held]
+    losses, norms, accuracies = [], [], []
+    for _ in range(2):
+        for batch in torch.randperm(32, generator=rng).split(12):
+            batch = [trained[i] for i in batch]
+            margins, weights = torch.stack([margin(row) for row in batch]), [row["weight"] for row in batch]
+            loss = (torch.log1p((-margins).exp()) * torch.tensor(weights)).sum() / sum(weights)
+            loss.backward()
+            losses.append(loss.item())
+            accuracies.append((margins > 0).float().mean().item())
+            norms.append(descend(model, 0.2 * [0.5, 1, 1, 0.75, 0.5, 0.25][len(norms)], length))
+    assert min(norms) < length < max(norms)  # some steps are clipped and some are not
+    for name, expected in (("loss", losses), ("accuracy", accuracies), ("grad_norm", norms)):
+        assert [m[name] for m in metrics(tmp_path)] == pytest.approx(expected, rel=1e-3), name
+
+    samples = [row for row in read_jsonl(paths["calibrate"]) if row["finish"] == "stop" and row["id"] != "unknown"]
+    questions = {row["id"]: row["question"] for row in read_jsonl(paths["questions"])}
+    drawn = [samples[i] for i in torch.randperm(len(samples), generator=rng)[:25]]
+    with torch.no_grad():
+        scores = torch.stack([score(questions[row["id"]], row["response"]) for row in drawn])
+        mean, std = scores.mean(), scores.std(correction=0)
+        margins = torch.stack([margin(row) for row in rows if row["id"] in held]) / std
+        expected = torch.stack([(score(questions[row["id"]], row["response"]) - mean) / std for row in samples])
+    torch.testing.assert_close(scores_of(tmp_path, samples, "response"), expected, atol=1e-3, rtol=1e-3)
+    assert results(tmp_path)["pair_accuracy"] == pytest.approx((margins > 0).float().mean().item())
+    assert results(tmp_path)["margin"] == pytest.approx(margins.mean().item(), abs=1e-3)
+    done = json.loads((tmp_path / "out" / "done.json").read_text())
+    assert done["flops"] == 6 * done["tokens"] * sum(p.numel() for p in model.parameters())
+    read = sum(len(tokenizer.chat(row["prompt"])) + len(tokenizer.response(row[side]))
+               for row in trained for side in ("chosen", "rejected"))
+    assert 2 * read <= done["tokens"] < 3 * read  # padding counts too
+
+
+def test_a_constant_reward_model_is_never_right_and_stays_finite(tiny, tmp_path, monkeypatch):
+    """A tie is wrong: accuracy 0 and not one half. Its samples have no deviation to divide by."""
+    monkeypatch.setattr(torch.optim, "AdamW", lambda params, **_: torch.optim.SGD(params, lr=0.0))
+    monkeypatch.setattr(runtime, "set_lr", lambda optimizer, lr: None)
+    monkeypatch.setattr(reward, "load_scalar_model", lambda *_, new_head: load_scalar_model(tiny, new_head="zero"))
+    reward.main(reward.Config(**write_inputs(tmp_path, tiny)))
+    assert results(tmp_path)["pair_accuracy"] == 0 and results(tmp_path)["ties"] == 1
+    assert metrics(tmp_path)[0]["loss"] == pytest.approx(math.log(2)) and metrics(tmp_path)[0]["accuracy"] == 0
+    rows = list(read_jsonl(tmp_path / "samples.jsonl"))[:4]
+    assert scores_of(tmp_path, rows, "response").tolist() == [0, 0, 0, 0]
+
+
+def test_scores_that_differ_in_the_third_digit_do_not_tie():
+    """Of 10.01 and 10.02 bf16 would make one number, 10; the head is read in fp32 whatever the weights are."""
+    model = ScalarModel(ModelConfig(9, 8, 8, 1, 1, 1, 8)).bfloat16()
+    hidden = torch.eye(8)[:2].bfloat16()[None]  # (1, 2, D)
+    hidden[0, 1, 0] = 1
+    del model.model
+    model.model = lambda tokens: hidden
+    model.score.weight.data = torch.tensor([[10.0, 0.01] + [0.0] * 6]).bfloat16()
+    first, second = model(torch.zeros(1, 2, dtype=torch.long))[0].tolist()
+    assert second - first == pytest.approx(0.01, abs=1e-4)
 
 
 def test_a_question_set_may_be_named_instead_of_being_a_file(tiny, tmp_path, monkeypatch):

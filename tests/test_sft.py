@@ -1,6 +1,7 @@
 """sft.py: the loss, what it trains (the response and its end token, nothing else), and that it learns."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,25 @@ def train(folder, model, rows=EXAMPLES, **flags):
 
 
 def plain_sgd(monkeypatch):
-    """With SGD at rate 1 the weights move by exactly the gradient."""
-    monkeypatch.setattr(torch.optim, "AdamW", lambda params, lr, **_: torch.optim.SGD(params, lr=lr))
+    """With SGD at rate 1 the weights move by exactly the gradient. Returns what AdamW was asked for, each time."""
+    asked = []
+
+    def optimizer(params, lr, **settings):
+        asked.append(settings)
+        return torch.optim.SGD(params, lr=lr)
+
+    monkeypatch.setattr(torch.optim, "AdamW", optimizer)
+    return asked
+
+
+def descend(model, rate, most=math.inf):
+    """One step of plain descent on .grad, its length clipped to `most`; returns the length that it had."""
+    with torch.no_grad():
+        norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in model.parameters()))
+        for p in model.parameters():
+            p -= rate * min(1, most / norm) * p.grad
+            p.grad = None
+    return norm
 
 
 ONE_STEP = {"epochs": 1, "batch_size": 8, "lr": 1.0, "warmup": 0, "max_grad_norm": 1e9}
@@ -139,6 +157,39 @@ def test_the_micro_batch_changes_memory_and_not_the_result(tiny, tmp_path, monke
     assert change(load_model(tiny), full).abs().max() > 1e-2
 
 
+def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkeypatch):
+    """Two shuffled epochs with a short last batch, warm-up and decay, clipping, each example read alone.
+
+    And the first example is too long: those after it keep their own responses.
+    """
+    asked, length = plain_sgd(monkeypatch), 3.5
+    rows = [("1+2+3+4+5+6+7+8+9", "1+2=3\n#### 45"), *EXAMPLES]
+    trained, metrics, done = train(tmp_path, tiny, rows=rows, epochs=2, batch_size=3, micro_batch=2, lr=0.2, warmup=2,
+                                   max_grad_norm=length, max_tokens=30, weight_decay=0.25, seed=3)
+    assert asked == [{"betas": (0.9, 0.95), "weight_decay": 0.25}]
+    tokenizer, model, rng = Tokenizer(tiny), load_model(tiny), torch.Generator().manual_seed(3)
+    losses, norms, rates = [], [], [0.1, 0.2, 0.2, 0.15, 0.1, 0.05]  # six steps
+    for _ in range(2):
+        for batch in torch.randperm(8, generator=rng).split(3):
+            loss, count = 0.0, 0
+            for prompt, response in (EXAMPLES[i] for i in batch):
+                ids, target = tokenizer.chat(prompt), [*tokenizer.encode(response), tokenizer.end_id]
+                logits = model(torch.tensor([ids + target]))[0, len(ids) - 1 : -1]  # (response, V)
+                loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="sum")
+                count += len(target)
+            (loss / count).backward()
+            losses.append((loss / count).item())
+            norms.append(descend(model, rates[len(norms)], length))
+    assert min(norms) < length < max(norms)  # some steps are clipped and some are not
+    for name, expected in (("loss", losses), ("lr", rates), ("grad_norm", norms)):
+        assert [m[name] for m in metrics] == pytest.approx(expected, rel=1e-4), name
+    assert [m["step"] for m in metrics] == list(range(6))
+    assert change(model, trained).abs().max() < 1e-5 < 1e-2 < change(load_model(tiny), trained).abs().max()
+    seen = 2 * sum(len(tokenizer.chat(prompt)) + len(tokenizer.response(response)) for prompt, response in EXAMPLES)
+    assert done["tokens"] == seen and done["flops"] == 6 * seen * sum(p.numel() for p in model.parameters())
+    assert done["results"] == {"loss": pytest.approx(losses[-1]), "examples": 8, "too_long": 1}
+
+
 def test_two_epochs_are_two_steps_with_no_gradient_left_over(tiny, tmp_path, monkeypatch):
     """The same as two runs one after the other, the second at half the rate, as the schedule has it."""
     plain_sgd(monkeypatch)
@@ -165,6 +216,19 @@ def test_it_learns_the_answers_and_to_end_them(tiny, tmp_path):
     assert [tokenizer.decode(a.tokens) for a in answers] == [response for _, response in EXAMPLES[:4]]
     assert [a.finish for a in answers] == ["stop"] * 4
     assert done["results"] == {"loss": metrics[-1]["loss"], "examples": 4, "too_long": 0}
+
+
+@pytest.mark.parametrize(("share", "epochs"), [(0.1, 1), (2.6, 3), (4.4, 4)])
+def test_as_many_passes_as_another_stage_cost(tiny, tmp_path, share, epochs):
+    """Whole ones, the nearest number, at least one, and the schedule ends with them; --epochs does not count."""
+    tokenizer, parameters = Tokenizer(tiny), sum(p.numel() for p in load_model(tiny).parameters())
+    tokens = sum(len(tokenizer.chat(prompt)) + len(tokenizer.response(response)) for prompt, response in EXAMPLES)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "done.json").write_text(json.dumps({"flops": share * 6 * parameters * tokens}))
+    _, metrics, done = train(tmp_path, tiny, epochs=7, batch_size=8, warmup=0, lr=1e-3, match_flops=str(other))
+    assert [m["lr"] for m in metrics] == pytest.approx([1e-3 * (1 - i / epochs) for i in range(epochs)])
+    assert done["flops"] == epochs * 6 * parameters * tokens
 
 
 def test_examples_that_are_too_long_are_left_out_whole_and_counted(tiny, tmp_path):

@@ -176,7 +176,7 @@ def main(cfg: Config) -> None:
     runtime.require(cfg.only in ("", *MODELS), f"--only {cfg.only}: one of {', '.join(MODELS)}")
     runtime.require(cfg.steps >= 0, f"--steps {cfg.steps}: not negative")
     runtime.require(
-        cfg.width % 16 == 0 and (cfg.width == 0 or cfg.width >= 32 and bool(cfg.only)),
+        cfg.width % 16 == 0 and (not cfg.width or (cfg.width >= 32 and bool(cfg.only))),
         f"--width {cfg.width}: a multiple of 16, 32 or more, together with --only",
     )
     for name in [cfg.only] if cfg.only else MODELS:

@@ -1,0 +1,248 @@
+"""What each part contributes, and how sure that is: the runs of `ABLATE=1 bash train_all.sh` compared.
+
+    python ablation.py runs/tiny-ablation/0 runs/tiny-ablation/1 --out results/tiny     # ablation.md, .json, .png
+
+Every arm differs from the method in one thing and answers the same test questions in every seed. An interval must
+therefore hold for other questions *and* for other seeds: both are drawn anew, with replacement, thousands of times (the
+two-way or 'pigeonhole' bootstrap of Owen, arXiv 0709.4106), and a difference is taken question by question, seed by
+seed. The p-values of all comparisons are corrected together (Holm, 1979). Which arms and which comparisons is our
+choice: arXiv 2502.19557 leaves open what each part contributes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import runtime
+from report import Run, mean, number, read_run, table
+
+ARMS = {  # folder in 7_eval -> row, in the order of the table
+    "teacher": "teacher",
+    "base": "student before",
+    "sft": "SFT on the vote's winners",
+    "sft+all": "SFT on all of the teacher's answers",
+    "sft+longer": "SFT, then SFT for the FLOPs of PPO",
+    "best_of_n": "SFT, best of n by the reward model",
+    "ppo": "SFT + PPO, learned reward: the method",
+    "ppo_raw": "reward: the raw 0/1 vote",
+    "ppo+gold": "reward: gold (an upper bound, not the method)",
+    "ppo+kl0": "KL coefficient 0",
+    "ppo+kl4": "KL coefficient x 4",
+    "ppo+both": "votes of teacher and student",
+    "ppo+teacher": "reward model from the teacher",
+    "ppo+r2": "two rounds",
+}
+COMPARISONS = (  # the one, the other: is the one better?
+    ("ppo", "sft"),
+    ("ppo", "teacher"),
+    ("ppo", "sft+longer"),
+    ("ppo", "best_of_n"),
+    ("ppo", "ppo_raw"),
+    ("ppo", "ppo+gold"),
+    ("ppo", "ppo+kl0"),
+    ("ppo", "ppo+kl4"),
+    ("ppo+both", "ppo"),
+    ("ppo+teacher", "ppo"),
+    ("ppo+r2", "ppo"),
+    ("sft", "sft+all"),
+    ("sft+longer", "sft"),
+)
+JUDGES = dict.fromkeys(("best_of_n", "ppo", "ppo+kl0", "ppo+kl4"), "5_reward")  # of the others: 5_reward+ARM, or none
+RESAMPLES = 20_000
+
+
+def two_way_bootstrap(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of (seeds, questions) values with both axes drawn anew: (RESAMPLES,).
+
+    A question is drawn for all seeds at once and a seed for all questions, so what a hard question or a lucky seed does
+    to many cells stays together. Where every cell has luck of its own this is cautious: that luck is counted up to
+    three times. Where seeds differ much, five are few: then the intervals are a tenth too narrow.
+    """
+    seeds, questions = values.shape
+    means = []
+    for _ in range(0, RESAMPLES, 1000):
+        of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=1000)  # (1000, seeds) times drawn
+        of_questions = rng.multinomial(questions, np.full(questions, 1 / questions), size=1000)  # (1000, questions)
+        means.append(((of_seeds @ values) * of_questions).sum(1) / values.size)
+    return np.concatenate(means)
+
+
+def p_value(means: np.ndarray) -> float:
+    """Two-sided: twice the share of bootstrap means on the far side of 0, never below 2 / (RESAMPLES + 1)."""
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(means) + 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: the smallest p times n, the next times n - 1, ..., never falling, at most 1.
+
+    Example: [0.01, 0.04, 0.03] -> [0.03, 0.06, 0.06].
+    """
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = least
+    return corrected
+
+
+def right(runs: Mapping[str, Run], arm: str) -> np.ndarray:
+    """Which test questions an arm has right: (seeds, questions) of 0 and 1; all arms have the same columns."""
+    rows = [run.transcripts(arm) for run in runs.values()]
+    questions = sorted(rows[0])
+    for folder, answered in zip(runs, rows):
+        runtime.require(
+            sorted(answered) == questions, f"{folder}: other questions in 7_eval/{arm} than in the first run"
+        )
+    return np.array([[answered[key]["correct"] for key in questions] for answered in rows], dtype=float)
+
+
+def build(runs: Mapping[str, Run]) -> dict:
+    """The numbers of ablation.json: of every arm that all runs have, and of every comparison of two of those."""
+    rng = np.random.default_rng(0)
+    arms = [arm for arm in ARMS if all(run.transcripts(arm) for run in runs.values())]
+    runtime.require("sft" in arms and "ppo" in arms, f"{', '.join(runs)}: 7_eval/sft and 7_eval/ppo are needed in all")
+    answers = {arm: right(runs, arm) for arm in arms}
+    accuracy = {}
+    for arm, values in answers.items():
+        evaluation, policy, judge = f"7_eval/{arm}", f"6_{arm}", JUDGES.get(arm, arm.replace("ppo+", "5_reward+"))
+        accuracy[arm] = {
+            "mean": float(values.mean()),
+            "ci95": np.quantile(two_way_bootstrap(values, rng), [0.025, 0.975]).tolist(),
+            "by_seed": values.mean(1).tolist(),
+            "mean_tokens": mean(run.get(evaluation, "results")["accuracy"]["mean_tokens"] for run in runs.values()),
+            "kl": mean(run.get(policy, "results").get("kl") for run in runs.values() if policy in run.stages),
+            "judge_pair_accuracy": mean(
+                run.get(judge, "results")["pair_accuracy"] for run in runs.values() if judge in run.stages
+            ),
+        }
+    tests = []
+    for one, other in COMPARISONS:
+        if one in arms and other in arms:
+            gain = answers[one] - answers[other]  # (seeds, questions) of -1, 0, 1
+            means = two_way_bootstrap(gain, rng)
+            tests.append(
+                {
+                    "one": one,
+                    "other": other,
+                    "difference": float(gain.mean()),
+                    "ci95": np.quantile(means, [0.025, 0.975]).tolist(),
+                    "by_seed": gain.mean(1).tolist(),
+                    "p": p_value(means),
+                }
+            )
+    for test, corrected in zip(tests, holm([test["p"] for test in tests])):
+        test["p_holm"] = corrected
+        better = "better" if test["difference"] > 0 else "worse"
+        test["verdict"] = better if corrected < 0.05 else "within noise"
+    seconds = {folder: sum(record["seconds"] for record in run.stages.values()) for folder, run in runs.items()}
+    return {
+        "runs": list(runs),
+        "questions": answers["ppo"].shape[1],
+        "accuracy": accuracy,
+        "comparisons": tests,
+        "seconds": seconds,
+        "missing": [arm for arm in ARMS if arm not in arms],
+    }
+
+
+# ---- from the numbers to the page ----------------------------------------------------------------------------------
+
+
+def draw(path: Path, accuracy: Mapping[str, dict]) -> None:
+    """Every arm: its seeds as dots, its mean and 95 % interval as a diamond and a bar."""
+    figure = Figure(figsize=(9, 0.42 * len(accuracy) + 1.2), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    for y, (arm, row) in enumerate(accuracy.items()):
+        colour = "#0072B2" if arm == "ppo" else "#555555" if arm in ("teacher", "base") else "#E69F00"  # Okabe and Ito
+        axis.plot([100 * x for x in row["ci95"]], [y, y], color=colour, linewidth=3, alpha=0.5, solid_capstyle="butt")
+        axis.plot([100 * x for x in row["by_seed"]], [y] * len(row["by_seed"]), "o", color=colour, markersize=4)
+        axis.plot([100 * row["mean"]], [y], "D", color=colour, markersize=8, markerfacecolor="white")
+    axis.set_yticks(range(len(accuracy)), [ARMS[arm] for arm in accuracy])
+    axis.invert_yaxis()
+    axis.set_xlabel("test questions right, % (dots: seeds; diamond and bar: mean, 95 % interval)")
+    axis.grid(axis="x", alpha=0.25)
+    figure.savefig(path)
+
+
+def page(numbers: Mapping) -> str:
+    """ablation.md: what every arm reaches, what is more than noise."""
+    signed = lambda share: "–" if share is None else f"{100 * share:+.1f}"
+    names = {"teacher": "the teacher", "sft": "SFT alone", "ppo": "the method"}
+    name = lambda arm: names.get(arm, ARMS[arm])
+    arms = table(
+        ["arm", "right, %", "95 %", "by seed", "tokens", "KL, nats", "judge: pairs, %"],
+        [
+            [
+                ARMS[arm],
+                number(row["mean"]),
+                "–".join(map(number, row["ci95"])),
+                " ".join(map(number, row["by_seed"])),
+                number(row["mean_tokens"], percent=False),
+                number(row["kl"], percent=False),
+                number(row["judge_pair_accuracy"]),
+            ]
+            for arm, row in numbers["accuracy"].items()
+        ],
+    )
+    tests = table(
+        ["the one against the other", "points", "95 %", "by seed", "p", "p, Holm", "the one is"],
+        [
+            [
+                f"{name(test['one'])} against {name(test['other'])}",
+                signed(test["difference"]),
+                " to ".join(map(signed, test["ci95"])),
+                " ".join(map(signed, test["by_seed"])),
+                f"{test['p']:.2g}",
+                f"{test['p_holm']:.2g}",
+                test["verdict"],
+            ]
+            for test in numbers["comparisons"]
+        ],
+    )
+    return (
+        "\n\n".join(
+            [
+                "# What each part contributes",
+                f"{len(numbers['runs'])} seeds, {numbers['questions']:,} test questions each, answered greedily. "
+                "Each arm differs from the method in one thing; those below the method are PPO from the same student.",
+                arms,
+                "![arms](ablation.png)",
+                "KL: at the last iteration, from the policy that PPO started from. Judge: held-out pairs that its "
+                "reward model orders as the vote does. Best of n is sampled.",
+                "## What is more than noise",
+                tests,
+                f"Paired two-way bootstrap over seeds and questions, {RESAMPLES:,} resamples, two-sided: p is never "
+                f"below {2 / (RESAMPLES + 1):.1g}. Holm's correction over all {len(numbers['comparisons'])}; within "
+                "noise: a corrected p of 0.05 or more.",
+                f"Missing: {', '.join(numbers['missing']) or 'nothing'}. Computing time of the stages, in seconds: "
+                + ", ".join(f"{folder} {seconds:,.0f}" for folder, seconds in numbers["seconds"].items())
+                + ".",
+            ]
+        )
+        + "\n"
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare the arms of an ablation over seeds: RUN RUN ... --out FOLDER."""
+
+    runs: tuple[str, ...]  # run folders, one per seed
+    out: str  # folder for ablation.md, ablation.json and ablation.png
+
+
+def main(cfg: Config) -> None:
+    runtime.require(len(set(cfg.runs)) > 1, "two or more different run folders are needed, one per seed")
+    numbers = build({folder: read_run(Path(folder), arms=True) for folder in cfg.runs})
+    (out := Path(cfg.out)).mkdir(parents=True, exist_ok=True)
+    draw(out / "ablation.png", numbers["accuracy"])
+    runtime.write_json(out / "ablation.json", numbers)
+    (out / "ablation.md").write_text(page(numbers), encoding="utf-8")
+    print(page(numbers), f"ablation: {out / 'ablation.md'}", sep="\n")
+
+
+if __name__ == "__main__":
+    runtime.launch(main, Config)

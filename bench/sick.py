@@ -1,0 +1,256 @@
+"""What PPO's curves look like when something is wrong: ppo.py with one seeded bug at a time, drawn beside healthy runs.
+
+    bash train_all.sh                                                    # a finished run: its student and reward model
+    python bench/sick.py --run runs/tiny-0 --out docs/healthy            # every bug, then the pictures
+    python bench/sick.py --run runs/tiny-0 --out docs/healthy --only kl_sign             # this one again, all pictures
+
+A bug is one or more exact edits of a copy of the source, or other flags; the copy runs in a process of its own.
+Everything is kept in RUN/sick/NAME: source, log.txt, ppo/metrics.jsonl. A run that is there is not repeated.
+docs/healthy.md tells what came out.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import runtime
+from health import RANGES, Health
+
+ROOT = Path(runtime.__file__).resolve().parent
+# ppo.py's flags in the tiny preset of train_all.sh
+FLAGS = (
+    "--max_new_tokens 64 --micro_batch 128 --temperature 0.7 --lr 5e-4 --critic_lr 1e-3 --kl_coef 0.05 --eval_every 4"
+)
+
+
+class Bug(NamedTuple):
+    what: str  # its name in a picture
+    colour: str
+    edits: tuple[tuple[str, str, str], ...] = ()  # file, old text (there exactly once), new text
+    flags: str = ""
+
+
+# Okabe and Ito, 2008, without the yellow that white paper swallows; grey
+ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = "#E69F00 #56B4E9 #009E73 #0072B2 #D55E00 #CC79A7 #7F7F7F".split()
+
+REFERENCE = "load_model(cfg.reference or cfg.policy, torch.float32, device).requires_grad_(False)"
+READ = "masked_logprobs(policy, tokens[rows], mask[rows], cfg.temperature)"
+READ_REFERENCE = "masked_logprobs(reference, tokens[rows], mask[rows], cfg.temperature)"
+READ_AGAIN = "masked_logprobs(policy, r.tokens[b], mask, cfg.temperature)"
+KEPT = "parts.append((logprobs, ref_logprobs"
+VALUES, NEW_VALUES = "critic(tokens[rows])[:, :-1]", "critic(r.tokens[b])[:, :-1]"
+MASK = "tokens, mask = tokens.to(device), mask.to(device)"
+WHITENED = "whiten(advantages, r.mask), returns"
+WEIGHTS = "torch.multinomial(logprobs.exp()"
+
+# fmt: off
+BUGS = {
+    "healthy": Bug("healthy", "black"),
+    "healthy_1": Bug("healthy, another seed", "black", flags="--seed 1"),
+    # the curves show these
+    "kl_sign": Bug("KL penalty is a bonus", RED, (
+        ("ppo.py", "torch.where(mask, -kl_coef *", "torch.where(mask, kl_coef *"),)),
+    "no_kl": Bug("no KL penalty, lr x 4", ORANGE, flags="--kl_coef 0 --lr 2e-3"),
+    "lr_10": Bug("lr x 10", BLUE, flags="--lr 5e-3"),
+    "advantage_sign": Bug("advantages negated", GREEN, (("ppo.py", WHITENED, "-" + WHITENED),)),
+    "score_late": Bug("score one token late", PURPLE, (
+        ("ppo.py", "rewards + last * scores", "rewards + last.roll(1, 1) * scores"),)),
+    "shift": Bug("log-probs shifted by one", SKY, (
+        ("model.py", "logits.gather(-1, tokens[:, 1:][mask]", "logits.gather(-1, tokens[:, :-1][mask]"),)),
+    "reference_alias": Bug("reference is the policy", GREY, (("ppo.py", REFERENCE, "policy"),)),
+    # these stop the run
+    "old_temperature": Bug("old log-probs without temperature", RED, (
+        ("ppo.py", READ, READ.replace("cfg.temperature", "1.0")),)),
+    "old_bf16": Bug("old log-probs in bf16", BLUE, (
+        ("ppo.py", KEPT, KEPT.replace("((logprobs", "((logprobs.bfloat16().float()")),)),
+    # these no curve shows at this scale
+    "temperature": Bug("all log-probs without temperature", PURPLE, tuple(
+        ("ppo.py", old, old.replace("cfg.temperature", "1.0")) for old in (READ, READ_REFERENCE, READ_AGAIN))),
+    "top_k": Bug("sampled from the top 2", ORANGE, (
+        ("generate.py", WEIGHTS, WEIGHTS + " * (logprobs >= logprobs.topk(2)[0][:, 1:])"),)),
+    "end_masked": Bug("end token not in the mask", RED, (
+        ("ppo.py", MASK, MASK.replace("mask.to", "(mask & (mask.flip(1).cumsum(1).flip(1) > 1)).to")),)),
+    "value_next": Bug("value of the next state", BLUE, tuple(
+        ("ppo.py", old, old.replace("[:, :-1]", "[:, 1:]")) for old in (VALUES, NEW_VALUES))),
+    "whitened_returns": Bug("returns from whitened advantages", GREEN, (
+        ("ppo.py", WHITENED, "whiten(advantages, r.mask), whiten(advantages, r.mask) + r.values"),)),
+}
+SILENT = "temperature top_k end_masked value_next whitened_returns"
+
+
+class Curve(NamedTuple):
+    metric: str
+    title: str
+    unit: str  # on the vertical axis
+    bugs: str  # those that it betrays
+    scale: str = "linear"
+    limits: tuple[float | None, float | None] = (None, None)
+
+
+CURVES = {
+    "kl": Curve("objective/kl", "KL from the reference", "nats per answer",
+                "kl_sign no_kl lr_10 advantage_sign reference_alias shift", "symlog"),
+    "ratio": Curve("val/ratio", "Probability ratio, new to old", "mean over tokens", "lr_10 shift no_kl"),
+    "clipfrac": Curve("policy/clipfrac_avg", "Clipped tokens", "share of the tokens",
+                      "lr_10 no_kl shift advantage_sign"),
+    "approxkl": Curve("policy/approxkl_avg", "KL of one update", "nats per token",
+                      "lr_10 no_kl shift", "log"),
+    "entropy": Curve("policy/entropy_avg", "Entropy of the policy", "nats per token",
+                     "lr_10 no_kl kl_sign advantage_sign score_late", "log"),
+    "score": Curve("objective/scores", "Score by the reward model", "standard deviations",
+                   "kl_sign no_kl lr_10 advantage_sign score_late shift"),
+    "accuracy": Curve("valid/accuracy", "Held-out accuracy", "share right, greedy",
+                      "kl_sign no_kl lr_10 advantage_sign score_late shift reference_alias"),
+    "eos": Curve("val/eos_share", "Answers that end", "share of the answers", "kl_sign no_kl lr_10"),
+    "length": Curve("response_length/mean", "Length of the answers", "tokens",
+                    "no_kl lr_10 advantage_sign score_late shift"),
+    "explained_variance": Curve("val/explained_variance", "Explained variance of the critic", "1 is perfect",
+                                "no_kl lr_10 score_late", limits=(-5, 1.1)),
+    "grad_norm": Curve("policy/grad_norm", "Gradient norm of the policy", "before clipping",
+                       "no_kl lr_10 kl_sign advantage_sign shift", "log"),
+    "silent": Curve("objective/scores", "Score under bugs that hide", "standard deviations",
+                    SILENT),
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Config:
+    """Seeded bugs in ppo.py, and how its curves betray them."""
+
+    run: str  # a folder of train_all.sh: 0_questions, 2_sft, 5_reward
+    out: str  # the pictures
+    iterations: int = 20
+    rollout_size: int = 128
+    only: str = ""  # run this bug again, and no other
+
+
+def sources(bug: Bug) -> dict[str, str]:
+    """The top-level scripts with the bug in them: name -> text."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
+    for file, old, new in bug.edits:
+        runtime.require(texts[file].count(old) == 1, f"{file} holds '{old}' {texts[file].count(old)} times, not once")
+        texts[file] = texts[file].replace(old, new)
+    return texts
+
+
+def run(cfg: Config, name: str, folder: Path) -> None:
+    """ppo.py with a bug, to its end or to where it stops by itself."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "source").mkdir(parents=True)
+    for file, text in sources(BUGS[name]).items():
+        (folder / "source" / file).write_text(text, encoding="utf-8")
+    inputs = {
+        "policy": "2_sft",
+        "reward_model": "5_reward",
+        "questions": "0_questions/train.jsonl",
+        "valid": "0_questions/valid.jsonl",
+    }
+    command = [sys.executable, str(folder / "source" / "ppo.py"), "--out", str(folder / "ppo")]
+    command += [word for flag, path in inputs.items() for word in (f"--{flag}", str(Path(cfg.run, path)))]
+    command += ["--iterations", str(cfg.iterations), "--rollout_size", str(cfg.rollout_size)]
+    command += f"{FLAGS} {BUGS[name].flags}".split()  # of a flag that is given twice, the last counts
+    start = time.monotonic()
+    log = folder / "log.unfinished"
+    with log.open("w", encoding="utf-8") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+    log.rename(folder / "log.txt")
+    print(f"{name}: exit code {done.returncode}, {time.monotonic() - start:.0f} s", flush=True)
+
+
+def metrics(folder: Path) -> list[dict]:
+    path = folder / "ppo" / "metrics.jsonl"
+    return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []
+
+
+def summary(names: list[str], work: Path, rollout_size: int) -> str:
+    """A table: what each run came to, and which warnings of health.py it raised, with the first iteration of each."""
+    lines = ["| run | score | accuracy | KL | warnings, and the first iteration of each |", "|---|---|---|---|---|"]
+    for name in names:
+        rows, watch, warned = metrics(work / name), Health(rollout_size), {}
+        for row in rows:
+            for warning in watch.update(row["step"], row):
+                warned.setdefault(warning.split()[0], row["step"])
+        score, accuracy, kl = (
+            f"{next((row[key] for row in reversed(rows) if key in row), float('nan')):.3g}"
+            for key in ("objective/scores", "valid/accuracy", "objective/kl")
+        )
+        text = ", ".join(f"`{metric}` {step}" for metric, step in warned.items()) or "none"
+        if len(rows) == 0 or not (work / name / "ppo" / "done.json").is_file():
+            text += "; stopped: " + (work / name / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
+        lines.append(f"| {BUGS[name].what} | {score} | {accuracy} | {kl} | {text} |")
+    return "\n".join(lines)
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def draw(curve: Curve, runs: dict[str, list[dict]], path: Path) -> None:
+    """One metric over the iterations: healthy runs in black, sick ones in colour, each named at its right end."""
+    figure = Figure(figsize=(7.6, 3.6), dpi=130, layout="constrained")
+    axis = figure.subplots()
+    axis.set_yscale(curve.scale, **({"linthresh": 1.0} if curve.scale == "symlog" else {}))
+    ends = []
+    for name, rows in runs.items():
+        points = {row["step"]: row[curve.metric] for row in rows if curve.metric in row}
+        if points and name in [*curve.bugs.split(), "healthy", "healthy_1"]:
+            colour = BUGS[name].colour
+            axis.plot(points.keys(), points.values(), color=colour, linewidth=1.4 if colour == "black" else 2.2)
+            if name != "healthy_1":  # one name is enough for both black lines
+                ends.append((*list(points.items())[-1], BUGS[name].what, colour))
+    steps = max(step for step, *_ in ends)
+    axis.set_xlim(0, steps)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_ylim(*curve.limits)
+    if curve.metric in RANGES:
+        for bound in RANGES[curve.metric][:2]:
+            if axis.get_ylim()[0] < bound < axis.get_ylim()[1]:
+                axis.axhline(bound, color="black", linestyle=":", linewidth=1)
+    axis.set_title(f"{curve.title} ({curve.metric})", fontsize=12, loc="left")
+    axis.set_xlabel("iteration", fontsize=12)
+    axis.set_ylabel(curve.unit, fontsize=12)
+    axis.tick_params(labelsize=11)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    # names at the height of their line, but a line of text apart
+    to_share = axis.transScale + axis.transLimits  # data -> share of the axis
+    names = sorted((to_share.transform((step, value))[1], what, colour) for step, value, what, colour in ends)
+    heights = [min(max(height, 0), 0.96) for height, *_ in names]
+    for _ in range(100):  # neighbours that are too near push each other away
+        for i in range(len(heights) - 1):
+            push = max(0.085 - (heights[i + 1] - heights[i]), 0) / 2
+            heights[i], heights[i + 1] = max(heights[i] - push, 0), min(heights[i + 1] + push, 0.96)
+    for height, (_, what, colour) in zip(heights, names):
+        axis.text(1.02, height, what, color=colour, fontsize=12, va="center", transform=axis.transAxes)
+    figure.savefig(path)
+
+
+def main(cfg: Config) -> None:
+    work, out = Path(cfg.run, "sick"), Path(cfg.out)
+    runtime.require(not cfg.only or cfg.only in BUGS, f"--only {cfg.only}: it is one of {', '.join(BUGS)}")
+    for bug in BUGS.values():
+        sources(bug)  # all of them fit before the first one runs
+    for name in [cfg.only] if cfg.only else BUGS:
+        if cfg.only or not (work / name / "log.txt").is_file():
+            run(cfg, name, work / name)
+    names = [name for name in BUGS if (work / name / "log.txt").is_file()]
+    text = summary(names, work, cfg.rollout_size)
+    (work / "summary.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    out.mkdir(parents=True, exist_ok=True)
+    runs = {name: metrics(work / name) for name in names}
+    for name, curve in CURVES.items():
+        draw(curve, runs, out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    runtime.launch(main, Config)

@@ -1,0 +1,181 @@
+"""Which values of ppo.py's metrics.jsonl are healthy, and what it usually is when one of them is not.
+
+    watch = Health(rollout_size=256)
+    for line in watch.update(iteration, metrics):
+        print("warning:", line)
+
+A warning comes when a value leaves its range, and again only after it had come back. Most ranges are fixed numbers, in
+RANGES; a few need the past (the entropy against its first value, the score against the accuracy) and stand below.
+A warning is a question, not a verdict: nothing here stops a run or changes it. docs/healthy.md shows healthy and sick
+runs. Sources: arXiv 1707.06347, 1909.08593, 2009.10897, 2210.10760, 2307.04964, 2403.17031; our own runs.
+"""
+
+import math
+from typing import NamedTuple
+
+INF = math.inf
+
+
+class Range(NamedTuple):
+    """From `low` to `high`, both healthy, from iteration `since` on. Causes: the likeliest first."""
+
+    low: float
+    high: float
+    unit: str
+    below: str = ""  # causes of a value under `low`
+    above: str = ""  # causes of a value over `high`
+    since: int = 0
+
+
+DISAGREE = "the update and the rollout score the same tokens differently (temperature, mask, dropout, precision)"
+TOO_FAR = "learning rate too high; too many epochs or minibatches per rollout"
+
+# fmt: off
+RANGES = {
+    # does the update see the tokens as the rollout did?
+    "val/ratio_first": Range(0.999, 1.001, "", DISAGREE, DISAGREE),
+    "val/ratio_first_gap": Range(0, 0.001, "", above=DISAGREE),
+    # how far does one iteration move the policy?
+    "val/ratio": Range(0.9, 1.1, "", TOO_FAR, TOO_FAR),
+    "val/ratio_max": Range(0, 50, "",
+        above="learning rate too high; a token was sampled that the scored distribution hardly allows (temperature)"),
+    "policy/approxkl_avg": Range(0, 0.2, "nats per token", above=TOO_FAR),
+    "policy/clipfrac_avg": Range(0, 0.2, "of the tokens", above=TOO_FAR),
+    "policy/grad_norm": Range(1e-6, 10, "",
+        below="the advantages are all zero (the same score for every answer); frozen parameters",
+        above="log-probs of rollout and update disagree; learning rate too high; one extreme score"),
+    "critic/grad_norm": Range(0, 100, "",
+        above="scores of a large scale (normalise them); critic learning rate too high"),
+    # where has the policy gone?
+    "objective/kl": Range(-0.05, 20, "nats per answer",
+        below="sampling is not from the scored distribution (top-k, temperature, a forced or masked end token); a sign",
+        above="kl_coef too low or of the wrong sign; learning rate too high; the reward model pays for nonsense"),
+    "policy/entropy_avg": Range(0, INF, "nats per token", below="padding is counted, or a sign is wrong"),
+    "val/eos_share": Range(0.9, 1, "of the answers",
+        below="SFT data without the end token; the end token is masked out of the loss; max_new_tokens too small; "
+        "learning rate too high"),
+    # is there a signal?
+    "objective/scores_std": Range(0.01, 10, "",
+        below="every answer gets the same score: all are solved, or the scorer is broken",
+        above="scores are not normalised: kl_coef, value_clip and unfinished_score do not fit their scale"),
+    "val/advantages_std": Range(0.01, 10, "",
+        below="nothing is left to learn, and whitening now blows noise up to the size of a signal",
+        above="scores are not normalised, or the critic has diverged"),
+    # does the critic predict the return?
+    "val/explained_variance": Range(-0.5, 1, "", since=15,
+        below="the score does not reach the returns (a shift, a mask); critic learning rate too high or too low; "
+        "nearly all answers get the same score, and little is left to explain"),
+    "val/explained_variance_mse": Range(-1, 1, "", since=15,
+        below="the critic is off by a constant: value_clip too small for the scores, critic learning rate too low"),
+    "val/clipfrac_avg": Range(0, 0.6, "of the tokens",
+        above="value_clip too small for the scale of the scores; critic learning rate too high"),
+}
+# fmt: on
+
+ENTROPY_LEFT = 0.01  # share of the first entropy: less is a collapse
+LENGTH_FACTOR = 3.0  # times the first length, or that part of it
+REPEATED_MORE = 0.3  # share of the answers, above the first share
+ACCURACY_LOST = 0.05  # below the best so far, at two looks in a row, while the score
+SCORE_LOST = 0.25  # has lost less than this since, in standard deviations of the first scores
+REWARD_LOST = 1.0  # of rlhf_reward, in standard deviations of the first scores, below the first
+
+
+class Health:
+    """Watches one run: `update` once per iteration returns the new warnings, a sentence each."""
+
+    def __init__(self, rollout_size: int):
+        self.first: dict[str, float] = {}  # the first value of each metric
+        self.best_accuracy, self.score_at_best = -INF, INF
+        self.worse = 0  # looks in a row at a lost accuracy and a kept score
+        self.ranges = dict(RANGES)
+        # The KL is estimated from B answers and can come out negative: for a small true KL its standard error is
+        # sqrt(2 KL / B), and KL minus four of these is never below -8/B.
+        kl, eos = RANGES["objective/kl"], RANGES["val/eos_share"]
+        self.ranges["objective/kl"] = kl._replace(low=min(kl.low, -8 / rollout_size))
+        self.ranges["val/eos_share"] = eos._replace(low=min(eos.low, 1 - 2 / rollout_size))  # two may be cut by chance
+        self.active: set[tuple[str, str]] = set()  # (metric, what is wrong) of the last iteration
+
+    def update(self, iteration: int, metrics: dict[str, float]) -> list[str]:
+        """Example: {"objective/kl": 31.2} -> ["objective/kl 31.2 nats per answer (healthy: -0.05 to 20): ..."]."""
+        found = self._outside(iteration, metrics) | self._changed(iteration, metrics)
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self.first.setdefault(name, value)
+        new = [sentence for key, sentence in found.items() if key not in self.active]
+        # what was not measured now is still as it was
+        self.active = set(found) | {key for key in self.active if key[0] not in metrics}
+        return new
+
+    def _outside(self, iteration: int, metrics: dict[str, float]) -> dict[tuple[str, str], str]:
+        """Values that are no number, or not in their fixed range."""
+        found = {}
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                causes = "learning rate too high; log of 0 or a mean of nothing; half precision without scaling"
+                found[name, "finite"] = f"{name} is {value}: {causes}"
+            elif name in self.ranges and iteration >= self.ranges[name].since:
+                low, high, unit, below, above, _ = self.ranges[name]
+                if not low <= value <= high:
+                    span = f"{low:g} to {high:g}" if high < INF else f"{low:g} or more"
+                    side, causes = ("below", below) if value < low else ("above", above)
+                    found[name, side] = f"{name} {value:.4g}{unit and ' ' + unit} (healthy: {span}): {causes}"
+        return found
+
+    def _changed(self, iteration: int, metrics: dict[str, float]) -> dict[tuple[str, str], str]:
+        """What only the past can tell. A metric that is missing, or no number, is left out."""
+        found = {}
+        now = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        first = {name: self.first.get(name, value) for name, value in now.items()}
+
+        name = "objective/kl"
+        if iteration > 0 and now.get(name) == 0:
+            found[name, "zero"] = (
+                f"{name} is exactly 0 after an update: the reference is the policy itself, or nothing was updated "
+                "(lr 0, frozen parameters)"
+            )
+        name = "policy/entropy_avg"
+        if name in now and 0 <= now[name] < ENTROPY_LEFT * first[name]:
+            found[name, "collapse"] = (
+                f"{name} {now[name]:.4g} nats per token, {now[name] / first[name]:.0%} of the first (healthy: "
+                f"{ENTROPY_LEFT:.0%} or more): the policy has settled on one answer per question; learning rate too "
+                "high, kl_coef too low, too many iterations"
+            )
+        name = "response_length/mean"
+        if name in now and now[name] > LENGTH_FACTOR * first[name]:
+            found[name, "longer"] = (
+                f"{name} {now[name]:.0f} tokens, {now[name] / first[name]:.1f} times the first (healthy: up to "
+                f"{LENGTH_FACTOR:g}): the reward model likes length; the end token is masked out of the loss"
+            )
+        if name in now and now[name] * LENGTH_FACTOR < first[name]:
+            found[name, "shorter"] = (
+                f"{name} {now[name]:.1f} tokens, the first was {first[name]:.1f} (healthy: a "
+                f"{1 / LENGTH_FACTOR:.0%} of it or more): the reward model likes short answers; kl_coef of the wrong "
+                "sign; a discount per token (gamma below 1)"
+            )
+        name = "val/repeated"
+        if name in now and now[name] > first[name] + REPEATED_MORE:
+            found[name, "more"] = (
+                f"{name} {now[name]:.0%} of the answers, {first[name]:.0%} at first (healthy: up to "
+                f"{REPEATED_MORE:.0%} more): one answer for every question, which the reward model likes; kl_coef "
+                "too low; learning rate too high"
+            )
+        name, spread = "objective/rlhf_reward", self.first.get("objective/scores_std", 0.0)
+        if name in now and spread and now[name] < first[name] - REWARD_LOST * spread:
+            found[name, "falls"] = (
+                f"{name} {now[name]:.3g}, {first[name]:.3g} at first (healthy: not more than {REWARD_LOST:g} standard "
+                f"deviation of the scores, {spread:.2g}, below it): a sign (advantages, log-ratio, KL); learning rate "
+                "too high; the score is on a token outside the mask"
+            )
+        name = "valid/accuracy"
+        if {name, "objective/scores"} <= now.keys():
+            if now[name] > self.best_accuracy:
+                self.best_accuracy, self.score_at_best = now[name], now["objective/scores"]
+            kept = now["objective/scores"] > self.score_at_best - SCORE_LOST * spread
+            self.worse = self.worse + 1 if kept and self.best_accuracy - now[name] >= ACCURACY_LOST else 0
+            if self.worse >= 2:
+                found[name, "over-optimised"] = (
+                    f"{name} {now[name]:.1%}, it was {self.best_accuracy:.1%}, while objective/scores went from "
+                    f"{self.score_at_best:.2f} to {now['objective/scores']:.2f}: over-optimisation of the reward "
+                    "model (kl_coef too low, too many iterations); a score that does not reach the policy (a shift)"
+                )
+        return found

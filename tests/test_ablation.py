@@ -1,0 +1,107 @@
+"""ablation.py: intervals and tests over seeds and questions against other formulas, and the page from run folders."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import ablation
+from ablation import holm, p_value, two_way_bootstrap
+from data import write_jsonl
+
+
+def test_the_bootstrap_varies_over_seeds_and_over_questions():
+    """For values a_s + b_q the variance of the mean is var(a)/S + var(b)/Q, and the mean stays."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 0.2, 4), rng.normal(0.3, 1.0, 60)
+    values = a[:, None] + b
+    means = two_way_bootstrap(values, np.random.default_rng(1))
+    assert means.shape == (ablation.RESAMPLES,)
+    assert means.mean() == pytest.approx(values.mean(), abs=0.005)
+    assert means.var() == pytest.approx(a.var() / 4 + b.var() / 60, rel=0.05)
+    only_seeds = two_way_bootstrap(np.repeat(a[:, None], 60, 1), np.random.default_rng(1))
+    assert only_seeds.var() == pytest.approx(a.var() / 4, rel=0.05)
+    only_questions = two_way_bootstrap(np.repeat(b[None], 4, 0), np.random.default_rng(1))
+    assert only_questions.var() == pytest.approx(b.var() / 60, rel=0.05)
+
+
+def test_the_p_value_is_two_sided_and_never_zero():
+    means = np.array([-1.0] * 2 + [1.0] * 97)
+    assert p_value(means) == pytest.approx(2 * 3 / 100) == p_value(-means)
+    assert p_value(np.ones(99)) == pytest.approx(2 / 100)
+    assert p_value(np.zeros(99)) == 1
+
+
+def test_the_p_value_holds_its_level():
+    """Of 40 comparisons of equals at most about one in twenty is below 0.05, of 40 of better ones nearly all are."""
+    rng, found = np.random.default_rng(3), [0, 0]
+    for _ in range(40):
+        for k, gains in enumerate(([0.1, 0.8, 0.1], [0.05, 0.75, 0.2])):
+            gain = rng.choice([-1, 0, 1], size=(5, 200), p=gains) * rng.choice([0, 1], size=200, p=[0.2, 0.8])
+            found[k] += p_value(two_way_bootstrap(gain, rng)) < 0.05
+    assert found[0] <= 5 and found[1] >= 35
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9, 0.001]) == pytest.approx([1.0, 1.0, 0.003])
+    assert holm([0.2]) == [0.2] and holm([]) == []
+
+
+def run_folder(folder, right, kl=1.0, ids="abcdefghij"):
+    """A run with these evaluations: arm -> how many of the ten questions, from the first on, are right."""
+    for arm, count in right.items():
+        rows = [{"id": key, "correct": i < count} for i, key in enumerate(ids)]
+        write_jsonl(folder / "7_eval" / arm / "transcripts.jsonl", rows[::-1] if arm == "sft" else rows)
+        done(folder / "7_eval" / arm, {"accuracy": {"strict": count / 10, "mean_tokens": 10.0 + count}})
+    for stage, results in (("5_reward", {"pair_accuracy": 0.75}), ("6_ppo", {"kl": kl}), ("6_ppo+kl0", {"kl": 9.0})):
+        write_jsonl(folder / stage / "metrics.jsonl", [])
+        done(folder / stage, results)
+    return str(folder)
+
+
+def done(folder, results):
+    record = {"results": results, "settings": {}, "inputs": {}, "seconds": 2.0, "tokens": 1, "flops": 1.0,
+              "peak_memory_mb": 1, "outputs": {}, "versions": {"torch": "2"}, "threads": 1}
+    (folder / "done.json").write_text(json.dumps(record))
+
+
+def test_the_numbers_of_a_small_ablation_by_hand(tmp_path):
+    """Two seeds, ten questions; the rows of one arm are in another order than those of the others."""
+    folders = (run_folder(tmp_path / "0", {"teacher": 7, "sft": 5, "ppo": 9, "ppo+kl0": 8}),
+               run_folder(tmp_path / "1", {"teacher": 7, "sft": 6, "ppo": 10, "ppo+kl0": 8}, kl=3.0))
+    ablation.main(ablation.Config(folders, str(tmp_path / "out")))
+    numbers = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    method = numbers["accuracy"]["ppo"]
+    assert method["mean"] == 0.95 and method["by_seed"] == [0.9, 1.0] and method["mean_tokens"] == 19.5
+    assert method["kl"] == 2.0 and method["judge_pair_accuracy"] == 0.75
+    assert numbers["accuracy"]["ppo+kl0"]["kl"] == 9.0 and numbers["accuracy"]["sft"]["judge_pair_accuracy"] is None
+    assert method["ci95"][0] < 0.95 < method["ci95"][1] or method["ci95"][1] == 1.0
+    tests = {(test["one"], test["other"]): test for test in numbers["comparisons"]}
+    assert set(tests) == {("ppo", "sft"), ("ppo", "teacher"), ("ppo", "ppo+kl0")}
+    gain = tests["ppo", "sft"]
+    assert gain["difference"] == pytest.approx(0.4) and gain["by_seed"] == pytest.approx([0.4, 0.4])
+    assert gain["p"] < gain["p_holm"] < 0.05 and gain["verdict"] == "better"
+    assert tests["ppo", "ppo+kl0"]["verdict"] == "within noise"
+    assert [test["p_holm"] for test in tests.values()] == holm([test["p"] for test in tests.values()])
+    assert {"ppo+gold", "base"} <= set(numbers["missing"]) and numbers["questions"] == 10
+    assert numbers["seconds"] == dict.fromkeys(folders, 14.0)
+    page = (tmp_path / "out" / "ablation.md").read_text()
+    assert " +40.0 |" in page and " 95.0 |" in page and "the method against SFT alone" in page
+    assert (tmp_path / "out" / "ablation.png").stat().st_size > 10_000
+
+
+def test_runs_on_other_questions_are_refused(tmp_path):
+    right = {"sft": 5, "ppo": 9}
+    folders = run_folder(tmp_path / "0", right), run_folder(tmp_path / "1", right, ids="abcdefghiJ")
+    with pytest.raises(ValueError, match=r"1: other questions in 7_eval/sft"):
+        ablation.main(ablation.Config(folders, str(tmp_path / "out")))
+    with pytest.raises(ValueError, match="two or more"):
+        ablation.main(ablation.Config(folders[:1], str(tmp_path / "out")))
+
+
+def test_an_ablation_without_the_method_is_refused():
+    run = SimpleNamespace(transcripts=lambda arm: {"a": {"correct": True}} if arm == "sft" else {})
+    with pytest.raises(ValueError, match="7_eval/sft and 7_eval/ppo are needed"):
+        ablation.build({"x": run, "y": run})
