@@ -1,7 +1,8 @@
 """The two pictures of a report: PPO's curves, and how good the reward model is. Nothing here computes a result.
 
-Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart; several runs become a mean with a band
-from the lowest to the highest. A Figure without pyplot: no window, no global state; a PNG goes through Agg.
+Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart. Several runs become a mean with a band
+from the lowest to the highest; their pairs are one reliability line. A Figure without pyplot: no window, no global
+state; a PNG goes through Agg.
 """
 
 import math
@@ -59,8 +60,23 @@ def draw_curves(path: Path, metrics: Mapping[str, Sequence[Sequence[dict]]]) -> 
             line(axis, numbered, "iteration", metric, REWARDS[kind][1], REWARDS[kind][0])
         if metric == "val/explained_variance":
             axis.set_ylim(max(axis.get_ylim()[0], -0.55), 1.05)  # a critic may start far below 0
+        if metric == "val/eos_share":
+            axis.set_ylim(min(axis.get_ylim()[0], 95), 100.5)
         axis.set(title=title, xlabel="PPO iteration", ylabel=unit)
     finish(figure, path)
+
+
+def pooled(judges: Sequence[Mapping], bins: int = 10) -> list[dict]:
+    """The reliability of several runs as one: bins of quality.reliability_bins, averaged by their counts."""
+    found = [row for judge in judges for row in judge.get("reliability_gold", [])]
+    index = [min(int((row["confidence"] - 0.5) * 2 * bins), bins - 1) for row in found]
+    rows = []
+    for i in sorted(set(index)):
+        same = [row for row, its in zip(found, index) if its == i]
+        count = sum(row["count"] for row in same)
+        means = {key: sum(row["count"] * row[key] for row in same) / count for key in ("confidence", "accuracy")}
+        rows.append(means | {"count": count})
+    return rows
 
 
 def draw_judge(path: Path, judges: Sequence[Mapping], ppo: Sequence[Sequence[dict]]) -> None:
@@ -71,26 +87,17 @@ def draw_judge(path: Path, judges: Sequence[Mapping], ppo: Sequence[Sequence[dic
     figure = Figure(figsize=(15, 3.9), dpi=120, layout="constrained")
     calibration, best, score, gold = figure.subplots(1, 4)
     calibration.plot([50, 100], [50, 100], "--", color=GREY, label="perfect")
-    for index, judge in enumerate(judges):
-        bins = judge.get("reliability_gold", [])
-        calibration.plot(
-            [100 * row["confidence"] for row in bins],
-            [100 * row["accuracy"] for row in bins],
-            color=BLUE,
-            alpha=0.35,
-        )
-        calibration.scatter(
-            [100 * row["confidence"] for row in bins],
-            [100 * row["accuracy"] for row in bins],
-            [4 + 60 * math.sqrt(row["count"] / judge["pairs_gold"]) for row in bins],
-            color=BLUE,
-            alpha=0.7,
-            label="right against wrong answer,\narea of a dot: pairs" if not index else None,
-        )
+    bins = pooled(judges)
+    confidence, accuracy, count = ([row[key] for row in bins] for key in ("confidence", "accuracy", "count"))
+    x, y = 100 * np.array(confidence), 100 * np.array(accuracy)  # (bins,) each
+    calibration.plot(x, y, color=BLUE, alpha=0.5)
+    calibration.scatter(
+        x, y, [300 * c / sum(count) for c in count], BLUE, label="right against wrong answer,\narea of a dot: pairs"
+    )
     calibration.set(
         title="Calibration against gold", xlabel="confidence of the reward model, %", ylabel="pairs in order, %"
     )
-    calibration.legend(frameon=False, fontsize=8)
+    calibration.legend(frameon=False, fontsize=8, markerscale=0.6)
     for key, label, colour in (
         ("oracle", "a perfect judge", GREY),
         ("judge", "the reward model", BLUE),
@@ -108,7 +115,6 @@ def draw_judge(path: Path, judges: Sequence[Mapping], ppo: Sequence[Sequence[dic
         (score, "valid/score", BLUE, "What PPO climbs ...", "score of held-out answers, deviations"),
         (gold, "valid/accuracy", GREEN, "... and what is meant", "held-out questions right, %"),
     ):
-        for rows in points:
-            line(axis, [rows], "root", metric, colour, "")
+        line(axis, points, "root", metric, colour, "")
         axis.set(title=title, xlabel="√KL from the reference, √nats per answer", ylabel=unit)
     finish(figure, path, legend=False)

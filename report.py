@@ -11,6 +11,7 @@ signals and costs are shown is our choice.
 
 import datetime
 import json
+import math
 import os
 import textwrap
 import time
@@ -261,8 +262,27 @@ def partings(one: Run, other: Run) -> list[str]:
     return found
 
 
+def model_by_model(one: Run, other: Run) -> list[list[str]]:
+    """Rows of a table: each model's accuracy in two runs, and the paired test of the second against the first."""
+    rows = []
+    for name, label in MODELS.items():
+        first, second = one.transcripts(name), other.transcripts(name)
+        test = compare(second, first)
+        if test["n"]:
+            shares = [
+                number(mean(run[key]["correct"] for key in first.keys() & second.keys())) for run in (first, second)
+            ]
+            change = f"{100 * test['difference']:+.1f}"
+            rows.append([label, *shares, change, f"{test['wins']} : {test['losses']}", f"{test['p_value']:.3g}"])
+    return rows
+
+
 def _close(one: float, other: float) -> bool:
-    return abs(one - other) <= 1e-6 * max(1.0, abs(one), abs(other))
+    return (
+        one == other
+        or (math.isnan(one) and math.isnan(other))
+        or abs(one - other) <= 1e-6 * max(1.0, abs(one), abs(other))
+    )
 
 
 def matmul_rate(threads: int, seconds: float = 0.2) -> float:
@@ -270,7 +290,9 @@ def matmul_rate(threads: int, seconds: float = 0.2) -> float:
     import torch
 
     torch.set_num_threads(threads)
-    x, count, start = torch.randn(1024, 1024, device=runtime.default_device()), 0, time.perf_counter()
+    x, count = torch.randn(1024, 1024, device=runtime.default_device()), 0
+    (x @ x)[0, 0].item()  # the first product also loads the library
+    start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         (x @ x)[0, 0].item()  # reading a number waits for the GPU
         count += 1
@@ -520,11 +542,18 @@ def main(cfg: Config) -> None:
         details = [
             f"Settings that differ, seeds aside: {', '.join(numbers['settings_that_differ']) or 'none'}.",
             "## Where the runs part",
-            *(
-                "\n".join([f"{first} against {other}:", "", *(f"- {line}" for line in lines or ["nowhere"])])
-                for other, lines in where.items()
-            ),
+            "Seeds, settings and inputs stage by stage, then the first logged step that differs by more than rounding; "
+            "answers to the same questions are compared with the exact McNemar test, two-sided.",
         ]
+        for other, lines in where.items():
+            details += [
+                f"### {first} against {other}",
+                "\n".join(f"- {line}" for line in lines or ["nowhere"]),
+                table(
+                    ["right, %", "first", "second", "difference", "won : lost", "p"],
+                    model_by_model(runs[first], runs[other]),
+                ),
+            ]
         page = markdown(title, numbers, numbers["runs"], details)
     (out := Path(cfg.out or cfg.runs[0])).mkdir(parents=True, exist_ok=True)
     figures.draw_curves(

@@ -393,6 +393,26 @@ def test_where_two_runs_part(two_runs):
         "seed 0 against 0 and 1", "2_sft: --epochs 2 against 3",
         "6_ppo: from step 3 on: objective/kl 1.5 against 9 and 1 more", "7_eval/teacher: only in the first run"]
     assert report.partings(one, one) == []
+    assert report._close(math.nan, math.nan) and not report._close(math.nan, 1.0)
+
+
+def test_two_runs_are_compared_model_by_model(two_runs):
+    """The second against the first, on the questions that both answered; what one of them lacks has no row."""
+    one, other = (report.read_run(run) for run in two_runs)
+    rows = {row[0]: row[1:] for row in report.model_by_model(one, other)}
+    assert rows["SFT + PPO, learned reward"] == ["83.3", "91.7", "+8.3", "1 : 0", "1"]
+    assert rows["SFT"] == ["33.3", "0.0", "-33.3", "0 : 4", "0.125"]
+    assert "teacher" not in rows and report.model_by_model(other, one)[1][3:5] == ["+33.3", "4 : 0"]
+
+
+def test_the_reliability_of_several_runs_is_that_of_all_their_pairs():
+    judges = [{"reliability_gold": [{"confidence": 0.52, "accuracy": 0.5, "count": 10}]}, {},
+              {"reliability_gold": [{"confidence": 0.54, "accuracy": 0.8, "count": 30},
+                                    {"confidence": 1.0, "accuracy": 1.0, "count": 5}]}]
+    assert figures.pooled(judges) == [
+        {"confidence": pytest.approx(0.535), "accuracy": pytest.approx(0.725), "count": 40},
+        {"confidence": 1.0, "accuracy": 1.0, "count": 5}]
+    assert figures.pooled([{}]) == []
 
 
 def test_the_arms_of_an_ablation_are_not_part_of_a_report(tmp_path):
