@@ -28,7 +28,7 @@ class Range(NamedTuple):
 
 
 DISAGREE = "the update and the rollout score the same tokens differently (temperature, mask, dropout, precision)"
-TOO_FAR = "learning rate too high; too many epochs or minibatches per rollout"
+TOO_FAR = "learning rate too high; too many epochs or minibatches; log-probs of other tokens than the sampled (a shift)"
 
 # fmt: off
 RANGES = {
@@ -48,7 +48,7 @@ RANGES = {
         above="scores of a large scale (normalise them); critic learning rate too high"),
     # where has the policy gone?
     "objective/kl": Range(-0.05, 20, "nats per answer",
-        below="sampling is not from the scored distribution (top-k, temperature, a forced or masked end token); a sign",
+        below="what is scored is not what was sampled (a shift, top-k, temperature, a forced end token); a sign",
         above="kl_coef too low or of the wrong sign; learning rate too high; the reward model pays for nonsense"),
     "policy/entropy_avg": Range(0, INF, "nats per token", below="padding is counted, or a sign is wrong"),
     "val/eos_share": Range(0.9, 1, "of the answers",
