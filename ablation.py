@@ -236,7 +236,7 @@ class Config:
 
 def main(cfg: Config) -> None:
     runtime.require(len(set(cfg.runs)) > 1, "two or more different run folders are needed, one per seed")
-    numbers = build({folder: read_run(Path(folder)) for folder in cfg.runs})
+    numbers = build({folder: read_run(Path(folder), arms=True) for folder in cfg.runs})
     (out := Path(cfg.out)).mkdir(parents=True, exist_ok=True)
     draw(out / "ablation.png", numbers["accuracy"])
     runtime.write_json(out / "ablation.json", numbers)

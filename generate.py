@@ -90,8 +90,6 @@ def _generate_batch(
     hidden = model.model(padded, cache)  # (B, P, D)
     cache.lengths = lengths.to(device)  # what lies beyond a row's own prompt is forgotten
     hidden = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]  # (B, D)
-    if not hidden.isfinite().all():
-        raise FloatingPointError("the model computes NaN or infinity: the run that made its weights diverged")
 
     alive = torch.arange(len(prompts))  # (B,) the row each batch entry answers
     ended = torch.zeros(len(prompts), dtype=torch.bool)  # (B,) entries that have stopped but not yet left
@@ -99,6 +97,8 @@ def _generate_batch(
     logprobs = torch.zeros(len(prompts), max_new_tokens)  # (rows, T)
     for t in range(max_new_tokens):
         logits = model.lm_head(hidden).float()  # (B, V)
+        if not logits.isfinite().all():
+            raise FloatingPointError("the model computes NaN or infinity: the run that made its weights diverged")
         token, logprob = sample_token(logits, temperature, rng)  # (B,), (B,)
         tokens[alive, t], logprobs[alive, t] = token.cpu(), logprob.cpu()
         stopped = torch.isin(token, stop).cpu() & ~ended  # (B,)

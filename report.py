@@ -1,7 +1,7 @@
 """One page about a run, from its files: who answers how well, what is more than luck, how good the signal was.
 
-    python report.py --run runs/tiny-0 --preset tiny --seed 0            # report.md, report.json, curves.png in the run
-    python report.py --runs runs/tiny-0,runs/tiny-1 --out results/tiny   # comparison.md and .json, curves.png of all
+    python report.py runs/tiny-0 --preset tiny --seed 0           # report.md, report.json, two pictures, in the run
+    python report.py runs/tiny-0 runs/tiny-1 --out results/tiny   # comparison.md and .json: what differs, from where on
 
 All models answer the same test questions, so two of them are compared question by question: only a question that one
 gets right and the other wrong says anything (McNemar, 1947, in its exact binomial form). The gold answers of the
@@ -13,14 +13,13 @@ import datetime
 import json
 import os
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
-from matplotlib.figure import Figure  # without pyplot: no window, no global state; a PNG goes through Agg
-
+import figures
 import runtime
 from answers import is_correct
 from data import Question, load_questions, read_jsonl
@@ -31,6 +30,7 @@ MODELS = {  # folder in 7_eval -> row of the table, in this order
     "sft": "SFT",
     "best_of_n": "SFT + best-of-n",
     "ppo_raw": "SFT + PPO, raw vote",
+    **{f"ppo_r{n}": f"SFT + PPO, learned reward, after round {n}" for n in range(1, 9)},
     "ppo": "SFT + PPO, learned reward",
     "hard_teacher": "teacher, hard",
     "hard_sft": "SFT, hard",
@@ -50,21 +50,27 @@ SIGNALS = {  # part and key of report.json -> what the number is; those with % a
     ("pseudo_reward", "label_accuracy"): "% of the responses have the 0/1 reward that gold would give",
     ("reward_model", "pair_accuracy"): "% of held-out pairs: reward model agrees with the vote (a tie is wrong)",
     ("reward_model", "auc_gold"): "AUC of the reward model against gold on test questions (chance 0.5)",
-    ("reward_model", "ece"): "calibration error of the reward model (perfect 0)",
+    ("reward_model", "accuracy_gold"): "% of those answers it tells right from wrong, at the best threshold",
+    ("reward_model", "pair_accuracy_gold"): "% of pairs of a right and a wrong answer to one question in order ...",
+    ("reward_model", "longer_wins_gold"): "% ... and if the longer answer were taken to be the right one",
+    ("reward_model", "equal_length_accuracy_gold"): "% ... and of the pairs of about equal length",
+    ("reward_model", "ece"): "calibration error of the reward model on held-out pairs (perfect 0)",
+    ("reward_model", "ece_gold"): "calibration error against gold",
     ("reward_model", "length_correlation"): "correlation of its score with the length of the answer",
     ("reward_model", "single_sample_accuracy"): "% of the test answers that it chose from (best-of-n) are right ...",
     ("reward_model", "any_right"): "% ... and would be if a perfect judge chose",
 }
 COSTS = ("seconds", "tokens", "flops", "peak_memory_mb")
-REWARDS = {"learned": ("PPO, learned reward", "#0072B2"), "raw": ("PPO, raw vote", "#E69F00")}  # Okabe and Ito, 2008
-PANELS = (  # metrics (a second one is dotted), title, unit
-    (["objective/scores"], "Score of the sampled answers", "deviations (learned), ±1 (raw)"),
-    (["objective/kl"], "KL from the round's starting policy", "nats per answer"),
-    (["valid/accuracy"], "Validation accuracy (for the report only)", "share right, greedy"),
-    (["response_length/mean"], "Response length", "tokens, mean"),
-    (["policy/entropy_avg"], "Entropy of the policy", "nats per token"),
-    (["val/explained_variance", "policy/clipfrac_avg"], "Explained variance, clip fraction (dotted)", "share"),
-)
+ROUND = {  # columns of the table of rounds
+    "strict": "right, %",
+    "share_kept": "votes, %",
+    "vote_accuracy": "votes right, %",
+    "label_accuracy": "rewards right, %",
+    "pair_accuracy": "judge: pairs, %",
+    "score": "score",
+    "kl": "KL, nats",
+}
+ROUND_STAGES = ("3_student", "4_pseudo_reward", "5_reward", "6_ppo")
 
 
 def mcnemar(wins: int, losses: int) -> float:
@@ -139,6 +145,7 @@ class Run:
 
     stages: dict[str, dict]  # folder, such as '2_sft' or '7_eval/ppo' -> its done.json and the 'rows' of its JSONL
     questions: dict[str, Question]  # of training and test, by id
+    command: str = ""  # how train_all.sh was called
 
     def get(self, stage: str, key: str) -> dict | list:
         return self.stages.get(stage, {}).get(key, {})
@@ -152,16 +159,24 @@ class Run:
         return [row for stage in self.stages if stage.rstrip("23456789") in names for row in self.get(stage, "rows")]
 
 
-def read_run(folder: Path) -> Run:
-    stages, files = {}, {"4": "rewards.jsonl", "6": "metrics.jsonl", "7": "transcripts.jsonl"}
+def read_run(folder: Path, arms: bool = False) -> Run:
+    """What is finished in a run folder; with `arms` also the stages of an ablation, which have a + in their names."""
+    stages, files = {}, {"4": "rewards.jsonl", "7": "transcripts.jsonl", **dict.fromkeys("256", "metrics.jsonl")}
     for path in sorted(folder.glob("**/done.json")):
         stage = path.parent.relative_to(folder).as_posix()
-        if ".old" not in stage:  # a stage that was redone is kept aside as .old1
-            rows = read_jsonl(path.parent / files[stage[0]]) if stage[0] in files else ()
-            stages[stage] = json.loads(path.read_text(encoding="utf-8")) | {"rows": list(rows)}
+        if ".old" not in stage and (arms or "+" not in stage):  # a stage that was redone is kept aside as .old1
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                missing = {"results", "settings", "inputs", "versions", "threads", *COSTS} - record.keys()
+            except (ValueError, AttributeError) as error:
+                raise ValueError(f"{path} is damaged ({error}): remove it and run the stage again") from None
+            runtime.require(not missing, f"{path} has no {', '.join(missing)}: remove it and run the stage again")
+            file = path.parent / files.get(stage[0], "")
+            stages[stage] = record | {"rows": list(read_jsonl(file)) if file.is_file() else []}
     runtime.require(any(s.startswith("7_eval/") for s in stages), f"{folder}: no finished evaluation in 7_eval yet")
     paths = [path for name in ("train", "test") if (path := folder / "0_questions" / f"{name}.jsonl").is_file()]
-    return Run(stages, {question.id: question for path in paths for question in load_questions(path)})
+    command = (folder / "command.txt").read_text(encoding="utf-8") if (folder / "command.txt").is_file() else ""
+    return Run(stages, {question.id: question for path in paths for question in load_questions(path)}, command)
 
 
 def build_report(run: Run) -> dict:
@@ -169,26 +184,97 @@ def build_report(run: Run) -> dict:
     accuracy = {name: row for name in MODELS if (row := run.get(f"7_eval/{name}", "results").get("accuracy"))}
     vote, reward, best = (run.get(stage, "results") for stage in ("4_pseudo_reward", "5_reward", "7_eval/best_of_n"))
     ppo, easy = run.metrics("learned") or [{}], [name for name in MODELS if not name.startswith("hard")]
-    needed = ("4_pseudo_reward", "5_reward", "6_ppo", "6_ppo_raw", *(f"7_eval/{name}" for name in easy))
+    judge = ("accuracy", "name", "parameters", "scorer_parameters")  # of best-of-n, and not about the reward model
+    needed = (
+        "4_pseudo_reward",
+        "5_reward",
+        "6_ppo",
+        "6_ppo_raw",
+        *(f"7_eval/{name}" for name in easy if "_r" not in name or name == "ppo_raw"),
+    )
     report = {
         "accuracy": {name: row for name, row in accuracy.items() if name in easy},
         "hard": {name: row for name, row in accuracy.items() if name not in easy},
         **{key: compare(run.transcripts(one), run.transcripts(other)) for key, (_, one, other) in COMPARISONS.items()},
         "pseudo_reward": {"share_kept": None} | vote | label_quality(run.get("4_pseudo_reward", "rows"), run.questions),
-        "reward_model": dict.fromkeys(("pair_accuracy", "ece", "length_correlation"))
+        "reward_model": {key: None for part, key in SIGNALS if part == "reward_model"}
         | reward
-        | {key: best.get(key) for key in ("auc_gold", "single_sample_accuracy", "any_right")},
+        | {key: value for key, value in best.items() if key not in judge},
         "ppo": {
             "first_score": ppo[0].get("objective/scores"),
             "last_score": ppo[-1].get("objective/scores"),
             "mean_kl": mean(row["objective/kl"] for row in ppo if row),
             "last_kl": ppo[-1].get("objective/kl"),
         },
-        "later_rounds": {stage: run.get(stage, "results") for stage in run.stages if stage[:-1].endswith("_r")},
+        "rounds": rounds(run),
         "cost": {stage: {key: record[key] for key in COSTS} for stage, record in run.stages.items()},
         "missing": [stage for stage in needed if stage not in run.stages],
     }
     return json.loads(json.dumps(report), parse_constant=lambda name: None)  # NaN is not JSON: null
+
+
+def rounds(run: Run) -> list[dict]:
+    """Each round's signal and what came of it, for runs with ROUNDS=2 or more; else nothing."""
+    found = []
+    while all(f"{stage}{suffix}" in run.stages for stage in ROUND_STAGES[1:] for suffix in [_suffix(len(found))]):
+        suffix, n = _suffix(len(found)), len(found) + 1
+        vote, reward, ppo = (run.get(f"{stage}{suffix}", "results") for stage in ROUND_STAGES[1:])
+        last = f"6_ppo{_suffix(n)}" not in run.stages
+        accuracy = run.get(f"7_eval/{'ppo' if last else f'ppo_r{n}'}", "results").get("accuracy", {})
+        found.append(
+            {"round": n, "share_kept": vote["share_kept"], "pair_accuracy": reward["pair_accuracy"]}
+            | label_quality(run.get(f"4_pseudo_reward{suffix}", "rows"), run.questions)
+            | {"score": ppo["score"], "kl": ppo["kl"], "strict": accuracy.get("strict")}
+        )
+    return found if len(found) > 1 else []
+
+
+def _suffix(rounds_before: int) -> str:
+    return f"_r{rounds_before + 1}" if rounds_before else ""
+
+
+def partings(one: Run, other: Run) -> list[str]:
+    """Where two runs part, stage by stage: other settings, other inputs, the first step that logs another number."""
+    seeds = [
+        sorted({str(r["settings"]["seed"]) for r in run.stages.values() if "seed" in r["settings"]})
+        for run in (one, other)
+    ]
+    found = [f"seed {' and '.join(seeds[0])} against {' and '.join(seeds[1])}"] if seeds[0] != seeds[1] else []
+    for stage in [*one.stages, *(stage for stage in other.stages if stage not in one.stages)]:
+        if stage not in one.stages or stage not in other.stages:
+            found.append(f"{stage}: only in the {'first' if stage in one.stages else 'second'} run")
+            continue
+        a, b = one.stages[stage], other.stages[stage]
+        for part in ("settings", "inputs"):
+            keys = [key for key in {**a[part], **b[part]} if a[part].get(key) != b[part].get(key) and key != "seed"]
+            if keys and part == "settings":
+                found += [f"{stage}: --{key} {a[part].get(key)} against {b[part].get(key)}" for key in keys]
+            elif keys:
+                found.append(f"{stage}: other {', '.join(keys)}")
+        for row, twin in zip(a["rows"], b["rows"]) if "step" in (a["rows"] or [{}])[0] else ():
+            apart = [key for key in row.keys() & twin.keys() if not _close(row[key], twin[key])]
+            if apart:
+                key = min(apart)
+                rest = f" and {len(apart) - 1} more" * (len(apart) > 1)
+                found.append(f"{stage}: from step {row['step']} on: {key} {row[key]:.6g} against {twin[key]:.6g}{rest}")
+                break
+    return found
+
+
+def _close(one: float, other: float) -> bool:
+    return abs(one - other) <= 1e-6 * max(1.0, abs(one), abs(other))
+
+
+def matmul_rate(threads: int, seconds: float = 0.2) -> float:
+    """FLOPs a second of a large fp32 matrix product on this machine, now: what it can do at best."""
+    import torch
+
+    torch.set_num_threads(threads)
+    x, count, start = torch.randn(1024, 1024, device=runtime.default_device()), 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        (x @ x)[0, 0].item()  # reading a number waits for the GPU
+        count += 1
+    return 2 * 1024**3 * count / (time.perf_counter() - start)
 
 
 def build_comparison(runs: Mapping[str, Run]) -> dict:
@@ -239,31 +325,6 @@ def build_comparison(runs: Mapping[str, Run]) -> dict:
 
 
 # ---- from the numbers to the page ----------------------------------------------------------------------------------
-
-
-def draw_curves(path: Path, runs: Sequence[Run]) -> None:
-    """Six panels over PPO iterations, one line per run and reward; further rounds go on where the first one ended."""
-    figure = Figure(figsize=(13, 7), dpi=150, layout="constrained")
-    for axis, (metrics, title, unit) in zip(figure.subplots(2, 3, sharex=True).flat, PANELS):
-        for run, (kind, (label, colour)), (metric, style) in product(runs, REWARDS.items(), zip(metrics, "-:")):
-            points = {i: row[metric] for i, row in enumerate(run.metrics(kind), 1) if metric in row}
-            axis.plot(
-                points.keys(),
-                points.values(),
-                style,
-                color=colour,
-                label=label,
-                markersize=4,
-                marker="o" * (len(points) < 20),
-                linewidth=1.8 if len(runs) == 1 else 1.0,
-            )
-        if len(metrics) > 1:
-            axis.set_ylim(max(axis.get_ylim()[0], -0.55), 1.05)  # a critic may start far below 0
-        axis.set(title=title, xlabel="PPO iteration", ylabel=unit)
-        axis.grid(alpha=0.25)
-        axis.tick_params(labelbottom=True)
-    figure.legend(handles=figure.axes[0].lines[:2], loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path)
 
 
 def accuracy_table(accuracy: Mapping[str, dict]) -> str:
@@ -326,10 +387,10 @@ def examples(run: Run, fixed: bool, most: int = 5) -> str:
     return "\n\n".join(text)
 
 
-def cost_table(cost: Mapping[str, dict]) -> str:
+def cost_table(cost: Mapping[str, dict], rate: float) -> str:
     total = {key: (max if key == "peak_memory_mb" else sum)(row[key] for row in cost.values()) for key in COSTS}
     return table(
-        ["stage", "seconds", "% of time", "tokens", "TFLOPs", "peak MB"],
+        ["stage", "seconds", "% of time", "tokens", "TFLOPs", "% of peak FLOP/s", "peak MB"],
         [
             [
                 stage,
@@ -337,10 +398,21 @@ def cost_table(cost: Mapping[str, dict]) -> str:
                 number(row["seconds"] / max(total["seconds"], 0.01)),
                 f"{row['tokens']:,}",
                 f"{row['flops'] / 1e12:,.3f}",
+                number(row["flops"] / max(row["seconds"], 0.01) / rate),
                 row["peak_memory_mb"],
             ]
             for stage, row in [*cost.items(), ("total", total)]
         ],
+    )
+
+
+def verdict(test: Mapping) -> str:
+    """The one sentence that a report is for."""
+    if not test["n"]:
+        return "**Does the student beat its teacher? Not known**: one of the two was not evaluated."
+    return (
+        f"**Does the student beat its teacher? {test['verdict'].capitalize()}**: {100 * test['difference']:+.1f} "
+        f"points, p = {test['p_value']:.2g} (exact McNemar test on {test['n']:,} answers to the same questions)."
     )
 
 
@@ -350,6 +422,7 @@ def markdown(title: str, numbers: Mapping, columns: Mapping[str, Mapping], detai
         "\n\n".join(
             [
                 f"# {title}",
+                verdict(numbers["student_vs_teacher"]),
                 "## Accuracy on the test questions",
                 accuracy_table(numbers["accuracy"]),
                 "Greedy answers, except best-of-n. Right: the stated answer is gold. Lenient: where none is stated, "
@@ -364,6 +437,11 @@ def markdown(title: str, numbers: Mapping, columns: Mapping[str, Mapping], detai
                         for (part, key), label in SIGNALS.items()
                     ],
                 ),
+                "## The reward model, and PPO on it",
+                "![reward model](reward.png)",
+                "Confidence is the sigmoid of the difference of two scores; pairs, calibration and best of n are of "
+                "the SFT student's samples to test questions. On the right each dot is one look at the held-out "
+                "questions during PPO: where the score still rises and gold falls, PPO exploits the reward model.",
                 "## Curves of PPO",
                 "![curves](curves.png)",
                 *details,
@@ -384,15 +462,22 @@ def details_of_run(run: Run, report: Mapping) -> list[str]:
         )
         for stage, record in run.stages.items()
     ]
+    rate = matmul_rate(list(run.stages.values())[-1]["threads"])
+    each = [
+        [row["round"], *(number(row[key], key not in ("score", "kl")) for key in ROUND)] for row in report["rounds"]
+    ]
     return [
+        *(["## Round by round", table(["round", *ROUND.values()], each)] if each else []),
         "## What PPO changed",
         examples(run, fixed=True),
         examples(run, fixed=False),
         "## Cost",
-        cost_table(report["cost"]),
-        "TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token.",
+        cost_table(report["cost"], rate),
+        "TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token. Peak: a matrix product of 1024 x 1024 in "
+        f"fp32, measured when this report was written, {rate / 1e9:,.0f} GFLOP/s.",
         *(["## Held-out difficulty", accuracy_table(report["hard"])] if report["hard"] else []),
         "## To reproduce",
+        *([textwrap.indent(run.command.strip(), "    ")] if run.command else []),
         "Settings, and the first digits of the SHA-256 of the inputs:",
         "\n".join(textwrap.fill(line, 116, initial_indent=" " * 4, subsequent_indent=" " * 8) for line in settings),
         f"Missing in this run: {', '.join(report['missing']) or 'nothing'}. Not shown: other seeds, other tasks.",
@@ -403,39 +488,50 @@ def details_of_run(run: Run, report: Mapping) -> list[str]:
 class Config:
     """Write the report of one run, or compare several runs."""
 
-    run: str = ""  # run folder; the report is written into it
-    runs: str = ""  # instead: run folders to compare, comma-separated; they should differ in their seeds only
-    out: str = ""  # folder for the comparison
+    runs: tuple[str, ...]  # run folders: one, or several that should differ in their seeds only
+    out: str = ""  # folder for a comparison; one run's report is written into the run
     preset: str = "custom"  # named in the title
     seed: int = 0  # named in the title
 
 
 def main(cfg: Config) -> None:
-    runtime.require(bool(cfg.run) != bool(cfg.runs) == bool(cfg.out), "give --run, or --runs and --out")
-    runs = {os.path.normpath(f): read_run(Path(f)) for f in (cfg.runs.split(",") if cfg.runs else [cfg.run])}
-    if cfg.run:
+    runs = {os.path.normpath(folder): read_run(Path(folder)) for folder in cfg.runs}
+    alone = len(cfg.runs) == 1
+    runtime.require(len(runs) == len(cfg.runs), f"{' '.join(cfg.runs)}: the same folder twice")
+    runtime.require(alone != bool(cfg.out), "--out is for the comparison of several runs, and needed there")
+    if alone:
         [run], name = runs.values(), "report"
         numbers, last = {"preset": cfg.preset, "seed": cfg.seed} | build_report(run), list(run.stages.values())[-1]
         title = (
             f"Preset {cfg.preset}, seed {cfg.seed}\n\n{datetime.date.today()} · {os.cpu_count()} cores · torch "
-            f"{last['versions']['torch']} with {last['threads']} thread(s) on {runtime.default_device().type}"
+            f"{last['versions']['torch']} · python {last['versions']['python']} · {last['threads']} thread(s) on "
+            f"{runtime.default_device().type}"
         )
         page = markdown(title, numbers, {"value": numbers}, details_of_run(run, numbers))
     else:
-        runtime.require(len(runs) > 1, f"--runs {cfg.runs}: two or more different folders are needed")
         name, numbers = "comparison", build_comparison(runs)
         title = (
             f"Comparison of {', '.join(runs)}\n\nMeans over runs, n answers in all. The first p takes runs as "
             "independent, so it is too small; 'each question once' counts it for the model right in more runs."
         )
-        page = markdown(
-            title,
-            numbers,
-            numbers["runs"],
-            [f"Settings that differ, seeds aside: {', '.join(numbers['settings_that_differ']) or 'none'}."],
-        )
-    (out := Path(cfg.run or cfg.out)).mkdir(parents=True, exist_ok=True)
-    draw_curves(out / "curves.png", list(runs.values()))
+        first, *others = runs
+        where = {other: partings(runs[first], runs[other])[:20] for other in others}
+        numbers["partings"] = where
+        details = [
+            f"Settings that differ, seeds aside: {', '.join(numbers['settings_that_differ']) or 'none'}.",
+            "## Where the runs part",
+            *(
+                "\n".join([f"{first} against {other}:", "", *(f"- {line}" for line in lines or ["nowhere"])])
+                for other, lines in where.items()
+            ),
+        ]
+        page = markdown(title, numbers, numbers["runs"], details)
+    (out := Path(cfg.out or cfg.runs[0])).mkdir(parents=True, exist_ok=True)
+    figures.draw_curves(
+        out / "curves.png", {kind: [run.metrics(kind) for run in runs.values()] for kind in ("learned", "raw")}
+    )
+    judges = [run.get("7_eval/best_of_n", "results") for run in runs.values() if "7_eval/best_of_n" in run.stages]
+    figures.draw_judge(out / "reward.png", judges, [run.metrics("learned") for run in runs.values()])
     runtime.write_json(out / f"{name}.json", numbers)
     (out / f"{name}.md").write_text(page, encoding="utf-8")
     print(page.split("\n\n## Quality")[0], f"{name}: {out / name}.md", sep="\n\n")

@@ -104,6 +104,11 @@ sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
   --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --micro_batch $micro --new_tokens $new_tokens \
   --needs "$needs" --hub "${hub:-}"
 
+mkdir -p "$RUN"
+for name in PRESET SEED QUICK ROUNDS REFERENCE ABLATE TEACHER TEACHER_TEST STUDENT QUESTIONS DATA_DIR MODELS_DIR; do
+  [ -z "${!name:-}" ] || printf '%s=%q ' "$name" "${!name}"
+done >"$RUN/command.txt" && echo "bash train_all.sh" >>"$RUN/command.txt" # for the report
+
 # ---- the stages ----------------------------------------------------------------------------------------------------
 questions=$RUN/0_questions/train.jsonl
 run 0_questions data.py --questions "$QUESTIONS" --train $train --valid $valid --test $test --instruction "$instruction"
@@ -204,4 +209,4 @@ if [ "$ABLATE" = arms ]; then
   rl 6_ppo+r2 --policy "$RUN/6_ppo" --reward_model "$RUN/5_reward+r2"
   evaluate ppo+r2 "$RUN/6_ppo+r2"
 fi
-"$PYTHON" "$here/report.py" --run "$RUN" --preset "$PRESET" --seed "$SEED"
+"$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED"

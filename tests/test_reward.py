@@ -314,7 +314,7 @@ def test_a_constant_reward_model_is_never_right_and_stays_finite(tiny, tmp_path,
     """A tie is wrong: accuracy 0 and not one half. Its samples have no deviation to divide by."""
     monkeypatch.setattr(torch.optim, "AdamW", lambda params, **_: torch.optim.SGD(params, lr=0.0))
     monkeypatch.setattr(runtime, "set_lr", lambda optimizer, lr: None)
-    monkeypatch.setattr(reward, "load_scalar_model", lambda folder, *_, new_head: load_scalar_model(tiny, new_head="zero"))
+    monkeypatch.setattr(reward, "load_scalar_model", lambda *_, new_head: load_scalar_model(tiny, new_head="zero"))
     reward.main(reward.Config(**write_inputs(tmp_path, tiny)))
     assert results(tmp_path)["pair_accuracy"] == 0 and results(tmp_path)["ties"] == 1
     assert metrics(tmp_path)[0]["loss"] == pytest.approx(math.log(2)) and metrics(tmp_path)[0]["accuracy"] == 0

@@ -218,6 +218,19 @@ def test_it_learns_the_answers_and_to_end_them(tiny, tmp_path):
     assert done["results"] == {"loss": metrics[-1]["loss"], "examples": 4, "too_long": 0}
 
 
+@pytest.mark.parametrize(("share", "epochs"), [(0.1, 1), (2.6, 3), (4.4, 4)])
+def test_as_many_passes_as_another_stage_cost(tiny, tmp_path, share, epochs):
+    """Whole ones, the nearest number, at least one, and the schedule ends with them; --epochs does not count."""
+    tokenizer, parameters = Tokenizer(tiny), sum(p.numel() for p in load_model(tiny).parameters())
+    tokens = sum(len(tokenizer.chat(prompt)) + len(tokenizer.response(response)) for prompt, response in EXAMPLES)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "done.json").write_text(json.dumps({"flops": share * 6 * parameters * tokens}))
+    _, metrics, done = train(tmp_path, tiny, epochs=7, batch_size=8, warmup=0, lr=1e-3, match_flops=str(other))
+    assert [m["lr"] for m in metrics] == pytest.approx([1e-3 * (1 - i / epochs) for i in range(epochs)])
+    assert done["flops"] == epochs * 6 * parameters * tokens
+
+
 def test_examples_that_are_too_long_are_left_out_whole_and_counted(tiny, tmp_path):
     """'3+4' -> '7' is <s>, 3, +, 4, line end, 7, </s>: seven tokens."""
     _, _, done = train(tmp_path / "some", tiny, epochs=1, max_tokens=7)
