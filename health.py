@@ -67,7 +67,7 @@ RANGES = {
     "val/explained_variance": Range(-0.5, 1, "", since=CRITIC_LEARNS,
         below="the score does not reach the returns (a shift, a mask); critic learning rate too high or too low; "
         "nearly all answers get the same score, and little is left to explain"),
-    "val/clipfrac_avg": Range(0, 0.6, "of the tokens",
+    "val/clipfrac_avg": Range(0, 0.8, "of the tokens",
         above="value_clip too small for the scale of the scores; critic learning rate too high"),
 }
 # fmt: on
