@@ -116,7 +116,7 @@ CURVES = {
                     "no_kl lr_10 advantage_sign score_late shift"),
     "explained_variance": Curve("val/explained_variance", "Explained variance of the critic", "1 is perfect",
                                 "no_kl lr_10 score_late", limits=(-5, 1.1)),
-    "explained_variance_mse": Curve("val/explained_variance_mse", "The same, blamed for a constant error, too",
+    "explained_variance_mse": Curve("val/explained_variance_mse", "Explained variance, offset counted",
                                     "1 is perfect", "score_late whitened_returns", limits=(-5, 1.1)),
     "grad_norm": Curve("policy/grad_norm", "Gradient norm of the policy", "before clipping",
                        "no_kl lr_10 kl_sign advantage_sign shift", "log"),
