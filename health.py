@@ -7,7 +7,7 @@
 A warning comes when a value leaves its range, and again only after it had come back. Most ranges are fixed numbers, in
 RANGES; a few need the past (the entropy against its first value, the score against the accuracy) and stand below.
 A warning is a question, not a verdict: nothing here stops a run or changes it. docs/healthy.md shows healthy and sick
-runs. Sources: arXiv 1707.06347, 1909.08593, 2009.10897, 2210.10760, 2307.04964, 2403.17031; our own runs.
+runs. Sources: arXiv 1707.06347, 1909.08593, 2210.10760, 2307.04964, 2403.17031; our own runs.
 """
 
 import math
@@ -28,7 +28,9 @@ class Range(NamedTuple):
 
 
 DISAGREE = "the update and the rollout score the same tokens differently (temperature, mask, dropout, precision)"
-TOO_FAR = "learning rate too high; too many epochs or minibatches per rollout"
+TOO_FAR = "learning rate too high; too many epochs or minibatches; log-probs of other tokens than the sampled (a shift)"
+
+CRITIC_LEARNS = 15  # iterations in which it may be wrong
 
 # fmt: off
 RANGES = {
@@ -39,7 +41,7 @@ RANGES = {
     "val/ratio": Range(0.9, 1.1, "", TOO_FAR, TOO_FAR),
     "val/ratio_max": Range(0, 50, "",
         above="learning rate too high; a token was sampled that the scored distribution hardly allows (temperature)"),
-    "policy/approxkl_avg": Range(0, 0.2, "nats per token", above=TOO_FAR),
+    "policy/approxkl_avg": Range(0, 0.5, "nats per token", above=TOO_FAR),
     "policy/clipfrac_avg": Range(0, 0.2, "of the tokens", above=TOO_FAR),
     "policy/grad_norm": Range(1e-6, 10, "",
         below="the advantages are all zero (the same score for every answer); frozen parameters",
@@ -48,7 +50,7 @@ RANGES = {
         above="scores of a large scale (normalise them); critic learning rate too high"),
     # where has the policy gone?
     "objective/kl": Range(-0.05, 20, "nats per answer",
-        below="sampling is not from the scored distribution (top-k, temperature, a forced or masked end token); a sign",
+        below="what is scored is not what was sampled (a shift, top-k, temperature, a forced end token); a sign",
         above="kl_coef too low or of the wrong sign; learning rate too high; the reward model pays for nonsense"),
     "policy/entropy_avg": Range(0, INF, "nats per token", below="padding is counted, or a sign is wrong"),
     "val/eos_share": Range(0.9, 1, "of the answers",
@@ -62,12 +64,10 @@ RANGES = {
         below="nothing is left to learn, and whitening now blows noise up to the size of a signal",
         above="scores are not normalised, or the critic has diverged"),
     # does the critic predict the return?
-    "val/explained_variance": Range(-0.5, 1, "", since=15,
+    "val/explained_variance": Range(-0.5, 1, "", since=CRITIC_LEARNS,
         below="the score does not reach the returns (a shift, a mask); critic learning rate too high or too low; "
         "nearly all answers get the same score, and little is left to explain"),
-    "val/explained_variance_mse": Range(-1, 1, "", since=15,
-        below="the critic is off by a constant: value_clip too small for the scores, critic learning rate too low"),
-    "val/clipfrac_avg": Range(0, 0.6, "of the tokens",
+    "val/clipfrac_avg": Range(0, 0.8, "of the tokens",
         above="value_clip too small for the scale of the scores; critic learning rate too high"),
 }
 # fmt: on
@@ -78,6 +78,7 @@ REPEATED_MORE = 0.3  # share of the answers, above the first share
 ACCURACY_LOST = 0.05  # below the best so far, at two looks in a row, while the score
 SCORE_LOST = 0.25  # has lost less than this since, in standard deviations of the first scores
 REWARD_LOST = 1.0  # of rlhf_reward, in standard deviations of the first scores, below the first
+OFFSET = 0.3  # explained variance that a constant error of the critic may cost
 
 
 class Health:
@@ -122,7 +123,7 @@ class Health:
         return found
 
     def _changed(self, iteration: int, metrics: dict[str, float]) -> dict[tuple[str, str], str]:
-        """What only the past can tell. A metric that is missing, or no number, is left out."""
+        """What only the past, or two values together, can tell. A metric that is missing, or no number, is left out."""
         found = {}
         now = {name: value for name, value in metrics.items() if math.isfinite(value)}
         first = {name: self.first.get(name, value) for name, value in now.items()}
@@ -165,6 +166,13 @@ class Health:
                 f"{name} {now[name]:.3g}, {first[name]:.3g} at first (healthy: not more than {REWARD_LOST:g} standard "
                 f"deviation of the scores, {spread:.2g}, below it): a sign (advantages, log-ratio, KL); learning rate "
                 "too high; the score is on a token outside the mask"
+            )
+        name, blind = "val/explained_variance_mse", "val/explained_variance"
+        if iteration >= CRITIC_LEARNS and {name, blind} <= now.keys() and now[blind] - now[name] > OFFSET:
+            found[name, "offset"] = (
+                f"{name} {now[name]:.3g}, {blind} {now[blind]:.3g} (healthy: up to {OFFSET:g} apart): the critic "
+                "is off by a constant; returns that are not advantages + values (whitened too early), value_clip too "
+                "small for the scores, critic learning rate too low"
             )
         name = "valid/accuracy"
         if {name, "objective/scores"} <= now.keys():

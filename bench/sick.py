@@ -39,8 +39,9 @@ class Bug(NamedTuple):
     flags: str = ""
 
 
-# Okabe and Ito, 2008, without the yellow that white paper swallows; grey
-ORANGE, SKY, GREEN, BLUE, RED, PURPLE, GREY = "#E69F00 #56B4E9 #009E73 #0072B2 #D55E00 #CC79A7 #7F7F7F".split()
+# Okabe and Ito, 2008, without the yellow that white paper swallows; grey and brown
+ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
+RED, PURPLE, GREY, BROWN = "#D55E00", "#CC79A7", "#7F7F7F", "#8C510A"
 
 REFERENCE = "load_model(cfg.reference or cfg.policy, torch.float32, device).requires_grad_(False)"
 READ = "masked_logprobs(policy, tokens[rows], mask[rows], cfg.temperature)"
@@ -67,12 +68,14 @@ BUGS = {
     "shift": Bug("log-probs shifted by one", SKY, (
         ("model.py", "logits.gather(-1, tokens[:, 1:][mask]", "logits.gather(-1, tokens[:, :-1][mask]"),)),
     "reference_alias": Bug("reference is the policy", GREY, (("ppo.py", REFERENCE, "policy"),)),
+    "whitened_returns": Bug("returns from whitened advantages", BROWN, (
+        ("ppo.py", WHITENED, "whiten(advantages, r.mask), whiten(advantages, r.mask) + r.values"),)),
     # these stop the run
     "old_temperature": Bug("old log-probs without temperature", RED, (
         ("ppo.py", READ, READ.replace("cfg.temperature", "1.0")),)),
     "old_bf16": Bug("old log-probs in bf16", BLUE, (
         ("ppo.py", KEPT, KEPT.replace("((logprobs", "((logprobs.bfloat16().float()")),)),
-    # these no curve shows at this scale
+    # these no curve shows on the tiny preset
     "temperature": Bug("all log-probs without temperature", PURPLE, tuple(
         ("ppo.py", old, old.replace("cfg.temperature", "1.0")) for old in (READ, READ_REFERENCE, READ_AGAIN))),
     "top_k": Bug("sampled from the top 2", ORANGE, (
@@ -81,10 +84,8 @@ BUGS = {
         ("ppo.py", MASK, MASK.replace("mask.to", "(mask & (mask.flip(1).cumsum(1).flip(1) > 1)).to")),)),
     "value_next": Bug("value of the next state", BLUE, tuple(
         ("ppo.py", old, old.replace("[:, :-1]", "[:, 1:]")) for old in (VALUES, NEW_VALUES))),
-    "whitened_returns": Bug("returns from whitened advantages", GREEN, (
-        ("ppo.py", WHITENED, "whiten(advantages, r.mask), whiten(advantages, r.mask) + r.values"),)),
 }
-SILENT = "temperature top_k end_masked value_next whitened_returns"
+SILENT = "temperature top_k end_masked value_next"
 
 
 class Curve(NamedTuple):
@@ -115,6 +116,8 @@ CURVES = {
                     "no_kl lr_10 advantage_sign score_late shift"),
     "explained_variance": Curve("val/explained_variance", "Explained variance of the critic", "1 is perfect",
                                 "no_kl lr_10 score_late", limits=(-5, 1.1)),
+    "explained_variance_mse": Curve("val/explained_variance_mse", "Explained variance, offset counted",
+                                    "1 is perfect", "score_late whitened_returns", limits=(-5, 1.1)),
     "grad_norm": Curve("policy/grad_norm", "Gradient norm of the policy", "before clipping",
                        "no_kl lr_10 kl_sign advantage_sign shift", "log"),
     "silent": Curve("objective/scores", "Score under bugs that hide", "standard deviations",
