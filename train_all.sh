@@ -128,13 +128,15 @@ run 2_sft sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED
 policy=2_sft
 for round in $(seq 1 "$ROUNDS"); do
   suffix=$([ "$round" = 1 ] || echo "_r$round")
-  # the student answers too, everything is rewarded by the teacher's vote, and a reward model learns from pairs
+  # the student answers too, everything is rewarded by the teacher's vote, and a reward model learns from pairs; its
+  # scale is the SFT student's in every round: a later student answers nearly alike, and a tiny deviation made 1 would
+  # blow the scores up and leave the KL penalty without weight
   run 3_student$suffix generate.py --model "$RUN/$policy" --questions "$questions" --source student --seed "$SEED" \
     --samples $student_samples --temperatures $temperature $lenient $(sampling)
   run 4_pseudo_reward$suffix pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
     --student "$RUN/3_student$suffix/samples.jsonl"
   run 5_reward$suffix reward.py --model "$RUN/2_sft" --pairs "$RUN/4_pseudo_reward$suffix/pairs.jsonl" --seed "$SEED" \
-    --calibrate "$RUN/3_student$suffix/samples.jsonl" --questions "$questions" --micro_batch $micro \
+    --calibrate "$RUN/3_student/samples.jsonl" --questions "$questions" --micro_batch $micro \
     --held_out $held_out $reward
   # PPO: answers that the reward model likes become likelier, near the policy that it started from
   rl 6_ppo$suffix --policy "$RUN/$policy" --reward_model "$RUN/5_reward$suffix" \
@@ -190,14 +192,14 @@ if [ "$ABLATE" = arms ]; then
   # another reward model: the student votes too, or it starts from the teacher
   run 4_pseudo_reward+both pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
     --student "$RUN/3_student/samples.jsonl" --voters both
-  judge() { # judge NAME MODEL PAIRS SAMPLES
-    run "5_reward+$1" reward.py --model "$2" --pairs "$3" --calibrate "$4" --questions "$questions" --seed "$SEED" \
+  judge() { # judge NAME MODEL PAIRS
+    run "5_reward+$1" reward.py --model "$2" --pairs "$3" --calibrate "$RUN/3_student/samples.jsonl" --questions "$questions" --seed "$SEED" \
       --micro_batch $micro --held_out $held_out $reward
   }
-  judge both "$RUN/2_sft" "$RUN/4_pseudo_reward+both/pairs.jsonl" "$RUN/3_student/samples.jsonl"
+  judge both "$RUN/2_sft" "$RUN/4_pseudo_reward+both/pairs.jsonl"
   arm both --reward_model "$RUN/5_reward+both"
   if [ -d "$TEACHER" ]; then # the critic stays as it was: only the judge is another
-    judge teacher "$TEACHER" "$RUN/4_pseudo_reward/pairs.jsonl" "$RUN/3_student/samples.jsonl"
+    judge teacher "$TEACHER" "$RUN/4_pseudo_reward/pairs.jsonl"
     arm teacher --reward_model "$RUN/5_reward+teacher" --critic "$RUN/5_reward"
   fi
   # a second round from the policy of the first
@@ -205,7 +207,7 @@ if [ "$ABLATE" = arms ]; then
     --samples $student_samples --temperatures $temperature $lenient $(sampling)
   run 4_pseudo_reward+r2 pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
     --student "$RUN/3_student+r2/samples.jsonl"
-  judge r2 "$RUN/2_sft" "$RUN/4_pseudo_reward+r2/pairs.jsonl" "$RUN/3_student+r2/samples.jsonl"
+  judge r2 "$RUN/2_sft" "$RUN/4_pseudo_reward+r2/pairs.jsonl"
   rl 6_ppo+r2 --policy "$RUN/6_ppo" --reward_model "$RUN/5_reward+r2"
   evaluate ppo+r2 "$RUN/6_ppo+r2"
 fi

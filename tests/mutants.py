@@ -976,7 +976,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     "chat.py": [
         ("the beginning of the text twice", "        ids = []\n"
          "        for special, group", "        ids = self.backend.encode(\"\").ids\n"
-         "        for special, group", "llama_conversations_equal_transformers"),
+         "        for special, group", "a_chat_of_llama_3_written_out"),
         ("responses without the end token", "return [*self.encode(text), self.end_id]", "return self.encode(text)",
          "prompt_and_response_are_the_rendered_conversation"),
         ("responses with a beginning of their own", "return [*self.encode(text), self.end_id]",

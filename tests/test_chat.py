@@ -161,6 +161,15 @@ def test_chat_is_one_user_message(tokenizer):
     assert tokenizer.chat(" 3 pens? ") == tokenizer.render([{"role": "user", "content": " 3 pens? "}], True)
 
 
+def test_a_chat_of_llama_3_written_out(llama_folder):
+    """One beginning of the text, headers in special tokens, an end to each turn: by hand, without transformers."""
+    tokenizer = Tokenizer(llama_folder)
+    user, assistant = ([2, *tokenizer.encode(role), 3, *tokenizer.encode("\n\n")] for role in ("user", "assistant"))
+    assert tokenizer.chat("?") in (  # a token may span the line ends and the text
+        [0, *user, *tokenizer.encode("?"), 4, *assistant], [0, *user[:-1], *tokenizer.encode("\n\n?"), 4, *assistant])
+    assert tokenizer.chat("3+4?").count(0) == 1
+
+
 def test_the_date_is_an_argument_else_the_folders_else_fixed(llama_folder, tmp_path):
     """Given, it is kept by save(), for the saved model was trained with it; where none is told, it changes nothing."""
     folder = variant(llama_folder, tmp_path / "a", config={"chat_template": LLAMA31_TEMPLATE})
