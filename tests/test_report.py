@@ -399,8 +399,9 @@ def test_where_two_runs_part(two_runs):
 def test_two_runs_are_compared_model_by_model(two_runs):
     """The second against the first, on the questions that both answered; what one of them lacks has no row."""
     one, other = (report.read_run(run) for run in two_runs)
+    other.stages["7_eval/ppo"]["rows"].pop()  # a question that nobody has right: 10 and 11 of 11
     rows = {row[0]: row[1:] for row in report.model_by_model(one, other)}
-    assert rows["SFT + PPO, learned reward"] == ["83.3", "91.7", "+8.3", "1 : 0", "1"]
+    assert rows["SFT + PPO, learned reward"] == ["90.9", "100.0", "+9.1", "1 : 0", "1"]
     assert rows["SFT"] == ["33.3", "0.0", "-33.3", "0 : 4", "0.125"]
     assert "teacher" not in rows and report.model_by_model(other, one)[1][3:5] == ["+33.3", "4 : 0"]
 
