@@ -15,6 +15,9 @@
 # A finished stage is skipped on the next run; one whose settings or inputs changed is redone, the old kept aside.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+asked=$(for name in PRESET SEED QUICK ROUNDS REFERENCE ABLATE TEACHER TEACHER_TEST STUDENT QUESTIONS DATA_DIR MODELS_DIR; do
+  [ -z "${!name:-}" ] || printf '%s=%q ' "$name" "${!name}"
+done)
 PYTHON=${PYTHON:-$(command -v python || echo python3)} PRESET=${PRESET:-tiny} SEED=${SEED:-0} QUICK=${QUICK:-0} ROUNDS=${ROUNDS:-1} FROM=${FROM:-}
 REFERENCE=${REFERENCE:-moved} ABLATE=${ABLATE:-0} SEEDS=${SEEDS:-0 1 2 3 4} JOBS=${JOBS:-2}
 models=${MODELS_DIR:-$here/models} lenient=--no-lenient
@@ -104,10 +107,7 @@ sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
   --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --micro_batch $micro --new_tokens $new_tokens \
   --needs "$needs" --hub "${hub:-}"
 
-mkdir -p "$RUN"
-for name in PRESET SEED QUICK ROUNDS REFERENCE ABLATE TEACHER TEACHER_TEST STUDENT QUESTIONS DATA_DIR MODELS_DIR; do
-  [ -z "${!name:-}" ] || printf '%s=%q ' "$name" "${!name}"
-done >"$RUN/command.txt" && echo "bash train_all.sh" >>"$RUN/command.txt" # for the report
+mkdir -p "$RUN" && echo "${asked}bash train_all.sh" >"$RUN/command.txt" # for the report
 
 # ---- the stages ----------------------------------------------------------------------------------------------------
 questions=$RUN/0_questions/train.jsonl
