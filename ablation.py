@@ -17,7 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import runtime
-from report import Run, mean, number, read_run, table
+from findings import Run, mean, read_run
+from report import number, table
 
 ARMS = {  # folder in 7_eval -> row, in the order of the table
     "teacher": "teacher",

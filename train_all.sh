@@ -182,8 +182,8 @@ if [ "$ABLATE" = arms ]; then
   run 1_vote+all pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $vote --no-sft_filter
   run 2_sft+all sft.py --model "$STUDENT" --data "$RUN/1_vote+all/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft
   evaluate sft+all "$RUN/2_sft+all"
-  awk 'NR % 10 == 1' "$RUN/1_vote/sft.jsonl" >"$RUN/1_vote+tenth.jsonl"
-  run 2_sft+tenth sft.py --model "$STUDENT" --data "$RUN/1_vote+tenth.jsonl" --seed "$SEED" --micro_batch $micro $sft
+  run 2_sft+tenth sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft \
+    --limit $((train * 4 / 10)) # of four a question
   evaluate sft+tenth "$RUN/2_sft+tenth"
   run 2_sft+longer sft.py --model "$RUN/2_sft" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft \
     --match_flops "$RUN/6_ppo"

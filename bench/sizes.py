@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
 from ablation import right, two_way_bootstrap
-from report import Run, number, read_run, table
+from findings import Run, read_run
+from report import number, table
 
 ROWS = {
     "base": ("student before", "#777777", "s"),
