@@ -174,7 +174,8 @@ def test_token_logprobs_gradient_is_one_hot_minus_softmax():
 
 def both_ways(logits, tokens, temperature=1.0):
     """Log-probs (T-1,) of one row of logits (T, V), by token_logprobs and by masked_logprobs, and the entropies."""
-    model = SimpleNamespace(model=lambda _: logits[None], lm_head=lambda hidden: hidden)
+    model = SimpleNamespace(model=lambda _, read: torch.eye(len(logits))[None][:, :-1][read],
+                            lm_head=SimpleNamespace(weight=logits.T))
     mask = torch.ones(1, len(tokens) - 1, dtype=torch.bool)
     short, entropies = masked_logprobs(model, torch.tensor([tokens]), mask, temperature)
     long = token_logprobs(logits[None], torch.tensor([tokens]), temperature)
@@ -237,7 +238,7 @@ def test_masked_positions_change_nothing_in_masked_logprobs(poison):
         hidden = torch.where(read[..., None], clean, fill).requires_grad_()
         head = torch.nn.Linear(8, 9, bias=False)
         head.weight.data = torch.arange(72.0).view(9, 8).sin()
-        model = SimpleNamespace(model=lambda _, hidden=hidden: hidden, lm_head=head)
+        model = SimpleNamespace(model=lambda _, read, hidden=hidden: hidden[:, :-1][read], lm_head=head)
         logprobs, entropies = masked_logprobs(model, tokens, MASK)
         logprobs.square().sum().backward()
         results.append([logprobs.detach(), entropies, hidden.grad, head.weight.grad])
