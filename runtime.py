@@ -94,17 +94,17 @@ def default_device() -> torch.device:
 
 
 def set_threads(model: torch.nn.Module) -> None:
-    """One thread for a small model on a CPU, all of them for a larger one; OMP_NUM_THREADS, if set, decides instead.
+    """One thread for a small model, all of them for a larger one; where OMP_NUM_THREADS is set, it decides instead.
 
-    At SMALL parameters a layer takes well under a millisecond, and threads then mostly wait for each other: with 0.16M
-    parameters two threads were five times slower than one on a busy machine.
+    A small layer is done in less time than threads need to meet: with 0.16M parameters two of them were five times
+    slower than one on a busy machine.
     """
     import torch
 
     parameters = sum(p.numel() for p in model.parameters())
-    if not os.environ.get("OMP_NUM_THREADS") and default_device().type == "cpu":
-        torch.set_num_threads(1 if parameters < SMALL else os.cpu_count() or 1)
-    print(f"{torch.get_num_threads()} thread(s) for {parameters / 1e6:.2f}M parameters; OMP_NUM_THREADS changes that")
+    if parameters < SMALL and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(1)
+    print(f"{torch.get_num_threads()} thread(s) for {parameters / 1e6:.2f}M parameters; OMP_NUM_THREADS=N to choose")
 
 
 def mixed_precision() -> torch.autocast:

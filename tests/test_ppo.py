@@ -10,6 +10,7 @@ import math
 import random
 import re
 import shutil
+from itertools import groupby
 
 import pytest
 import torch
@@ -820,6 +821,28 @@ def test_the_reference_stays_while_the_policy_moves(tiny, scorer, tmp_path, monk
     assert all(abs(m["objective/kl"]) > 1e-4 for m in metrics[1:])
     assert all(m["val/ratio_first"] == pytest.approx(1, abs=1e-4) for m in metrics)
     assert change(policy, load_model(tmp_path / "out")).abs().max() == 0  # the policy is what is saved
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_frozen_models_are_on_the_device_when_they_read_and_leave_it_with_offload(
+        tiny, scorer, tmp_path, monkeypatch, offload):
+    """Reference and reward model: sent there, read, and, with --offload, sent back to the CPU, in every iteration."""
+    loaded = []
+    for name in ("load_model", "load_scalar_model"):
+        real = getattr(ppo, name)
+
+        def spy(*args, real=real, **more):
+            model, events = real(*args, **more), []
+            loaded.append(events)
+            model.to = lambda place: events.append(place if isinstance(place, str) else "device") or model
+            model.model.register_forward_pre_hook(lambda *_: events.append("read"))
+            return model
+
+        monkeypatch.setattr(ppo, name, spy)
+    run(tmp_path, tiny, scorer, iterations=2, eval_every=9, offload=offload)
+    policy, reference, critic, judge = ([event for event, _ in groupby(events)] for events in loaded)
+    assert policy == critic == ["read"]
+    assert reference == judge == ["device", "read", *["cpu"] * offload] * 2
 
 
 def test_the_critic_starts_as_the_reward_model(tiny, scorer, tmp_path, monkeypatch):
