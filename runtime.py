@@ -84,10 +84,35 @@ def require(condition: bool, message: str) -> None:
 # ---- device, seeds, schedule ---------------------------------------------------------------------------------------
 
 
+SMALL = 5e6  # parameters: below, a second thread costs more than it brings
+
+
 def default_device() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_threads(model: torch.nn.Module) -> None:
+    """One thread for a small model, all of them for a larger one; where OMP_NUM_THREADS is set, it decides instead.
+
+    A small layer is done in less time than threads need to meet: with 0.16M parameters two of them were five times
+    slower than one on a busy machine.
+    """
+    import torch
+
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters < SMALL and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(1)
+    print(f"{torch.get_num_threads()} thread(s) for {parameters / 1e6:.2f}M parameters; OMP_NUM_THREADS=N to choose")
+
+
+def mixed_precision() -> torch.autocast:
+    """On a GPU matrix products in bf16; weights, norms, log-probs and values stay fp32. On a CPU all stays fp32."""
+    import torch
+
+    device = default_device().type
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
 
 def inference_dtype() -> torch.dtype | None:
@@ -284,7 +309,7 @@ class Config:
     student: str  # model folder
     questions: str  # question set
     teacher_test: str = ""  # recorded answers to the test questions
-    micro_batch: int = 1  # rows that are trained at once
+    micro_tokens: int = 4096  # tokens that are trained at once
     new_tokens: int = 256  # the longest answer
     needs: str = ""  # what the preset takes, in words
     hub: str = ""  # where the preset's default models are published: an organisation on huggingface.co
@@ -300,7 +325,7 @@ def main(cfg: Config) -> None:
     print(f"preset {cfg.preset} · seed {cfg.seed} · run {cfg.run}")
     print(
         f"{' · '.join(versions)} · python {platform.python_version()} · {os.cpu_count()} cores, "
-        f"{os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)"
+        f"threads: {os.environ.get('OMP_NUM_THREADS') or 'by the size of the model'}"
     )
     print(f"teacher {cfg.teacher} · student {cfg.student} · questions {cfg.questions}")
     print(f"the preset is made for: {cfg.needs or 'not stated'}", flush=True)
@@ -352,18 +377,19 @@ def _parameters(folder: str) -> float:
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / width
 
 
-def _bytes_in_training(cfg: Config, prompt_tokens: int = 256) -> float:
+def _bytes_in_training(cfg: Config, prompt_tokens: int = 256, logits_at_once: int = 2**24) -> float:
     """Bytes that PPO takes with this student, for prompts of 256 tokens: most of GSM8K's are shorter.
 
     Two copies train in fp32 (weight, gradient, two moments: 16 bytes a parameter each) and two are frozen. One of them
     at a time keeps what its backward pass needs: about 15 vectors of the hidden and 4 of the inner size per layer and
-    token, and 4 of the vocabulary's size per new token.
+    token (a longer text than --micro_tokens is read alone), and 3 of the vocabulary's size for a chunk of tokens.
     """
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
     given = _config(cfg.student)  # a size that is missing or no number is refused when the model is loaded
     hidden, inner, layers, vocabulary = (given[key] if isinstance(given.get(key), int) else 0 for key in sizes)
-    kept = (prompt_tokens + cfg.new_tokens) * layers * (15 * hidden + 4 * inner) + cfg.new_tokens * 4 * vocabulary
-    return 40 * _parameters(cfg.student) + 4 * cfg.micro_batch * kept
+    tokens = max(cfg.micro_tokens, prompt_tokens + cfg.new_tokens)
+    kept = tokens * layers * (15 * hidden + 4 * inner) + 3 * min(tokens * vocabulary, logits_at_once)
+    return 40 * _parameters(cfg.student) + 4 * kept
 
 
 def _how_to_get(hub: str, folder: str) -> str:

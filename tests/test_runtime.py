@@ -329,7 +329,8 @@ def preflight(tmp_path):
     (student / "model.safetensors").write_bytes(bytes(4000))
     (tmp_path / "teacher.jsonl").write_text("{}\n")
     return runtime.Config(run=str(tmp_path / "runs" / "new"), preset="tiny", seed=3, student=str(student),
-                          teacher=str(tmp_path / "teacher.jsonl"), questions="arith", needs="a laptop and 7 min")
+                          teacher=str(tmp_path / "teacher.jsonl"), questions="arith", needs="a laptop and 7 min",
+                          micro_tokens=1)
 
 
 def test_preflight_says_what_the_run_will_take_and_writes_nothing(preflight, capsys, monkeypatch):
@@ -398,9 +399,33 @@ def test_preflight_refuses_a_broken_config(preflight, text, message):
         runtime.main(preflight)
 
 
+@pytest.mark.parametrize(("parameters", "variable", "threads"), [
+    (100_000, None, 1), (100_000, "3", 3), (100_000, "", 1), (6_000_000, None, 3), (6_000_000, "3", 3),
+])
+def test_threads_by_the_size_of_the_model(monkeypatch, capsys, parameters, variable, threads):
+    """One for a small model; the variable decides where it is set, PyTorch reads it itself; what was chosen is said."""
+    asked = [3]  # as PyTorch starts
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: asked[-1])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    runtime.set_threads(torch.nn.Linear(parameters, 1, bias=False, device="meta"))
+    assert asked[-1] == threads and f"{threads} thread(s)" in capsys.readouterr().out
+
+
+def test_products_are_bf16_on_a_gpu_and_fp32_on_a_cpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "autocast", lambda *args, enabled: asked.append((*args, enabled)))
+    for name in ("cuda", "cpu"):
+        monkeypatch.setattr(runtime, "default_device", lambda name=name: torch.device(name))
+        runtime.mixed_precision()
+    assert asked == [("cuda", torch.bfloat16, True), ("cpu", torch.bfloat16, False)]
+
+
 @pytest.mark.parametrize(("changes", "expected"), [
     ({}, "1.1 GB"),  # 512 tokens, 10 layers, 15 x 1000 + 4 x 2000 numbers of 4 bytes: 0.47 GB more
-    ({"micro_batch": 3}, "2.0 GB"), ({"new_tokens": 1280}, "2.0 GB"),
+    ({"micro_tokens": 1536}, "2.0 GB"), ({"new_tokens": 1280}, "2.0 GB"),
 ])
 def test_preflight_counts_what_a_backward_pass_keeps(preflight, capsys, changes, expected):
     (Path(preflight.student) / "config.json").write_text(json.dumps(
