@@ -8,9 +8,11 @@ Sampling draws from the full softmax at a temperature: no top-k, no top-p, no re
 returned with a token is therefore the one that it was drawn with, which PPO depends on.
 """
 
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ class Response:
     text: str = ""  # the tokens read, up to a stop text: answer_questions adds it, generate knows no letters
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Llama,
     prompts: list[list[int]],
@@ -42,93 +44,113 @@ def generate(
     batch_size: int = 256,
     progress: Callable[[int], None] = lambda count: None,
     ended: Callable[[list[int]], bool] | None = None,
+    compile: bool = False,
 ) -> list[Response]:
     """Continue every prompt until a stop id or max_new_tokens; the answers come in the prompts' order.
 
     `ended`, asked after each new token with all new tokens of a row, may end the row too.
     temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
-    Same prompts, seed and batch size on the same machine: same text. Raises ValueError for an empty prompt or one
+    Same prompts and seed: same text, whatever the batch size, but for rounding. `compile` (torch.compile, on a GPU with
+    CUDA graphs) takes a minute first and then makes every step faster. Raises ValueError for an empty prompt or one
     that leaves no room in the model's context, FloatingPointError if the model computes NaN.
     """
-    room = model.config.max_position_embeddings - max_new_tokens
+    context, weight = model.config.max_position_embeddings, model.lm_head.weight
     for index, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= room:
+        if not 0 < len(prompt) <= context - max_new_tokens:
             raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens; with {max_new_tokens} new ones the model's "
-                f"context of {model.config.max_position_embeddings} takes 1 to {room}"
+                f"prompt {index} has {len(prompt)} tokens; with {max_new_tokens} new ones the model's context of "
+                f"{context} takes 1 to {context - max_new_tokens}"
             )
-    rng = torch.Generator(model.lm_head.weight.device).manual_seed(seed)
-    stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=model.lm_head.weight.device)
     responses: list[Response | None] = [None] * len(prompts)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding within a batch
-    for start in range(0, len(prompts), batch_size):
-        rows = by_length[start : start + batch_size]
-        batch = [prompts[i] for i in rows]
-        for row, response in _generate_batch(model, batch, max_new_tokens, temperature, stop, rng, ended):
-            responses[rows[row]] = response
-            progress(1)
+    waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))  # the longest enter first
+    B, T, device, trunk = min(batch_size, len(prompts)), max_new_tokens + 1, weight.device, model.model
+    cache = KVCache(model.config, B, max(map(len, prompts), default=0) + max_new_tokens, weight.dtype, device)
+    if compile:
+        trunk = torch.compile(trunk, mode="reduce-overhead" if device.type == "cuda" else None)
+    look = 1 if device.type == "cpu" or ended else 8  # at the tokens every so many steps: a GPU must be waited for
+    stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
+    # rows of the batch; a row at its end stands still, one cell beyond its answer, until the next look
+    asked = torch.full((B,), -1)  # (B,) the prompt that it answers; -1: free
+    hidden = torch.zeros(B, weight.shape[1], dtype=weight.dtype, device=device)  # (B, D)
+    length = torch.zeros(B, dtype=torch.long, device=device)  # (B,) of the answer so far
+    stopped = torch.zeros(B, dtype=torch.bool, device=device)  # (B,)
+    tokens = torch.zeros(B, T, dtype=torch.long, device=device)  # (B, T)
+    logprobs = torch.zeros(B, T, device=device)  # (B, T)
+    chances = torch.zeros(B, T, dtype=torch.float64, device=device)  # (B, T)
+
+    step = 0
+    while waiting or (asked >= 0).any():
+        if waiting and 4 * (asked < 0).sum() >= B:  # many prompts enter at once: a few would cost nearly as much
+            free = (asked < 0).nonzero()[: len(waiting), 0]  # (n,)
+            group = [waiting.pop() for _ in free]
+            hidden[free] = prefill(model, cache, free.to(device), [prompts[i] for i in group])  # (n, D)
+            own = [np.random.default_rng((seed % 2**64, i)).random(T) for i in group]  # whoever shares the batch
+            chances[free] = torch.from_numpy(np.stack(own)).to(device)  # (n, T)
+            asked[free], length[free], stopped[free] = torch.tensor(group), 0, False
+        cell = torch.arange(len(length), device=device), length
+        token, logprobs[cell] = sample_token(model.lm_head(hidden).float(), temperature, chances[cell])  # (B,), (B,)
+        tokens[cell] = token
+        active = ~stopped & (length < max_new_tokens)  # (B,)
+        length += active
+        stopped |= active & torch.isin(token, stop)
+        step += 1
+        if step % look == 0:
+            if ended:
+                for row in ((asked >= 0) & ~stopped).nonzero()[:, 0].tolist():
+                    stopped[row] = ended(tokens[row, : length[row]].tolist())
+            over = ((asked >= 0) & (stopped | (length == max_new_tokens)).cpu()).nonzero()[:, 0]  # (n,)
+            for index, n, stop_seen, ids, chance in zip(
+                *(x[over].tolist() for x in (asked, length, stopped, tokens, logprobs))
+            ):
+                if not math.isfinite(sum(chance[:n])):
+                    raise FloatingPointError("the model computes NaN: the run that made its weights diverged")
+                responses[index] = Response(ids[:n], chance[:n], "stop" if stop_seen else "length")
+                progress(1)
+            asked[over] = -1
+            stay = (asked >= 0).nonzero()[:, 0]  # (B',)
+            if not len(stay):
+                continue
+            if not waiting and len(stay) <= (0.5 if compile else 0.8) * len(asked):  # pays for the copy
+                cache.keep(stay.to(device))
+                asked, length, stopped, token, tokens, logprobs, chances = (
+                    x[stay] for x in (asked, length, stopped, token, tokens, logprobs, chances)
+                )
+            if len(over) and not compile:
+                cache.used = int(cache.lengths.max())
+        hidden = trunk(token[:, None], cache)[:, 0]  # (B, D)
+        cache.lengths = cache.lengths - (stopped | (length == max_new_tokens)).long()
     return responses
 
 
-def _generate_batch(
-    model: Llama,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    temperature: float,
-    stop: Tensor,
-    rng: torch.Generator,
-    text_ended: Callable[[list[int]], bool] | None,
-) -> Iterator[tuple[int, Response]]:
-    """Yield (row, response) as rows end. B rows are in the batch; those that ended leave it, and the cache, in bulk."""
-    device = stop.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
-    width = int(lengths.max())
-    padded = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)  # (B, P)
-    cache = KVCache(model.config, len(prompts), width + max_new_tokens, model.lm_head.weight.dtype, device)
-
-    # prefill: one pass over all prompts, logits only where each prompt ends
-    hidden = model.model(padded, cache)  # (B, P, D)
-    cache.lengths = lengths.to(device)  # what lies beyond a row's own prompt is forgotten
-    hidden = hidden[torch.arange(len(prompts), device=device), cache.lengths - 1]  # (B, D)
-
-    alive = torch.arange(len(prompts))  # (B,) the row each batch entry answers
-    ended = torch.zeros(len(prompts), dtype=torch.bool)  # (B,) entries that have stopped but not yet left
-    tokens = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long)  # (rows, T)
-    logprobs = torch.zeros(len(prompts), max_new_tokens)  # (rows, T)
-    for t in range(max_new_tokens):
-        logits = model.lm_head(hidden).float()  # (B, V)
-        if not logits.isfinite().all():
-            raise FloatingPointError("the model computes NaN or infinity: the run that made its weights diverged")
-        token, logprob = sample_token(logits, temperature, rng)  # (B,), (B,)
-        tokens[alive, t], logprobs[alive, t] = token.cpu(), logprob.cpu()
-        stopped = torch.isin(token, stop).cpu() & ~ended  # (B,)
-        if text_ended is not None:
-            for entry in (~stopped & ~ended).nonzero()[:, 0].tolist():
-                stopped[entry] = text_ended(tokens[alive[entry], : t + 1].tolist())
-        for row in alive[stopped].tolist():
-            yield row, Response(tokens[row, : t + 1].tolist(), logprobs[row, : t + 1].tolist(), "stop")
-        ended |= stopped
-        if ended.all() or t == max_new_tokens - 1:
-            break
-        if ended.float().mean() > 0.2:  # enough to pay for the copy: they leave the batch and the cache
-            going = (~ended).nonzero().squeeze(1)  # (B',)
-            alive, ended, token = alive[going], ended[going], token[going.to(device)]
-            cache.keep(going.to(device))
-        hidden = model.model(token[:, None], cache)[:, 0]  # (B, D)
-    for row in alive[~ended].tolist():
-        yield row, Response(tokens[row].tolist(), logprobs[row].tolist(), "length")
+def prefill(model: Llama, cache: KVCache, rows: Tensor, prompts: list[list[int]]) -> Tensor:
+    """Read n prompts into `rows` (n,) of the cache, equal ones once. The hidden state of their last tokens, (n, D)."""
+    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    which = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=rows.device)  # (n,)
+    lengths = torch.tensor([len(prompt) for prompt in distinct], device=rows.device)  # (U,)
+    width = max(map(len, distinct))
+    padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in distinct], device=rows.device)  # (U, P)
+    hidden = model.model(padded, cache.only(rows[: len(distinct)]))  # (U, P, D)
+    cache.used = max(cache.used, width)
+    if len(distinct) < len(rows):
+        cache.copy(rows[which], rows)
+    cache.lengths[rows] = lengths[which]  # what lies beyond a row's own prompt is forgotten
+    return hidden[torch.arange(len(distinct), device=rows.device), lengths - 1][which]  # (n, D)
 
 
-def sample_token(logits: Tensor, temperature: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_token(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token per row from softmax(logits / temperature), or the largest logit if temperature is 0.
 
-    logits (B, V) -> token (B,), its log-probability (B,) under the distribution it was drawn from.
+    logits (B, V), chance (B,) uniform in [0, 1) -> token (B,), its log-probability (B,) under the distribution it was
+    drawn from. The token is the first whose cumulative probability exceeds the chance: one draw per row instead of V.
     """
-    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)  # (B, V)
-    token = (
-        logprobs.argmax(-1) if temperature == 0 else torch.multinomial(logprobs.exp(), 1, generator=rng)[:, 0]
-    )  # (B,)
-    return token, logprobs.gather(-1, token[:, None])[:, 0]
+    probs = torch.softmax(logits / (temperature or 1.0), dim=-1)  # (B, V)
+    if temperature == 0:
+        token = probs.argmax(-1, keepdim=True)  # (B, 1)
+    else:
+        below = probs.cumsum(-1, dtype=torch.float64)  # (B, V); in fp32 the rare tokens would be lost
+        token = torch.searchsorted(below, chance[:, None] * below[:, -1:], right=True)  # (B, 1)
+        token = token.clamp(max=logits.shape[-1] - 1)  # of NaN
+    return token[:, 0], probs.gather(-1, token)[:, 0].log()
 
 
 def prompt_tokens(tokenizer: Tokenizer, question: Question, shots: int) -> list[int]:
