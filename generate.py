@@ -35,16 +35,9 @@ class Response:
 
 @torch.inference_mode()
 def generate(
-    model: Llama,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    stop_ids: Collection[int] = (),
-    seed: int = 0,
-    batch_size: int = 256,
-    progress: Callable[[int], None] = lambda count: None,
-    ended: Callable[[list[int]], bool] | None = None,
-    compile: bool = False,
+    model: Llama, prompts: list[list[int]], max_new_tokens: int, temperature: float = 1.0,
+    stop_ids: Collection[int] = (), seed: int = 0, batch_size: int = 256, progress: Callable = lambda count: None,
+    ended: Callable[[list[int]], bool] | None = None, compile: bool = False,
 ) -> list[Response]:
     """Continue every prompt until a stop id or max_new_tokens; the answers come in the prompts' order.
 
@@ -54,30 +47,25 @@ def generate(
     CUDA graphs) takes a minute first and then makes every step faster. Raises ValueError for an empty prompt or one
     that leaves no room in the model's context, FloatingPointError if the model computes NaN.
     """
-    context, weight = model.config.max_position_embeddings, model.lm_head.weight
+    weight, S = model.lm_head.weight, max(map(len, prompts), default=0) + max_new_tokens
     for index, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= context - max_new_tokens:
-            raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens; with {max_new_tokens} new ones the model's context of "
-                f"{context} takes 1 to {context - max_new_tokens}"
-            )
+        if not 0 < len(prompt) <= (room := model.config.max_position_embeddings - max_new_tokens):
+            raise ValueError(f"prompt {index} has {len(prompt)} tokens; with {max_new_tokens} new ones the model's "
+                             f"context of {room + max_new_tokens} takes 1 to {room}")
     responses: list[Response | None] = [None] * len(prompts)
     waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))  # the longest enter first
-    B, T, device, trunk = min(batch_size, len(prompts)), max_new_tokens + 1, weight.device, model.model
-    cache = KVCache(model.config, B, max(map(len, prompts), default=0) + max_new_tokens, weight.dtype, device)
-    if compile:
-        trunk = torch.compile(trunk, mode="reduce-overhead" if device.type == "cuda" else None)
+    device, B, T, trunk = weight.device, min(batch_size, len(prompts)), max_new_tokens + 1, model.model
+    trunk = torch.compile(trunk, mode="reduce-overhead" if device.type == "cuda" else None) if compile else trunk
     look = 1 if device.type == "cpu" or ended else 8  # at the tokens every so many steps: a GPU must be waited for
     stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
-    # rows of the batch; a row at its end stands still, one cell beyond its answer, until the next look
+    cache = KVCache(model.config, B, S, weight.dtype, device)
+    # rows of the batch; one at its end stands still, in the cell beyond its answer, until the next look
     asked = torch.full((B,), -1)  # (B,) the prompt that it answers; -1: free
     hidden = torch.zeros(B, weight.shape[1], dtype=weight.dtype, device=device)  # (B, D)
     length = torch.zeros(B, dtype=torch.long, device=device)  # (B,) of the answer so far
     stopped = torch.zeros(B, dtype=torch.bool, device=device)  # (B,)
-    tokens = torch.zeros(B, T, dtype=torch.long, device=device)  # (B, T)
-    logprobs = torch.zeros(B, T, device=device)  # (B, T)
+    tokens, logprobs = torch.zeros(B, T, dtype=torch.long, device=device), torch.zeros(B, T, device=device)  # (B, T)
     chances = torch.zeros(B, T, dtype=torch.float64, device=device)  # (B, T)
-
     step = 0
     while waiting or (asked >= 0).any():
         if waiting and 4 * (asked < 0).sum() >= B:  # many prompts enter at once: a few would cost nearly as much
@@ -87,6 +75,7 @@ def generate(
             own = [np.random.default_rng((seed % 2**64, i)).random(T) for i in group]  # whoever shares the batch
             chances[free] = torch.from_numpy(np.stack(own)).to(device)  # (n, T)
             asked[free], length[free], stopped[free] = torch.tensor(group), 0, False
+            cache.used = S if compile else cache.used  # one shape for every step
         cell = torch.arange(len(length), device=device), length
         token, logprobs[cell] = sample_token(model.lm_head(hidden).float(), temperature, chances[cell])  # (B,), (B,)
         tokens[cell] = token
@@ -96,45 +85,43 @@ def generate(
         step += 1
         if step % look == 0:
             if ended:
-                for row in ((asked >= 0) & ~stopped).nonzero()[:, 0].tolist():
+                for row in ((asked >= 0) & ~stopped.cpu()).nonzero()[:, 0].tolist():
                     stopped[row] = ended(tokens[row, : length[row]].tolist())
             over = ((asked >= 0) & (stopped | (length == max_new_tokens)).cpu()).nonzero()[:, 0]  # (n,)
-            for index, n, stop_seen, ids, chance in zip(
-                *(x[over].tolist() for x in (asked, length, stopped, tokens, logprobs))
-            ):
-                if not math.isfinite(sum(chance[:n])):
+            columns = (x[over].tolist() for x in (asked, length, stopped, tokens, logprobs))
+            for index, n, stop_seen, ids, chosen in zip(*columns):
+                if not math.isfinite(sum(chosen[:n])):
                     raise FloatingPointError("the model computes NaN: the run that made its weights diverged")
-                responses[index] = Response(ids[:n], chance[:n], "stop" if stop_seen else "length")
+                responses[index] = Response(ids[:n], chosen[:n], "stop" if stop_seen else "length")
                 progress(1)
             asked[over] = -1
             stay = (asked >= 0).nonzero()[:, 0]  # (B',)
             if not len(stay):
                 continue
-            if not waiting and len(stay) <= (0.5 if compile else 0.8) * len(asked):  # pays for the copy
+            if not waiting and len(stay) <= (0.5 if compile else 0.8) * len(asked):  # enough leave to pay for the copy
                 cache.keep(stay.to(device))
-                asked, length, stopped, token, tokens, logprobs, chances = (
-                    x[stay] for x in (asked, length, stopped, token, tokens, logprobs, chances)
-                )
+                state = (asked, length, stopped, token, tokens, logprobs, chances)
+                asked, length, stopped, token, tokens, logprobs, chances = (x[stay] for x in state)
             if len(over) and not compile:
                 cache.used = int(cache.lengths.max())
-        hidden = trunk(token[:, None], cache)[:, 0]  # (B, D)
+        hidden = trunk(token[:, None], cache)[:, 0].clone()  # (B, D), not the graph's own memory
         cache.lengths = cache.lengths - (stopped | (length == max_new_tokens)).long()
     return responses
 
 
 def prefill(model: Llama, cache: KVCache, rows: Tensor, prompts: list[list[int]]) -> Tensor:
-    """Read n prompts into `rows` (n,) of the cache, equal ones once. The hidden state of their last tokens, (n, D)."""
+    """Read n prompts into `rows` (n,) of the cache, equal ones once: the hidden states at their ends, (n, D)."""
     distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    which = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=rows.device)  # (n,)
-    lengths = torch.tensor([len(prompt) for prompt in distinct], device=rows.device)  # (U,)
-    width = max(map(len, distinct))
-    padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in distinct], device=rows.device)  # (U, P)
+    width, device = max(map(len, distinct)), rows.device
+    padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in distinct], device=device)  # (U, P)
+    lengths = torch.tensor([len(prompt) for prompt in distinct], device=device)  # (U,)
+    which = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=device)  # (n,)
     hidden = model.model(padded, cache.only(rows[: len(distinct)]))  # (U, P, D)
     cache.used = max(cache.used, width)
     if len(distinct) < len(rows):
         cache.copy(rows[which], rows)
     cache.lengths[rows] = lengths[which]  # what lies beyond a row's own prompt is forgotten
-    return hidden[torch.arange(len(distinct), device=rows.device), lengths - 1][which]  # (n, D)
+    return hidden[torch.arange(len(distinct), device=device), lengths - 1][which]  # (n, D)
 
 
 def sample_token(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,16 +151,8 @@ def says(tokenizer: Tokenizer, stop: str) -> Callable[[list[int]], bool]:
 
 
 def answer_questions(
-    model: Llama,
-    tokenizer: Tokenizer,
-    questions: list[Question],
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    batch_size: int,
-    label: str = "generate",
-    samples: int = 1,
-    shots: int = 0,
+    model: Llama, tokenizer: Tokenizer, questions: list[Question], max_new_tokens: int, temperature: float, seed: int,
+    batch_size: int, label: str = "generate", samples: int = 1, shots: int = 0, compile: bool = False,
 ) -> list[list[Response]]:
     """`samples` responses to each question, with their text and a progress bar.
 
@@ -192,17 +171,10 @@ def answer_questions(
         )
         prompts += [prompt] * samples
     stop = STOP_TEXT[questions[0].kind] if shots else None
+    ended = says(tokenizer, stop) if stop else None
     bar = runtime.Progress(label, len(prompts))
     flat = generate(
-        model,
-        prompts,
-        max_new_tokens,
-        temperature,
-        tokenizer.stop_ids,
-        seed,
-        batch_size,
-        bar.update,
-        says(tokenizer, stop) if stop else None,
+        model, prompts, max_new_tokens, temperature, tokenizer.stop_ids, seed, batch_size, bar.update, ended, compile
     )
     bar.close()
     texts = (tokenizer.decode(response.tokens) for response in flat)
@@ -229,77 +201,52 @@ class Config:
     shots: int = 0  # worked examples before the question, as published scores have them; 0: a chat without
     lenient: bool = False  # read the last number or letter where no answer is stated
     seed: int = 0
+    compile: bool = False  # torch.compile, on a GPU with CUDA graphs: a minute at first, then faster; for long runs
     ask: str = ""  # one question to be answered greedily on the screen
 
 
 def main(cfg: Config) -> None:
-    temperatures = [_temperature(text) for text in cfg.temperatures.split(",")]
-    runtime.require(cfg.samples > 0, f"--samples {cfg.samples}: at least 1 is needed")
-    runtime.require(cfg.max_new_tokens > 0, f"--max_new_tokens {cfg.max_new_tokens}: at least 1 is needed")
-    runtime.require(cfg.batch_size > 0, f"--batch_size {cfg.batch_size}: at least 1 is needed")
+    try:
+        temperatures = [float(text) for text in cfg.temperatures.split(",")]
+    except ValueError:
+        temperatures = [-1.0]
+    good = all(0 <= temperature <= 100 for temperature in temperatures)
+    runtime.require(good, f"--temperatures {cfg.temperatures}: one or more numbers from 0 to 100, comma-separated")
+    for name in ("samples", "max_new_tokens", "batch_size"):
+        runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: at least 1 is needed")
     runtime.require(cfg.shots >= 0, f"--shots {cfg.shots}: 0 or more")
     runtime.require(cfg.source in ("teacher", "student"), f"--source {cfg.source}: 'teacher' or 'student'")
     runtime.require(bool(cfg.ask) or bool(cfg.questions and cfg.out), "give --questions and --out, or --ask")
+    stage = None if cfg.ask else runtime.Stage(cfg, inputs=["model", "questions"])
+    if stage and stage.finished:
+        return
+    questions = [Question("--ask", cfg.ask)] if cfg.ask else load_questions(cfg.questions, cfg.limit or None)
+    tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
     if cfg.ask:
-        tokenizer = Tokenizer(cfg.model)
-        model = load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
-        asked = [Question("--ask", cfg.ask)]
-        [[response]] = answer_questions(model, tokenizer, asked, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)
+        [[response]] = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)
         print(response.text)
         return
-    stage = runtime.Stage(cfg, inputs=["model", "questions"])
-    if stage.finished:
-        return
-    questions = load_questions(cfg.questions, cfg.limit or None)
-    tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
-    rows, tokens = [], 0
+    rows, tokens, settings = [], 0, (cfg.samples, cfg.shots, cfg.compile)
     for index, temperature in enumerate(temperatures):
-        answers = answer_questions(
-            model,
-            tokenizer,
-            questions,
-            cfg.max_new_tokens,
-            temperature,
-            cfg.seed + index,
-            cfg.batch_size,
-            f"{cfg.source} T={temperature}",
-            cfg.samples,
-            cfg.shots,
-        )
+        sampling, label = (cfg.max_new_tokens, temperature, cfg.seed + index), f"{cfg.source} T={temperature}"
+        answers = answer_questions(model, tokenizer, questions, *sampling, cfg.batch_size, label, *settings)
         for question, responses in zip(questions, answers):
             for response in responses:
                 tokens += len(response.tokens)
-                rows.append(
-                    {
-                        "id": question.id,
-                        "source": cfg.source,
-                        "response": response.text,
-                        "answer": extract_answer(response.text, question.kind, cfg.lenient),
-                        "finish": response.finish,
-                        "logprob": round(sum(response.logprobs), 4),
-                        "temperature": temperature,
-                        "tokens": len(response.tokens),
-                    }
-                )
+                answer = extract_answer(response.text, question.kind, cfg.lenient)
+                rows.append({
+                    "id": question.id, "source": cfg.source, "response": response.text, "answer": answer,
+                    "finish": response.finish, "logprob": round(sum(response.logprobs), 4),
+                    "temperature": temperature, "tokens": len(response.tokens),
+                })
     write_jsonl(stage.out / "samples.jsonl", rows)
     ended = sum(row["finish"] == "stop" for row in rows) / len(rows)
     answered = sum(row["answer"] is not None for row in rows) / len(rows)
-    print(
-        f"{len(rows)} answers to {len(questions)} questions: {ended:.1%} ended, {answered:.1%} state an answer, "
-        f"{tokens / len(rows):.1f} tokens each"
-    )
+    print(f"{len(rows)} answers to {len(questions)} questions: {ended:.1%} ended, {answered:.1%} state an answer, "
+          f"{tokens / len(rows):.1f} tokens each")
     read = sum(len(prompt_tokens(tokenizer, q, cfg.shots)) for q in questions) * cfg.samples * len(temperatures)
     parameters = sum(p.numel() for p in model.parameters())
     stage.finish(tokens=tokens, flops=2 * parameters * (tokens + read), ended=ended, answered=answered)
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    runtime.require(0 <= value <= 100, f"--temperatures: '{text}' is not a temperature (0 or more, comma-separated)")
-    return value
 
 
 if __name__ == "__main__":
