@@ -104,7 +104,8 @@ def set_threads(model: torch.nn.Module) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     if parameters < SMALL and not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
-    print(f"{torch.get_num_threads()} thread(s) for {parameters / 1e6:.2f}M parameters; OMP_NUM_THREADS=N to choose")
+    chosen = f"{torch.get_num_threads()} thread(s) for {parameters / 1e6:.2f}M parameters; OMP_NUM_THREADS=N to choose"
+    print(chosen, file=sys.stderr, flush=True)  # stdout is for results
 
 
 def mixed_precision() -> torch.autocast:

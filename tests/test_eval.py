@@ -77,7 +77,7 @@ def test_accuracy_grades_every_answer_strictly_and_leniently(monkeypatch):
     finishes = ["stop", "stop", "stop", "length", "stop"]
     calls = []
 
-    def answer_questions(model, tokenizer, questions, max_new_tokens, temperature, *rest, shots):
+    def answer_questions(model, tokenizer, questions, max_new_tokens, temperature, *rest, shots, compile):
         calls.append((max_new_tokens, temperature, shots))
         return [[said(text, finish)] for text, finish in zip(ANSWERS, finishes)]
 
@@ -98,7 +98,7 @@ def test_accuracy_grades_every_answer_strictly_and_leniently(monkeypatch):
 def test_best_of_n_keeps_the_answer_that_the_reward_model_likes_best(monkeypatch):
     answers = [[said("#### 7"), said("#### 8")], [said("#### 2"), said("#### 3")], [said("#### 5"), said("#### 4")]]
     scores = {"#### 7": 2.0, "#### 8": 1.0, "#### 2": -2.0, "#### 3": -1.0, "#### 5": 0.5, "#### 4": 0.0}
-    monkeypatch.setattr(evaluation, "answer_questions", lambda *_: answers)
+    monkeypatch.setattr(evaluation, "answer_questions", lambda *_, **flags: answers)
     monkeypatch.setattr(evaluation, "load_scalar_model", lambda *_: torch.nn.Linear(2, 1))
 
     def score_responses(scorer, prompts, responses, micro_tokens):
