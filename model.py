@@ -249,7 +249,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # bf16 is squared and averaged in fp32
+        wide = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)  # the mean of squares needs fp32
+        return self.weight * wide.to(x.dtype)
 
 
 class Attention(nn.Module):
