@@ -22,6 +22,8 @@ from chat import Tokenizer
 from data import STOP_TEXT, Question, few_shot_prompt, load_questions, write_jsonl
 from model import KVCache, Llama, load_model
 
+LOOK_EVERY = {"cpu": 1, "cuda": 8}  # steps between two looks at who has ended: a GPU must be waited for
+
 
 @dataclass(frozen=True)
 class Response:
@@ -56,7 +58,7 @@ def generate(
     waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))  # the longest enter first
     device, B, T, trunk = weight.device, min(batch_size, len(prompts)), max_new_tokens + 1, model.model
     trunk = torch.compile(trunk, mode="reduce-overhead" if device.type == "cuda" else None) if compile else trunk
-    look = 1 if device.type == "cpu" or ended else 8  # at the tokens every so many steps: a GPU must be waited for
+    look = 1 if ended else LOOK_EVERY[device.type]
     stop = torch.tensor(sorted(stop_ids), dtype=torch.long, device=device)
     cache = KVCache(model.config, B, S, weight.dtype, device)
     # rows of the batch; one at its end stands still, in the cell beyond its answer, until the next look

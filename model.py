@@ -184,9 +184,9 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.num_hidden_layers, batch_size, max_length, config.num_key_value_heads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, S, K, E)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, S, K, E)
+        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, max_length, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
         self.rows = torch.arange(batch_size, device=device)  # (B,) where in them each row of the batch lies
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.used = 0  # no row is longer than this: how much of S the attention must look at
@@ -200,42 +200,43 @@ class KVCache:
 
     def extend(self, T: int) -> Tensor:
         """Make room for T more tokens in every row; their positions (B, T)."""
-        device, S = self.lengths.device, self.keys.shape[2]
+        device, K, S = self.lengths.device, *self.keys.shape[2:4]
         positions = self.lengths[:, None] + torch.arange(T, device=device)  # (B, T)
-        self.slots = (self.rows[:, None] * S + positions).flatten()  # (B*T,) the same for every layer
+        heads = self.rows[:, None] * K + torch.arange(K, device=device)  # (B, K)
+        self.slots = (heads[:, :, None] * S + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
         self.lengths = self.lengths + T
         first, self.used = self.used == 0, min(self.used + T, S)
         seen = torch.arange(self.used, device=device) <= positions[:, None, :, None]  # (B, 1, T, S)
-        hidden = torch.full((), -math.inf, dtype=self.keys.dtype, device=device)
-        self.mask = None if first else torch.where(seen, 0, hidden)  # (B, 1, T, S), is added to the scores
+        zero = torch.zeros((), dtype=self.keys.dtype, device=device)
+        self.mask = None if first else torch.where(seen, zero, -math.inf)  # (B, 1, T, S), is added to the scores
         return positions
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k, v (B, T, K, E) in the room made; what q (B, T, H, E) finds in all that is stored, (B, T, H, E)."""
         for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
-            stored.flatten(0, 1).index_copy_(0, self.slots, new.flatten(0, 1))
+            stored.flatten(0, 2).index_copy_(0, self.slots, new.transpose(1, 2).flatten(0, 2))
         if self.mask is None:  # nothing was stored before
             return causal_attention(q, k, v)
-        # the G query heads of a key head become G query rows of one head: keys are neither copied nor read G times
+        # the G query heads of a key head become G rows of one product: its keys are read once and never copied
         B, T, H, E = q.shape
         K = k.shape[2]
-        q = q.unflatten(2, (K, -1)).permute(0, 2, 3, 1, 4).reshape(B, K, -1, E)  # (B, K, G*T, E)
-        keys, values = (x[layer, :, : self.used].transpose(1, 2) for x in (self.keys, self.values))  # (B, K, S, E)
+        q = q.view(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B, K, -1, E)  # (B, K, G*T, E)
+        keys, values = self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]  # (B, K, S, E)
         mask = self.mask if T == 1 else self.mask.repeat(1, 1, H // K, 1)  # (B, 1, G*T, S)
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)  # (B, K, G*T, E)
-        return out.unflatten(2, (-1, T)).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
+        return out.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Rows `target` (n,) get the texts of rows `source` (n,)."""
         for stored in (*self.keys, *self.values):  # layer by layer: there is never a second cache
-            stored[target, : self.used] = stored[source, : self.used]
+            stored[target, :, : self.used] = stored[source, :, : self.used]
         self.lengths[target] = self.lengths[source]
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row but `rows` (indices): finished sequences cost nothing more."""
         n = len(rows)
         self.copy(rows, self.rows[:n])
-        self.keys, self.values = self.keys[:, :n], self.values[:, :n]  # (layers, n, S, K, E)
+        self.keys, self.values = self.keys[:, :n], self.values[:, :n]  # (layers, n, K, S, E)
         self.rows, self.lengths = self.rows[:n], self.lengths[:n]
 
 

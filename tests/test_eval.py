@@ -184,7 +184,7 @@ def test_the_summary_agrees_with_the_transcripts_and_they_with_the_model(tiny, t
 
 
 def test_best_of_n_reports_the_score_that_its_reward_model_gives(tiny, scorer, tmp_path):
-    transcripts, done = run(tmp_path, tiny, reward_model=scorer, samples=3, batch_size=4)
+    transcripts, done = run(tmp_path, tiny, reward_model=scorer, samples=8, batch_size=4)
     tokenizer, model = Tokenizer(tiny), load_scalar_model(scorer)
     assert len(transcripts) == 6
     compared = 0

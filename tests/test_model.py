@@ -410,7 +410,7 @@ def test_cached_steps_equal_the_full_pass(name, make_model):
         torch.testing.assert_close(logits[row, :length], full[row, :length], rtol=1e-5, atol=2e-5)
     cache.lengths = torch.tensor(lengths)
     for row, length in enumerate(lengths):  # what lies beyond the prompt is never looked at
-        cache.keys[:, row, length:], cache.values[:, row, length:] = 1e3, 1e3
+        cache.keys[:, row, :, length:], cache.values[:, row, :, length:] = 1e3, 1e3
     rows = torch.arange(4)
     for step, size in enumerate([1, 1, 1, 2, 1, 1, 1]):
         if step == 2:
