@@ -218,7 +218,7 @@ def test_done_json_says_what_was_asked_what_it_cost_and_what_came_out(cfg):
 def test_a_changed_setting_redoes_the_stage_and_keeps_the_old_one_aside(cfg, capsys):
     run(cfg, "first")
     assert run(replace(cfg, lr=0.2), "second")
-    assert "lr 0.1 -> 0.2" in capsys.readouterr().err
+    assert "lr 0.1 -> 0.2" in capsys.readouterr().out
     assert aside(cfg) == ["stage.old1"]
     assert (Path(cfg.out).parent / "stage.old1" / "result.txt").read_text() == "first"
     assert (Path(cfg.out) / "result.txt").read_text() == "second"
@@ -370,7 +370,7 @@ def test_preflight_tells_how_to_get_a_presets_weights_after_what_it_takes(prefli
     with pytest.raises(ValueError, match=r"TEACHER=models/Llama-3\.1-8B") as error:
         runtime.main(replace(preflight, teacher="models/Llama-3.1-8B", hub=hub))
     assert all(word in str(error.value) for word in words) and not any(word in str(error.value) for word in others)
-    assert "a laptop and 7 min" in capsys.readouterr().err
+    assert "a laptop and 7 min" in capsys.readouterr().out
 
 
 def test_preflight_counts_the_student_in_training_and_the_teacher_at_rest(preflight, tmp_path, capsys):
@@ -381,11 +381,11 @@ def test_preflight_counts_the_student_in_training_and_the_teacher_at_rest(prefli
     with (tmp_path / "teacher" / "model.safetensors").open("wb") as file:
         file.truncate(3 * 10**9)
     runtime.main(replace(preflight, teacher=str(tmp_path / "teacher")))
-    assert "4.2 GB of memory" in capsys.readouterr().err
+    assert "4.2 GB of memory" in capsys.readouterr().out
     with (Path(preflight.student) / "model.safetensors").open("wb") as file:
         file.truncate(4 * 10**8)  # 100 million parameters
     runtime.main(replace(preflight, teacher=str(tmp_path / "teacher.jsonl")))
-    assert "4.6 GB of memory" in capsys.readouterr().err
+    assert "4.6 GB of memory" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -431,7 +431,7 @@ def test_preflight_counts_what_a_backward_pass_keeps(preflight, capsys, changes,
     (Path(preflight.student) / "config.json").write_text(json.dumps(
         {"hidden_size": 1000, "intermediate_size": 2000, "num_hidden_layers": 10, "vocab_size": 0}))
     runtime.main(replace(preflight, **changes))
-    assert f"{expected} of memory" in capsys.readouterr().err
+    assert f"{expected} of memory" in capsys.readouterr().out
 
 
 def test_preflight_asks_the_gpu_where_there_is_one(preflight, tmp_path, capsys, monkeypatch):
@@ -440,4 +440,4 @@ def test_preflight_asks_the_gpu_where_there_is_one(preflight, tmp_path, capsys, 
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     runtime.main(preflight)
-    assert "0.6 GB of memory on NVIDIA L4 (22.0 GB are free)" in capsys.readouterr().err
+    assert "0.6 GB of memory on NVIDIA L4 (22.0 GB are free)" in capsys.readouterr().out
