@@ -48,7 +48,7 @@ READ = "masked_logprobs(policy, text, read, cfg.temperature)"
 READ_REFERENCE = "masked_logprobs(reference, text, read, cfg.temperature)"
 READ_AGAIN = "masked_logprobs(policy, tokens, mask, cfg.temperature)"
 KEPT = "scores, ended = scores.to(device), ended.to(device)"
-VALUES, NEW_VALUES = "critic(text)[:, :-1]", "critic(tokens)[:, :-1]"
+VALUES = "model(tokens, read=mask)"
 MASK = "tokens.to(device), mask.to(device), lengths.tolist()"
 WHITENED = "whiten(advantages, r.mask), returns"
 WEIGHTS = "torch.multinomial(logprobs.exp()"
@@ -82,8 +82,7 @@ BUGS = {
         ("generate.py", WEIGHTS, WEIGHTS + " * (logprobs >= logprobs.topk(2)[0][:, 1:])"),)),
     "end_masked": Bug("end token not in the mask", RED, (
         ("ppo.py", MASK, MASK.replace("mask.to", "(mask & (mask.flip(1).cumsum(1).flip(1) > 1)).to")),)),
-    "value_next": Bug("value of the next state", BLUE, tuple(
-        ("ppo.py", old, old.replace("[:, :-1]", "[:, 1:]")) for old in (VALUES, NEW_VALUES))),
+    "value_next": Bug("value of the next state", BLUE, (("model.py", VALUES, "model(tokens)[:, 1:][mask]"),)),
 }
 SILENT = "temperature top_k end_masked value_next"
 
