@@ -376,11 +376,14 @@ class ScalarModel(nn.Module):
         self.score = nn.Linear(config.hidden_size, 1, bias=False)
         self.score_mean = 0.0
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) -> one fp32 number per position, (B, T). Position t has seen tokens[:, :t+1]."""
-        hidden = self.model(tokens).float()  # (B, T, D)
+    def forward(self, tokens: Tensor, read: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> one fp32 number per position, (B, T). Position t has seen tokens[:, :t+1].
+
+        With a boolean `read` (B, at most T): only those of its N True positions, (N,).
+        """
+        hidden = self.model(tokens, read=read).float()  # (B, T, D) or (N, D)
         with torch.autocast(hidden.device.type, enabled=False):  # bf16 scores would tie
-            return (hidden @ self.score.weight[0].float()) - self.score_mean  # (B, T)
+            return (hidden @ self.score.weight[0].float()) - self.score_mean  # (B, T) or (N,)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -625,6 +628,12 @@ def masked_logprobs(model: Llama, tokens: Tensor, mask: Tensor, temperature: flo
         logprobs, entropies = ChunkedLogprobs.apply(hidden, model.lm_head.weight, tokens[:, 1:][mask], temperature)
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=tokens.device)  # (B, T-1)
     return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropies)
+
+
+def masked_values(model: ScalarModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    """One number for each cell of the (B, T-1) frame where mask is True, before its token is read; 0 elsewhere."""
+    values = model(tokens, read=mask)  # (N,)
+    return torch.zeros(mask.shape, device=tokens.device).masked_scatter(mask, values)  # (B, T-1)
 
 
 def last_value(values: Tensor, lengths: Tensor) -> Tensor:

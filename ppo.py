@@ -32,7 +32,16 @@ from data import Question, collate, load_questions, micro_batches, read_jsonl
 from eval import accuracy, score_responses
 from generate import generate
 from health import Health
-from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, save_model
+from model import (
+    Llama,
+    ScalarModel,
+    load_model,
+    load_scalar_model,
+    masked_logprobs,
+    masked_mean,
+    masked_values,
+    save_model,
+)
 
 
 @dataclass(frozen=True)
@@ -193,7 +202,7 @@ def rollout(
             # the function that the update uses, not the sampler's numbers: then the first ratio is 1
             logprobs[b, : T - 1], entropy[b, : T - 1] = masked_logprobs(policy, text, read, cfg.temperature)
             ref_logprobs[b, : T - 1], _ = masked_logprobs(reference, text, read, cfg.temperature)
-            values[b, : T - 1] = critic(text)[:, :-1]
+            values[b, : T - 1] = masked_values(critic, text, read)
     if cfg.offload:
         reference.to("cpu")
     scores, ended = scores.to(device), ended.to(device)
@@ -236,7 +245,7 @@ def update(
                 pg, clipped = policy_loss(logprobs, old_logprobs, advantages[b, : T - 1], mask, cfg.clip, total)
                 pg.backward()  # at once: then only one network's activations are in memory
                 with runtime.mixed_precision():
-                    values = critic(tokens)[:, :-1]  # (b, T-1)
+                    values = masked_values(critic, tokens, mask)  # (b, T-1)
                 vf, value_clipped = value_loss(values, old_values, returns[b, : T - 1], mask, cfg.value_clip, total)
                 vf.backward()
                 losses.append(torch.stack([pg.detach() * total, vf.detach() * total, clipped, value_clipped]))

@@ -48,10 +48,10 @@ READ = "masked_logprobs(policy, text, read, cfg.temperature)"
 READ_REFERENCE = "masked_logprobs(reference, text, read, cfg.temperature)"
 READ_AGAIN = "masked_logprobs(policy, tokens, mask, cfg.temperature)"
 KEPT = "scores, ended = scores.to(device), ended.to(device)"
-VALUES, NEW_VALUES = "critic(text)[:, :-1]", "critic(tokens)[:, :-1]"
+VALUES = "model(tokens, read=mask)"
 MASK = "tokens.to(device), mask.to(device), lengths.tolist()"
 WHITENED = "whiten(advantages, r.mask), returns"
-WEIGHTS = "torch.multinomial(logprobs.exp()"
+PROBS = "below = probs.cumsum("
 
 # fmt: off
 BUGS = {
@@ -60,8 +60,8 @@ BUGS = {
     # the curves show these
     "kl_sign": Bug("KL penalty is a bonus", RED, (
         ("ppo.py", "torch.where(mask, -kl_coef *", "torch.where(mask, kl_coef *"),)),
-    "no_kl": Bug("no KL penalty, lr x 4", ORANGE, flags="--kl_coef 0 --lr 2e-3"),
-    "lr_10": Bug("lr x 10", BLUE, flags="--lr 5e-3"),
+    "no_kl": Bug("no KL penalty, lr x 4", ORANGE, flags="--kl_coef 0 --lr 8e-4"),
+    "lr_10": Bug("lr x 10", BLUE, flags="--lr 2e-3"),
     "advantage_sign": Bug("advantages negated", GREEN, (("ppo.py", WHITENED, "-" + WHITENED),)),
     "score_late": Bug("score one token late", PURPLE, (
         ("ppo.py", "rewards + last * scores", "rewards + last.roll(1, 1) * scores"),)),
@@ -79,11 +79,10 @@ BUGS = {
     "temperature": Bug("all log-probs without temperature", PURPLE, tuple(
         ("ppo.py", old, old.replace("cfg.temperature", "1.0")) for old in (READ, READ_REFERENCE, READ_AGAIN))),
     "top_k": Bug("sampled from the top 2", ORANGE, (
-        ("generate.py", WEIGHTS, WEIGHTS + " * (logprobs >= logprobs.topk(2)[0][:, 1:])"),)),
+        ("generate.py", PROBS, "below = (probs * (probs >= probs.topk(2)[0][:, 1:])).cumsum("),)),
     "end_masked": Bug("end token not in the mask", RED, (
         ("ppo.py", MASK, MASK.replace("mask.to", "(mask & (mask.flip(1).cumsum(1).flip(1) > 1)).to")),)),
-    "value_next": Bug("value of the next state", BLUE, tuple(
-        ("ppo.py", old, old.replace("[:, :-1]", "[:, 1:]")) for old in (VALUES, NEW_VALUES))),
+    "value_next": Bug("value of the next state", BLUE, (("model.py", VALUES, "model(tokens)[:, 1:][mask]"),)),
 }
 SILENT = "temperature top_k end_masked value_next"
 
