@@ -28,7 +28,7 @@ from health import RANGES, Health
 ROOT = Path(runtime.__file__).resolve().parent
 # ppo.py's flags in the tiny preset of train_all.sh
 FLAGS = (
-    "--max_new_tokens 64 --micro_tokens 4096 --temperature 0.7 --lr 5e-4 --critic_lr 1e-3 --kl_coef 0.05 --eval_every 4"
+    "--max_new_tokens 64 --micro_tokens 4096 --temperature 0.7 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.1 --eval_every 4"
 )
 
 
@@ -48,7 +48,7 @@ READ = "masked_logprobs(policy, text, read, cfg.temperature)"
 READ_REFERENCE = "masked_logprobs(reference, text, read, cfg.temperature)"
 READ_AGAIN = "masked_logprobs(policy, tokens, mask, cfg.temperature)"
 KEPT = "scores, ended = scores.to(device), ended.to(device)"
-VALUES = "model(tokens, read=mask)"
+VALUES = "values = model(tokens, read=mask)"
 MASK = "tokens.to(device), mask.to(device), lengths.tolist()"
 WHITENED = "whiten(advantages, r.mask), returns"
 PROBS = "below = probs.cumsum("
@@ -82,7 +82,7 @@ BUGS = {
         ("generate.py", PROBS, "below = (probs * (probs >= probs.topk(2)[0][:, 1:])).cumsum("),)),
     "end_masked": Bug("end token not in the mask", RED, (
         ("ppo.py", MASK, MASK.replace("mask.to", "(mask & (mask.flip(1).cumsum(1).flip(1) > 1)).to")),)),
-    "value_next": Bug("value of the next state", BLUE, (("model.py", VALUES, "model(tokens)[:, 1:][mask]"),)),
+    "value_next": Bug("value of the next state", BLUE, (("model.py", VALUES, "values = model(tokens)[:, 1:][mask]"),)),
 }
 SILENT = "temperature top_k end_masked value_next"
 

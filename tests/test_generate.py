@@ -392,7 +392,7 @@ def test_a_token_is_drawn_where_its_share_of_the_chance_lies():
     edges = torch.softmax(logits[0], -1).double().cumsum(0)
     expected = (edges[None] <= (chance * edges[-1])[:, None]).sum(1)
     token, _ = sample_token(logits.expand(2002, -1), 1.0, chance)
-    assert torch.equal(token, expected) and len(token.unique()) > 1000
+    assert torch.equal(token, expected) and len(token.unique()) > 500
 
 
 def test_nan_is_never_taken_for_text(make_model):
