@@ -1,7 +1,7 @@
 """TRL's side of bench/speed.py's row `ppo`, run by the python of an environment that has TRL 1.11.
 
-Policy, reference, reward model and critic come from the files that ours loads. Optimiser steps are as many as ours where
-a rollout is one forward pass (shapes tiny and smollm2); where it is several, TRL accumulates them all into one step.
+Policy, reference, reward model and critic come from the files that ours loads. Its optimiser steps are as many as ours
+where a rollout is one forward pass (shapes tiny and smollm2); where it is several, TRL adds them all up into one step.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 
 import torch
 from datasets import Dataset
-from speed import CUDA, Job, Turns, clock
+from sides import CUDA, Job, Turns, clock
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -88,4 +88,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(Job(**json.loads(sys.argv[3])))
+    main(Job(**json.loads(sys.argv[2])))
