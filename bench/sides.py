@@ -134,6 +134,7 @@ def files(job: Job) -> None:
     }
     for name, rows in lines.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print("{}")  # done
 
 
 # ---- a worker's end of the line ------------------------------------------------------------------------------------
