@@ -287,7 +287,6 @@ def main(cfg: Config) -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             job, rows = Job("files", name, folder, cfg.quick, cfg.profile), result["shapes"].setdefault(name, {})
-            # in a process of its own: Linux counts what a process holds when it starts another to the other's peak
             Worker("files", job, cfg).end()
             print(HEADER * (not cfg.profile))
             for row in job.shape.rows:
