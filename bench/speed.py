@@ -18,11 +18,12 @@ nobody pads. Each side runs in a process of its own, started anew for every row:
 The sides take turns (one step, one call, one iteration each) after a turn that does not count. A third process takes
 turns with them and measures the machine: a matrix product, and a read of as many bytes as the weights have. All numbers
 are medians over the rounds; a spread is the middle half of the rounds. Losses and log-probs must agree between the
-sides, and so must the counts of tokens, or the run stops. `CPU` is the ratio of processor seconds per token: on one
-thread it is the ratio that a quiet machine would give.
+sides, and so must the counts of tokens, or the run stops. `CPU` is the ratio of tokens per processor second: on one
+thread it is about the ratio that a quiet machine would give.
 
 The limit adds, over forward, backward and decoding passes, the larger of FLOPs / rate of the matrix product and bytes /
-rate of the read, and AdamW's bytes. Bytes are weights, and the cache when decoding; activations are free.
+rate of the read, and AdamW's bytes. Bytes are weights, and the cache when decoding; activations are free. It counts all
+positions in all layers, and for `ppo` a reading by each of the four models before the update.
 
 On CUDA the same happens in bf16, for --shape llama-1b, llama-3b and llama-8b too. Nobody has run that yet.
 """

@@ -47,6 +47,7 @@ def test_every_side_reads_the_same_tokens(job):
     prompts, _ = replace(job, row="ppo").texts()
     assert [tokenizer.chat(question.prompt) for question in load_questions(folder / "questions.jsonl")] == prompts
     assert (len(prompts), {len(prompt) for prompt in prompts}) == (shape.ppo[0], {shape.prompt})
+    assert len(set(map(tuple, prompts))) == len(prompts)  # an equal prompt could be read once for several rows
     prompts, responses = replace(job, row="sft").texts()
     rows = list(read_jsonl(folder / "sft.jsonl"))
     assert [tokenizer.chat(row["prompt"]) for row in rows] == prompts
