@@ -203,7 +203,7 @@ def ours_model(job: Job) -> Llama:
     """The model as our scripts load it to answer or score, with the threads that they choose."""
     model = load_model(f"{job.folder}/model", DTYPE, runtime.default_device())
     if hasattr(runtime, "set_threads"):
-        runtime.set_threads(sum(weight.numel() for weight in model.parameters()))
+        runtime.set_threads(model)
     return model
 
 

@@ -286,7 +286,7 @@ def main(cfg: Config) -> None:
     result = {"machine": machine_name(), "dtype": str(DTYPE).removeprefix("torch."), "torch": torch.__version__}
     result |= {"lists_of_three": "median, lower and upper quartile over the rounds", "threads": 0, "shapes": {}}
     for name in names:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             job, rows = Job("files", name, folder, cfg.quick, cfg.profile), result["shapes"].setdefault(name, {})
             Worker("files", job, cfg).end()
             print(HEADER * (not cfg.profile))
