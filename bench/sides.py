@@ -4,7 +4,6 @@ Read speed.py first. It starts a worker as `python bench/sides.py SIDE JOB`, whi
 to, and tells how long each time took. TRL's worker is trl_ppo.py.
 """
 
-import inspect
 import itertools
 import json
 import math
@@ -202,14 +201,8 @@ def collated(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
 def ours_model(job: Job) -> Llama:
     """The model as our scripts load it to answer or score, with the threads that they choose."""
     model = load_model(f"{job.folder}/model", DTYPE, runtime.default_device())
-    if hasattr(runtime, "set_threads"):
-        runtime.set_threads(model)
+    runtime.set_threads(model)
     return model
-
-
-def one_pass(Config: type, rows: int, tokens: int) -> dict[str, int]:
-    """The flag of a script that makes a forward pass of so many rows of so many tokens."""
-    return {"micro_tokens": rows * tokens} if hasattr(Config, "micro_tokens") else {"micro_batch": rows}
 
 
 def ours_loop(job: Job, turn: Turns, main, cfg, result) -> None:
@@ -235,7 +228,7 @@ def ours_sft(job: Job) -> None:
         out=f"{job.folder}/out",
         epochs=10**6,  # of one step each
         batch_size=B,
-        **one_pass(sft.Config, B, T),
+        micro_tokens=B * T,  # one pass
         lr=1e-5,
         warmup=1,
     )
@@ -259,10 +252,9 @@ def ours_generate(job: Job) -> None:
     turn = Turns(job)
     model, (prompts, _) = ours_model(job), job.texts()
     stop = [job.shape.model.eos_token_id] if "ragged" in job.row else []
-    fast = {"compile": CUDA} if "compile" in inspect.signature(generate).parameters else {}
     turn()
     for seed in itertools.count():
-        answers = generate(model, prompts, job.shape.new, 1.0, stop, seed=seed, batch_size=job.size, **fast)
+        answers = generate(model, prompts, job.shape.new, 1.0, stop, seed=seed, batch_size=job.size, compile=CUDA)
         turn(lengths=[len(answer.tokens) for answer in answers])
 
 
@@ -296,7 +288,7 @@ def ours_ppo(job: Job) -> None:
         eval_every=10**6,
         rollout_size=rollout,
         minibatches=minibatches,
-        **one_pass(ppo.Config, micro, job.shape.prompt + job.shape.new),
+        micro_tokens=micro * (job.shape.prompt + job.shape.new),
         max_new_tokens=job.shape.new,
         lr=1e-6,  # lengths stay what they are
         critic_lr=1e-6,
