@@ -388,11 +388,11 @@ def test_sampled_text_does_not_depend_on_the_batch(batch_size, llama):
 def test_a_token_is_drawn_where_its_share_of_the_chance_lies():
     """The first token whose cumulative probability is above the chance, in float64, among 50,000 rare ones too."""
     logits = torch.randn(1, 50_000, generator=torch.Generator().manual_seed(1)) * 3
-    chance = torch.cat([uniform(2000), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)])
+    chance = torch.cat([uniform(500), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)])
     edges = torch.softmax(logits[0], -1).double().cumsum(0)
     expected = (edges[None] <= (chance * edges[-1])[:, None]).sum(1)
-    token, _ = sample_token(logits.expand(2002, -1), 1.0, chance)
-    assert torch.equal(token, expected) and len(token.unique()) > 500
+    token, _ = sample_token(logits.expand(502, -1), 1.0, chance)
+    assert torch.equal(token, expected) and len(token.unique()) > 200
 
 
 def test_nan_is_never_taken_for_text(make_model):
