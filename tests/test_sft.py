@@ -113,7 +113,7 @@ def descend(model, rate, most=math.inf):
     with torch.no_grad():
         norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in model.parameters()))
         for p in model.parameters():
-            p -= rate * min(1, most / norm) * p.grad
+            p -= rate * min(1, most / (norm + 1e-6)) * p.grad
             p.grad = None
     return norm
 
