@@ -103,7 +103,7 @@ rl() { # rl STAGE FLAGS...: PPO with the settings that all its runs share
 }
 sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
 
-"$PYTHON" "$here/runtime.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
+"$PYTHON" "$here/preflight.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
   --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --micro_batch $micro --new_tokens $new_tokens \
   --needs "$needs" --hub "${hub:-}"
 

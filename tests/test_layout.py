@@ -15,6 +15,8 @@ ROOT = Path(runtime.__file__).resolve().parent
 MAY_IMPORT = {
     "model": set(),
     "runtime": set(),
+    "preflight": {"runtime"},
+    "checkpoint": {"runtime"},
     "health": set(),
     "arith": set(),
     "answers": set(),
