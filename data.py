@@ -94,13 +94,11 @@ def _refuse(fault: str, faults: list[str] | None) -> None:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
-    """Write one object a line under a temporary name, then rename: a reader never meets half a file."""
+    """Write one object a line; a reader never meets half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with runtime.replacing(path) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.replace(path)
 
 
 # ---- questions -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -491,10 +492,15 @@ def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: i
     texts["config.json"] = config.to_json(**extra)
     for name, shard in zip(names, shards):
         shard = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
-        save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(f"{folder / name} cannot be written: {error}") from None
     for name, text in texts.items():
         (folder / f"{name}.tmp").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
     for name in [*names, *texts]:
+        with (folder / f"{name}.tmp").open("rb") as file:
+            os.fsync(file.fileno())  # a rename is no use to a file that a power cut empties
         (folder / f"{name}.tmp").replace(folder / name)
     for path in [folder / "model.safetensors", folder / index, *folder.glob("model-*-of-*.safetensors")]:
         if path.name not in names and path.name not in texts:  # of an earlier save

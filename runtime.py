@@ -191,9 +191,9 @@ class Progress:
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[typing.IO]:
-    """A file to be written; it takes the place of `path` once it is whole and on the disk, until then the old one stands.
+    """A file to be written, which takes the place of `path` once it is whole and on the disk; till then the old stands.
 
-    A full disk or a folder that is read-only is an OSError that names `path`.
+    A full disk, or a folder that cannot be written to, is an OSError that names `path`.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
