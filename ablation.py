@@ -18,13 +18,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import runtime
-from report import Run, mean, number, read_run, table
+from findings import Run, mean, read_run
+from report import number, table
 
 ARMS = {  # folder in 7_eval -> row, in the order of the table
     "teacher": "teacher",
     "base": "student before",
     "sft": "SFT on the vote's winners",
     "sft+all": "SFT on all of the teacher's answers",
+    "sft+tenth": "SFT on a tenth of the vote's winners",
     "sft+longer": "SFT, then SFT for the FLOPs of PPO",
     "best_of_n": "SFT, best of n by the reward model",
     "ppo": "SFT + PPO, learned reward: the method",
@@ -34,12 +36,14 @@ ARMS = {  # folder in 7_eval -> row, in the order of the table
     "ppo+kl4": "KL coefficient x 4",
     "ppo+both": "votes of teacher and student",
     "ppo+teacher": "reward model from the teacher",
-    "ppo+r2": "two rounds",
+    "ppo+r2": "two rounds (in the second the student votes too)",
+    "ppo+r2teacher": "two rounds, the teacher's votes alone",
 }
 COMPARISONS = (  # the one, the other: is the one better?
     ("ppo", "sft"),
     ("ppo", "teacher"),
     ("ppo", "sft+longer"),
+    ("ppo", "sft+tenth"),
     ("ppo", "best_of_n"),
     ("ppo", "ppo_raw"),
     ("ppo", "ppo+gold"),
@@ -48,6 +52,7 @@ COMPARISONS = (  # the one, the other: is the one better?
     ("ppo+both", "ppo"),
     ("ppo+teacher", "ppo"),
     ("ppo+r2", "ppo"),
+    ("ppo+r2teacher", "ppo"),
     ("sft", "sft+all"),
     ("sft+longer", "sft"),
 )

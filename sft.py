@@ -9,6 +9,7 @@ models (weights/make.py).
 
 import json
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ class Config:
     model: str  # Hugging Face folder to start from
     data: str  # JSONL with prompt and response
     out: str  # Hugging Face folder to write
+    limit: int = 0  # only the first examples; 0: all
     epochs: int = 2  # passes over the data
     match_flops: str = ""  # instead: as many whole passes as cost what that finished stage cost, such as 6_ppo
     batch_size: int = 64  # sequences per optimiser step
@@ -51,6 +53,7 @@ def sft_loss(logprobs: Tensor, mask: Tensor, total: int) -> Tensor:
 def main(cfg: Config) -> None:
     for name in ("epochs", "batch_size", "micro_batch", "lr", "max_tokens"):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    runtime.require(cfg.limit >= 0, f"--limit {cfg.limit}: must not be negative")
     stage = runtime.Stage(cfg, inputs=["model", "data", "match_flops"])
     if stage.finished:
         return
@@ -58,7 +61,7 @@ def main(cfg: Config) -> None:
     device = runtime.default_device()
     tokenizer = Tokenizer(cfg.model)
     prompts, responses = [], []
-    for row in read_jsonl(cfg.data, required=["prompt", "response"]):
+    for row in islice(read_jsonl(cfg.data, required=["prompt", "response"]), cfg.limit or None):
         prompts.append(tokenizer.chat(row["prompt"]))
         responses.append(tokenizer.response(row["response"]))
     fits = [i for i in range(len(prompts)) if len(prompts[i]) + len(responses[i]) <= cfg.max_tokens]

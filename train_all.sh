@@ -148,13 +148,14 @@ run 2_sft sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED
 policy=2_sft
 for round in $(seq 1 "$ROUNDS"); do
   suffix=$([ "$round" = 1 ] || echo "_r$round")
-  # the student answers too, everything is rewarded by the teacher's vote, and a reward model learns from pairs; its
+  voters=$([ "$round" = 1 ] && echo teacher || echo both) # after a round the student may know better than its teacher
+  # the student answers too, everything is rewarded by the vote, and a reward model learns from pairs; its
   # scale is the SFT student's in every round: a later student answers nearly alike, and a tiny deviation made 1 would
   # blow the scores up and leave the KL penalty without weight
   run 3_student$suffix generate.py --model "$RUN/$policy" --questions "$questions" --source student --seed "$SEED" \
     --samples $student_samples --temperatures $temperature $lenient $(sampling)
   run 4_pseudo_reward$suffix pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
-    --student "$RUN/3_student$suffix/samples.jsonl"
+    --student "$RUN/3_student$suffix/samples.jsonl" --voters $voters
   run 5_reward$suffix reward.py --model "$RUN/2_sft" --pairs "$RUN/4_pseudo_reward$suffix/pairs.jsonl" --seed "$SEED" \
     --calibrate "$RUN/3_student/samples.jsonl" --questions "$questions" --micro_batch $micro \
     --held_out $held_out $reward
@@ -197,10 +198,13 @@ arm() { # arm NAME FLAGS...: PPO with something else than the method, and its ac
   evaluate "ppo+$1" "$RUN/6_ppo+$1"
 }
 if [ "$ABLATE" = arms ]; then
-  # SFT on all of the teacher's answers, whoever won the vote; SFT for as long as PPO
+  # SFT on all of the teacher's answers, whoever won the vote; SFT on a tenth of the winners; SFT for as long as PPO
   run 1_vote+all pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $vote --no-sft_filter
   run 2_sft+all sft.py --model "$STUDENT" --data "$RUN/1_vote+all/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft
   evaluate sft+all "$RUN/2_sft+all"
+  run 2_sft+tenth sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft \
+    --limit $((train * 4 / 10)) # of four a question
+  evaluate sft+tenth "$RUN/2_sft+tenth"
   run 2_sft+longer sft.py --model "$RUN/2_sft" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft \
     --match_flops "$RUN/6_ppo"
   evaluate sft+longer "$RUN/2_sft+longer"
@@ -222,13 +226,17 @@ if [ "$ABLATE" = arms ]; then
     judge teacher "$TEACHER" "$RUN/4_pseudo_reward/pairs.jsonl"
     arm teacher --reward_model "$RUN/5_reward+teacher" --critic "$RUN/5_reward"
   fi
-  # a second round from the policy of the first
+  # a second round from the policy of the first, as above; and one with the teacher's votes alone
   run 3_student+r2 generate.py --model "$RUN/6_ppo" --questions "$questions" --source student --seed "$SEED" \
     --samples $student_samples --temperatures $temperature $lenient $(sampling)
-  run 4_pseudo_reward+r2 pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
-    --student "$RUN/3_student+r2/samples.jsonl"
-  judge r2 "$RUN/2_sft" "$RUN/4_pseudo_reward+r2/pairs.jsonl"
-  rl 6_ppo+r2 --policy "$RUN/6_ppo" --reward_model "$RUN/5_reward+r2"
-  evaluate ppo+r2 "$RUN/6_ppo+r2"
+  second_round() { # second_round NAME VOTERS
+    run "4_pseudo_reward+$1" pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
+      --student "$RUN/3_student+r2/samples.jsonl" --voters "$2"
+    judge "$1" "$RUN/2_sft" "$RUN/4_pseudo_reward+$1/pairs.jsonl"
+    rl "6_ppo+$1" --policy "$RUN/6_ppo" --reward_model "$RUN/5_reward+$1"
+    evaluate "ppo+$1" "$RUN/6_ppo+$1"
+  }
+  second_round r2 both
+  second_round r2teacher teacher
 fi
 "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED"

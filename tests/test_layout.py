@@ -29,9 +29,10 @@ MAY_IMPORT = {
     "eval": {"answers", "chat", "data", "generate", "model", "pseudo_reward", "quality", "runtime"},
     "reward": {"chat", "data", "eval", "model", "quality", "runtime"},
     "ppo": {"answers", "chat", "data", "eval", "generate", "health", "model", "runtime"},
-    "ablation": {"report", "runtime"},
+    "findings": {"answers", "data", "runtime"},
+    "ablation": {"findings", "report", "runtime"},
     "figures": set(),
-    "report": {"answers", "data", "figures", "runtime"},
+    "report": {"figures", "findings", "runtime"},
 }
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 

@@ -239,6 +239,16 @@ def test_examples_that_are_too_long_are_left_out_whole_and_counted(tiny, tmp_pat
         train(tmp_path / "none", tiny, epochs=1, max_tokens=4)
 
 
+def test_a_limit_takes_the_first_examples(tiny, tmp_path):
+    """The weights are those of a file of just these, bit for bit; the schedule counts them alone."""
+    limited, metrics, done = train(tmp_path / "limit", tiny, epochs=2, batch_size=2, limit=5)
+    alone, _, _ = train(tmp_path / "alone", tiny, rows=EXAMPLES[:5], epochs=2, batch_size=2)
+    assert done["results"]["examples"] == 5 and len(metrics) == 6
+    assert all(torch.equal(a, b) for a, b in zip(limited.parameters(), alone.parameters()))
+    with pytest.raises(ValueError, match="--limit -1"):
+        train(tmp_path / "negative", tiny, limit=-1)
+
+
 @pytest.mark.parametrize("flag", ["epochs", "batch_size", "micro_batch", "lr", "max_tokens"])
 def test_a_flag_out_of_range_is_named(tiny, tmp_path, flag):
     with pytest.raises(ValueError, match=f"--{flag} 0"):
