@@ -431,6 +431,7 @@ class CheckConfig:
 
 def check(cfg: CheckConfig) -> None:
     """Print a report. Faults and leaks are errors, raised as one ValueError at the end; copies, clashes are notes."""
+    runtime.require(cfg.max_tokens >= 0, f"--max_tokens {cfg.max_tokens}: 0 or more")
     runtime.require(not cfg.max_tokens or bool(cfg.tokenizer), "--max_tokens counts tokens of a --tokenizer FOLDER")
     tokenizer = Tokenizer(cfg.tokenizer) if cfg.tokenizer else None
     first_of_key, first_of_id, errors = {}, {}, []  # question -> (file, line); id -> (file, line, question)

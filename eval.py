@@ -148,6 +148,7 @@ def main(cfg: Config) -> None:
         (cfg.samples > 1) == bool(cfg.reward_model),
         "--samples above 1 and --reward_model go together: the reward model picks one of the samples",
     )
+    runtime.require(cfg.temperature > 0, f"--temperature {cfg.temperature}: must be greater than 0")
     recorded = Path(cfg.model).is_file()
     runtime.require(cfg.shots >= 0, f"--shots {cfg.shots}: 0 or more")
     runtime.require(
@@ -172,6 +173,11 @@ def main(cfg: Config) -> None:
         parameters = sum(p.numel() for p in model.parameters())
         read = cfg.samples * sum(len(prompt_tokens(tokenizer, question, cfg.shots)) for question in questions)
         if cfg.reward_model:
+            runtime.require(
+                Tokenizer(cfg.reward_model).same_ids(tokenizer),
+                f"{cfg.reward_model} and --model {cfg.model} have different tokenizers: one cannot read the other's "
+                "tokens",
+            )
             transcripts, scored, judge = best_of_n(cfg, model, tokenizer, questions)
             summary = summarise(transcripts)
             write_jsonl(stage.out / "scores.jsonl", scored)

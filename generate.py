@@ -215,7 +215,8 @@ def main(cfg: Config) -> None:
     runtime.require(cfg.samples > 0, f"--samples {cfg.samples}: at least 1 is needed")
     runtime.require(cfg.max_new_tokens > 0, f"--max_new_tokens {cfg.max_new_tokens}: at least 1 is needed")
     runtime.require(cfg.batch_size > 0, f"--batch_size {cfg.batch_size}: at least 1 is needed")
-    runtime.require(cfg.shots >= 0, f"--shots {cfg.shots}: 0 or more")
+    for name in ("shots", "limit"):
+        runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: 0 or more")
     runtime.require(cfg.source in ("teacher", "student"), f"--source {cfg.source}: 'teacher' or 'student'")
     runtime.require(bool(cfg.ask) or bool(cfg.questions and cfg.out), "give --questions and --out, or --ask")
     if cfg.ask:

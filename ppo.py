@@ -363,11 +363,18 @@ def main(cfg: Config) -> None:
         "micro_batch",
         "max_new_tokens",
         "temperature",
+        "max_grad_norm",
         "eval_every",
     ):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
-    for name in ("lr", "critic_lr", "kl_coef", "clip", "value_clip"):
+    for name in ("lr", "critic_lr", "warmup", "kl_coef", "clip", "value_clip"):
         runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: must not be negative")
+    for name in ("gamma", "lam"):
+        runtime.require(0 <= getattr(cfg, name) <= 1, f"--{name} {getattr(cfg, name)}: from 0 to 1")
+    runtime.require(
+        cfg.minibatches <= cfg.rollout_size,
+        f"--minibatches {cfg.minibatches}: more than --rollout_size {cfg.rollout_size}",
+    )
     given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
     runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
     stage = runtime.Stage(cfg, inputs=["policy", "questions", "reward_model", "votes", "reference", "critic", "valid"])
@@ -384,6 +391,14 @@ def main(cfg: Config) -> None:
     questions = load_questions(cfg.questions)
     valid = load_questions(cfg.valid) if cfg.valid else []
     policy = load_model(cfg.policy, torch.float32, device)
+    context = policy.config.max_position_embeddings
+    for question in [*questions, *valid]:
+        length = len(tokenizer.chat(question.prompt))
+        runtime.require(
+            length + cfg.max_new_tokens <= context,
+            f"question '{question.id}': a prompt of {length} tokens and --max_new_tokens {cfg.max_new_tokens} exceed "
+            f"the model's context of {context}",
+        )
     reference = load_model(cfg.reference or cfg.policy, torch.float32, device).requires_grad_(False)
     if cfg.critic or cfg.reward_model:
         critic = load_scalar_model(cfg.critic or cfg.reward_model, torch.float32, device)

@@ -48,6 +48,8 @@ def main(cfg: Config) -> None:
     )
     print(f"teacher {cfg.teacher} · student {cfg.student} · questions {cfg.questions}")
     print(f"the preset is made for: {cfg.needs or 'not stated'}", flush=True)
+    for name in ("micro_batch", "new_tokens"):
+        require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
     if cfg.questions not in ("arith", "gsm8k", "mmlu_pro"):
         require(Path(cfg.questions).is_file(), f"QUESTIONS={cfg.questions}: neither arith, gsm8k, mmlu_pro nor a file")
     require(
@@ -73,7 +75,7 @@ def main(cfg: Config) -> None:
         f"{disk / 1e9:.1f} GB disk ({free_disk / 1e9:.1f} GB are free)",
         flush=True,
     )
-    require(os.access(place, os.W_OK), f"OUT={cfg.run}: {place} is not writable")
+    require(place.is_dir() and os.access(place, os.W_OK), f"OUT={cfg.run}: {place} is no folder that can be written to")
     require(disk < free_disk, f"OUT={cfg.run}: {disk / 1e9:.1f} GB are needed there, {free_disk / 1e9:.1f} GB are free")
     if memory > free_memory:
         print(f"warning: that is more {device} than is free; a smaller STUDENT= needs less", file=sys.stderr)

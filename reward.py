@@ -66,8 +66,10 @@ def held_out_ids(ids: Iterable[str], share: float) -> set[str]:
 
 
 def main(cfg: Config) -> None:
-    for name in ("epochs", "batch_size", "micro_batch", "lr", "calibration_samples"):
+    for name in ("epochs", "batch_size", "micro_batch", "lr", "max_grad_norm"):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    runtime.require(cfg.warmup >= 0, f"--warmup {cfg.warmup}: must not be negative")
+    runtime.require(cfg.calibration_samples > 1, f"--calibration_samples {cfg.calibration_samples}: at least 2")
     runtime.require(0 < cfg.held_out < 1, f"--held_out {cfg.held_out}: a share between 0 and 1")
     stage = runtime.Stage(cfg, inputs=["model", "pairs", "calibrate", "questions"])
     if stage.finished:

@@ -51,9 +51,10 @@ def sft_loss(logprobs: Tensor, mask: Tensor, total: int) -> Tensor:
 
 
 def main(cfg: Config) -> None:
-    for name in ("epochs", "batch_size", "micro_batch", "lr", "max_tokens"):
+    for name in ("epochs", "batch_size", "micro_batch", "lr", "max_grad_norm", "max_tokens"):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
-    runtime.require(cfg.limit >= 0, f"--limit {cfg.limit}: must not be negative")
+    for name in ("limit", "warmup", "weight_decay"):
+        runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: must not be negative")
     stage = runtime.Stage(cfg, inputs=["model", "data", "match_flops"])
     if stage.finished:
         return
