@@ -38,7 +38,10 @@ from chat import Tokenizer
 
 
 def read_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[dict]:
-    """Yield the objects of a .jsonl or .jsonl.gz. ValueError names file, line and fault; an empty line is skipped."""
+    """Yield the objects of a .jsonl or .jsonl.gz, each with the `required` texts; an empty line is skipped.
+
+    ValueError names file, line and fault.
+    """
     return (row for _, row in numbered_jsonl(path, required))
 
 
@@ -56,12 +59,18 @@ def numbered_jsonl(
                 yield number, row
 
 
+LONGEST_LINE = 64 << 20  # bytes; no question and no answer is as long
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from enumerate(file, 1)
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+                if len(line) == LONGEST_LINE:
+                    raise ValueError(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MB, is it JSON Lines?")
+                yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from None
 
@@ -84,6 +93,8 @@ def _object(line: bytes, required: Iterable[str]) -> dict | None:
     for key in required if text else ():
         if key not in row:
             raise ValueError(f"the key '{key}' is missing")
+        if not isinstance(row[key], str):
+            raise ValueError(f"'{key}' must be a text, this is a {type(row[key]).__name__}")
     return row
 
 
