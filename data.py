@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -346,15 +346,26 @@ def collate(prompts: list[list[int]], responses: list[list[int]]) -> tuple[Tenso
     return tokens, mask, lengths
 
 
-def batches(lengths: list[int], size: int, rng: torch.Generator) -> Iterator[list[int]]:
-    """One epoch of random index batches, every index once, each batch sorted by length.
+def batches(n: int, size: int, rng: torch.Generator) -> Iterator[list[int]]:
+    """One epoch of random index batches, every index once.
 
-    So the micro-batches that a batch is cut into are of even length and hold little padding, while the optimiser step
-    stays a fair sample: batches of one length would each be of one kind of answer, and pull the model to and fro.
+    A batch is a fair sample of all lengths: batches of one length would each be of one kind of answer, and pull the
+    model to and fro. Its micro-batches are of even length instead.
     """
-    order = torch.randperm(len(lengths), generator=rng).tolist()
-    for i in range(0, len(order), size):
-        yield sorted(order[i : i + size], key=lengths.__getitem__)
+    yield from (rows.tolist() for rows in torch.randperm(n, generator=rng).split(size))
+
+
+def micro_batches(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """The rows of one optimiser step in micro-batches of at most `tokens` tokens, padding included, longest row first.
+
+    Rows of like length share a micro-batch, so there is little padding. What does not fit into memory fails on the
+    first one. A row that is longer than `tokens` comes alone. Example: lengths 3, 1, 2, 4 tokens 6 -> [3], [0, 2], [1].
+    """
+    rows = sorted(rows, key=lengths.__getitem__, reverse=True)
+    while rows:
+        fit = max(1, tokens // lengths[rows[0]])
+        yield rows[:fit]
+        rows = rows[fit:]
 
 
 # ---- the script: one folder of disjoint splits ---------------------------------------------------------------------

@@ -22,7 +22,7 @@ import quality
 import runtime
 from answers import extract_answer, is_correct
 from chat import Tokenizer
-from data import Question, collate, load_questions, write_jsonl
+from data import Question, collate, load_questions, micro_batches, write_jsonl
 from generate import answer_questions, prompt_tokens
 from model import Llama, ScalarModel, last_value, load_model, load_scalar_model
 from pseudo_reward import load_samples
@@ -100,16 +100,15 @@ def recorded_accuracy(path: str, questions: list[Question]) -> tuple[dict, list[
 
 @torch.no_grad()
 def score_responses(
-    model: ScalarModel, prompts: list[list[int]], responses: list[list[int]], batch_size: int
+    model: ScalarModel, prompts: list[list[int]], responses: list[list[int]], micro_tokens: int
 ) -> Tensor:
     """The reward model's score of each response, read at its last token: (N,), on the CPU."""
     device = model.score.weight.device
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
     scores = torch.zeros(len(prompts))  # (N,)
-    for i in range(0, len(order), batch_size):
-        batch = order[i : i + batch_size]
-        tokens, _, lengths = collate([prompts[j] for j in batch], [responses[j] for j in batch])  # (B, T), _, (B,)
-        scores[batch] = last_value(model(tokens.to(device)), lengths.to(device)).cpu()
+    for batch in micro_batches(range(len(lengths)), lengths, micro_tokens):
+        tokens, _, last = collate([prompts[j] for j in batch], [responses[j] for j in batch])  # (B, T), _, (B,)
+        scores[batch] = last_value(model(tokens.to(device)), last.to(device)).cpu()
     return scores
 
 
@@ -170,6 +169,7 @@ def main(cfg: Config) -> None:
     else:
         tokenizer = Tokenizer(cfg.model)
         model = load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
+        runtime.set_threads(model)
         parameters = sum(p.numel() for p in model.parameters())
         read = cfg.samples * sum(len(prompt_tokens(tokenizer, question, cfg.shots)) for question in questions)
         if cfg.reward_model:
@@ -220,7 +220,7 @@ def best_of_n(
         scorer,
         [prompt for prompt in prompts for _ in range(cfg.samples)],
         [r.tokens for responses in answers for r in responses],
-        cfg.batch_size,
+        16384,  # tokens at once: nothing is kept for a backward pass
     )
     scores = scores.view(len(questions), cfg.samples)  # (questions, n)
     transcripts, scored = [], []

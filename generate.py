@@ -222,6 +222,7 @@ def main(cfg: Config) -> None:
     if cfg.ask:
         tokenizer = Tokenizer(cfg.model)
         model = load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
+        runtime.set_threads(model)
         asked = [Question("--ask", cfg.ask)]
         [[response]] = answer_questions(model, tokenizer, asked, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)
         print(response.text)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # ---- configuration -------------------------------------------------------------------------------------------------
 
@@ -205,8 +206,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()  # the mean of squares needs fp32
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        wide = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)  # the mean of squares needs fp32
+        return self.weight * wide.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -251,8 +252,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, store) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, store)
+    def forward(self, x: Tensor, rope, mask: Tensor | None, store, read: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, store)  # (B, T, D)
+        if read is not None:
+            x = x[:, : read.shape[1]][read]  # (N, D)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -268,9 +271,14 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False  # keep a block's input alone, work out the rest again in the backward pass
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """tokens (B, T) -> hidden states (B, T, D). With a cache, row b continues at position cache.lengths[b]."""
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, read: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> hidden states (B, T, D). With a cache, row b continues at position cache.lengths[b].
+
+        With a boolean `read` (B, at most T) only its N True positions come back, (N, D): no other position has to go
+        through the last feed-forward.
+        """
         T = tokens.shape[1]
         x = self.embed_tokens(tokens)  # (B, T, D)
         if cache is None:
@@ -287,7 +295,10 @@ class Trunk(nn.Module):
             store = (
                 (lambda k, v: (k, v)) if cache is None else functools.partial(cache.write, index, positions=positions)
             )
-            x = block(x, (cos.to(x.dtype), sin.to(x.dtype)), mask, store)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                block = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            last = index == len(self.layers) - 1
+            x = block(x, (cos.to(x.dtype), sin.to(x.dtype)), mask, store, read if last else None)
         return self.norm(x)
 
     def rope(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -328,10 +339,14 @@ class ScalarModel(nn.Module):
         self.score = nn.Linear(config.hidden_size, 1, bias=False)
         self.score_mean = 0.0
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) -> one fp32 number per position, (B, T). Position t has seen tokens[:, :t+1]."""
-        hidden = self.model(tokens).float()  # (B, T, D); bf16 scores would tie
-        return (hidden @ self.score.weight[0].float()) - self.score_mean  # (B, T)
+    def forward(self, tokens: Tensor, read: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> one fp32 number per position, (B, T). Position t has seen tokens[:, :t+1].
+
+        With a boolean `read` (B, at most T): only those of its N True positions, (N,).
+        """
+        hidden = self.model(tokens, read=read).float()  # (B, T, D) or (N, D)
+        with torch.autocast(hidden.device.type, enabled=False):  # bf16 scores would tie
+            return (hidden @ self.score.weight[0].float()) - self.score_mean  # (B, T) or (N,)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -521,20 +536,72 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     return chosen - logits.logsumexp(-1)  # (B, T-1): log softmax, without storing it
 
 
+LOGITS_AT_ONCE = 2**24  # 64 MB in fp32: more are worked out chunk by chunk
+
+
+class ChunkedLogprobs(torch.autograd.Function):
+    """Log-probabilities of targets (N,) under softmax(hidden @ weight.T / temperature), and the entropies: (N,) each.
+
+    hidden (N, D), weight (V, D). Autograd would keep the logits of every chunk until the backward pass. This keeps none
+    and works them out again there, unless one chunk holds them all. The gradient of a log-probability in the logits is
+    one_hot(target) - softmax. The entropies have no gradient. Matrix products are in the type of `hidden`, all else is
+    in fp32 or wider.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        ctx.temperature, ctx.rows = temperature, max(1, LOGITS_AT_ONCE // len(weight))
+        logprobs, entropies, log_p = [], [], None
+        for h, target in zip(hidden.split(ctx.rows), targets.split(ctx.rows)):  # (n, D), (n,)
+            log_p = ChunkedLogprobs.log_softmax(h, weight, temperature)  # (n, V)
+            logprobs.append(log_p.gather(-1, target[:, None])[:, 0])  # (n,)
+            entropies.append(-log_p.exp().mul_(log_p).sum(-1))  # (n,)
+        ctx.save_for_backward(hidden, weight, targets, log_p if len(hidden) <= ctx.rows else None)
+        logprobs, entropies = torch.cat(logprobs), torch.cat(entropies)  # (N,) each
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx, d_logprobs: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, weight, targets, kept = ctx.saved_tensors
+        d_hidden, d_weight = [], None
+        for h, target, d in zip(*(x.split(ctx.rows) for x in (hidden, targets, d_logprobs / ctx.temperature))):
+            log_p = ChunkedLogprobs.log_softmax(h, weight, ctx.temperature) if kept is None else kept  # (n, V)
+            d_logits = log_p.exp().mul_(-d[:, None])  # (n, V)
+            d_logits.scatter_add_(1, target[:, None], d[:, None])
+            del log_p
+            d_logits = d_logits.to(h.dtype)
+            d_hidden.append(d_logits @ weight.to(h.dtype))  # (n, D)
+            part = d_logits.T @ h  # (V, D)
+            d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
+        return torch.cat(d_hidden), d_weight, None, None
+
+    @staticmethod
+    def log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+        logits = hidden @ weight.to(hidden.dtype).T  # (n, V)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits.div_(temperature).log_softmax(-1)
+
+
 def masked_logprobs(model: Llama, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies in the (B, T-1) frame, worked out only where mask is True, 0 elsewhere.
 
-    tokens (B, T), mask (B, T-1) -> logprobs (B, T-1), entropies (B, T-1). Same numbers as token_logprobs, but the
-    vocabulary-sized tensor is (N, V) for the N masked-in positions instead of (B, T, V).
+    tokens (B, T), mask (B, T-1) -> logprobs (B, T-1), entropies (B, T-1). Same numbers as token_logprobs, but of
+    vocabulary-sized tensors there is never more than a chunk of the N masked-in positions, instead of (B, T, V).
     """
-    hidden = model.model(tokens)[:, :-1][mask]  # (N, D)
-    logits = model.lm_head(hidden).float() / temperature  # (N, V)
-    log_norm = logits.logsumexp(-1)  # (N,)
-    chosen = logits.gather(-1, tokens[:, 1:][mask][:, None]).squeeze(-1)  # (N,)
-    with torch.no_grad():  # only ever logged
-        entropy = log_norm - (torch.softmax(logits, -1) * logits).sum(-1)  # (N,)
-    zeros = torch.zeros(mask.shape, dtype=torch.float32, device=tokens.device)  # (B, T-1)
-    return zeros.masked_scatter(mask, chosen - log_norm), zeros.masked_scatter(mask, entropy)
+    hidden, device = model.model(tokens, read=mask), tokens.device.type  # (N, D)
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))  # as autocast does with the input of any other layer
+    with torch.autocast(device, enabled=False):  # which types are used is said above
+        logprobs, entropies = ChunkedLogprobs.apply(hidden, model.lm_head.weight, tokens[:, 1:][mask], temperature)
+    zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=tokens.device)  # (B, T-1)
+    return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropies)
+
+
+def masked_values(model: ScalarModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    """One number for each cell of the (B, T-1) frame where mask is True, before its token is read; 0 elsewhere."""
+    values = model(tokens, read=mask)  # (N,)
+    return torch.zeros(mask.shape, device=tokens.device).masked_scatter(mask, values)  # (B, T-1)
 
 
 def last_value(values: Tensor, lengths: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Config:
     student: str  # model folder
     questions: str  # question set
     teacher_test: str = ""  # recorded answers to the test questions
-    micro_batch: int = 1  # rows that are trained at once
+    micro_tokens: int = 4096  # tokens that are trained at once
     new_tokens: int = 256  # the longest answer
     needs: str = ""  # what the preset takes, in words
     hub: str = ""  # where the preset's default models are published: an organisation on huggingface.co
@@ -44,11 +44,11 @@ def main(cfg: Config) -> None:
     print(f"preset {cfg.preset} · seed {cfg.seed} · run {cfg.run}")
     print(
         f"{' · '.join(versions)} · python {platform.python_version()} · {os.cpu_count()} cores, "
-        f"{os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)"
+        f"threads: {os.environ.get('OMP_NUM_THREADS') or 'by the size of the model'}"
     )
     print(f"teacher {cfg.teacher} · student {cfg.student} · questions {cfg.questions}")
     print(f"the preset is made for: {cfg.needs or 'not stated'}", flush=True)
-    for name in ("micro_batch", "new_tokens"):
+    for name in ("micro_tokens", "new_tokens"):
         require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
     if cfg.questions not in ("arith", "gsm8k", "mmlu_pro"):
         require(Path(cfg.questions).is_file(), f"QUESTIONS={cfg.questions}: neither arith, gsm8k, mmlu_pro nor a file")
@@ -98,18 +98,19 @@ def _parameters(folder: str) -> float:
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / width
 
 
-def _bytes_in_training(cfg: Config, prompt_tokens: int = 256) -> float:
+def _bytes_in_training(cfg: Config, prompt_tokens: int = 256, logits_at_once: int = 2**24) -> float:
     """Bytes that PPO takes with this student, for prompts of 256 tokens: most of GSM8K's are shorter.
 
     Two copies train in fp32 (weight, gradient, two moments: 16 bytes a parameter each) and two are frozen. One of them
     at a time keeps what its backward pass needs: about 15 vectors of the hidden and 4 of the inner size per layer and
-    token, and 4 of the vocabulary's size per new token.
+    token (a longer text than --micro_tokens is read alone), and 3 of the vocabulary's size for a chunk of tokens.
     """
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
     given = _config(cfg.student)  # a size that is missing or no number is refused when the model is loaded
     hidden, inner, layers, vocabulary = (given[key] if isinstance(given.get(key), int) else 0 for key in sizes)
-    kept = (prompt_tokens + cfg.new_tokens) * layers * (15 * hidden + 4 * inner) + cfg.new_tokens * 4 * vocabulary
-    return 40 * _parameters(cfg.student) + 4 * cfg.micro_batch * kept
+    tokens = max(cfg.micro_tokens, prompt_tokens + cfg.new_tokens)
+    kept = tokens * layers * (15 * hidden + 4 * inner) + 3 * min(tokens * vocabulary, logits_at_once)
+    return 40 * _parameters(cfg.student) + 4 * kept
 
 
 def _how_to_get(hub: str, folder: str) -> str:

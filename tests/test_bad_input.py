@@ -159,7 +159,7 @@ FLAGS = [
     ("generate", "~--model model", ["--questions", "--ask"]), ("generate", "~--questions questions.jsonl", ["--model"]),
     ("generate", "~--model model --ask", ["--ask"]), ("generate", "--lenient=maybe", ["--lenient"]),
     *[("sft", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
-        ("epochs", "0"), ("epochs", "-2"), ("epochs", "0.5"), ("batch_size", "0"), ("micro_batch", "-1"), ("lr", "0"),
+        ("epochs", "0"), ("epochs", "-2"), ("epochs", "0.5"), ("batch_size", "0"), ("micro_tokens", "-1"), ("lr", "0"),
         ("lr", "-1"), ("lr", "nan"), ("lr", "inf"), ("max_tokens", "0"), ("warmup", "-1"), ("max_grad_norm", "0"),
         ("max_grad_norm", "nan"), ("weight_decay", "-0.1"), ("seed", "-5"), ("seed", str(2**64)), ("limit", "-1")]],
     ("sft", "--max_tokens 3", ["none of its 4 examples", "--max_tokens 3"]), ("sft", "--match_flops run", ["run", "done.json"]),
@@ -169,12 +169,12 @@ FLAGS = [
         ("voters", "nobody"), ("min_share", "1.5"), ("min_share", "-0.1"), ("min_share", "nan"), ("sft_per_question", "0"),
         ("pairs_per_question", "-1"), ("teacher", "nowhere.jsonl"), ("student", "nowhere.jsonl"), ("seed", "-1")]],
     *[("reward", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
-        ("epochs", "0"), ("batch_size", "0"), ("micro_batch", "0"), ("lr", "nan"), ("lr", "-1e-4"), ("held_out", "0"),
+        ("epochs", "0"), ("batch_size", "0"), ("micro_tokens", "0"), ("lr", "nan"), ("lr", "-1e-4"), ("held_out", "0"),
         ("held_out", "1"), ("held_out", "nan"), ("calibration_samples", "0"), ("warmup", "-1"), ("max_grad_norm", "-1"),
         ("pairs", "nowhere"), ("calibrate", "nowhere"), ("questions", "nowhere"), ("seed", "-1")]],
     ("reward", "--calibration_samples 1", ["--calibration_samples 1"]),
     *[("ppo", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
-        ("iterations", "0"), ("rollout_size", "0"), ("minibatches", "0"), ("epochs", "0"), ("micro_batch", "0"),
+        ("iterations", "0"), ("rollout_size", "0"), ("minibatches", "0"), ("epochs", "0"), ("micro_tokens", "0"),
         ("max_new_tokens", "0"), ("temperature", "0"), ("temperature", "-1"), ("temperature", "inf"), ("eval_every", "0"),
         ("lr", "-1"), ("critic_lr", "nan"), ("kl_coef", "-0.1"), ("kl_coef", "inf"), ("clip", "-0.2"),
         ("value_clip", "-1"), ("gamma", "1.5"), ("gamma", "-0.1"), ("lam", "2"), ("lam", "-1"), ("warmup", "-2"),
@@ -199,7 +199,7 @@ FLAGS = [
     ("ablation", "~run model --out out", ["model", "7_eval"]), ("ablation", "~run run2", ["--out"]),
     ("preflight", "--questions nowhere", ["QUESTIONS=nowhere"]), ("preflight", "--student out", ["STUDENT=out", "config.json"]),
     ("preflight", "--teacher nowhere", ["TEACHER=nowhere"]), ("preflight", "--run questions.jsonl/x", ["OUT=", "questions.jsonl is no folder"]),
-    ("preflight", "--seed x", ["--seed"]), ("preflight", "--micro_batch 0", ["--micro_batch 0"]),
+    ("preflight", "--seed x", ["--seed"]), ("preflight", "--micro_tokens 0", ["--micro_tokens 0"]),
 ]
 
 

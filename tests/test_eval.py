@@ -101,7 +101,7 @@ def test_best_of_n_keeps_the_answer_that_the_reward_model_likes_best(monkeypatch
     monkeypatch.setattr(evaluation, "answer_questions", lambda *_: answers)
     monkeypatch.setattr(evaluation, "load_scalar_model", lambda *_: torch.nn.Linear(2, 1))
 
-    def score_responses(scorer, prompts, responses, batch_size):
+    def score_responses(scorer, prompts, responses, micro_tokens):
         assert [Characters().decode(p) for p in prompts] == ["3+4?", "3+4?", "1+1?", "1+1?", "2*3?", "2*3?"]
         return torch.tensor([scores[Characters().decode(r)] for r in responses])
 
@@ -142,14 +142,14 @@ def test_confidence_is_that_of_the_margin_that_was_trained(tmp_path):
 
 
 def test_scores_are_read_at_the_last_token_in_the_order_of_the_rows(scorer):
-    """Against one unpadded row at a time; any batch size; a row's score does not depend on its neighbours."""
+    """Against one unpadded row at a time; any micro-batch; a row's score does not depend on its neighbours."""
     model = load_scalar_model(scorer)
     prompts = [[0, 5, 6], [0, 7], [0, 2, 3, 4, 5], [0, 9]]
     responses = [[3, 1], [8, 8, 8, 8, 1], [1], [4, 1]]
     alone = torch.stack([model(torch.tensor([p + r]))[0, -1] for p, r in zip(prompts, responses)]).detach()
     assert alone.std() > 0.1
-    for batch_size in (1, 3, 4):
-        scores = evaluation.score_responses(model, prompts, responses, batch_size)
+    for micro_tokens in (1, 18, 99):
+        scores = evaluation.score_responses(model, prompts, responses, micro_tokens)
         torch.testing.assert_close(scores, alone, atol=1e-5, rtol=0)
     assert not scores.requires_grad
 

@@ -20,7 +20,8 @@ def plan(tmp_path):
     (student / "model.safetensors").write_bytes(bytes(4000))
     (tmp_path / "teacher.jsonl").write_text("{}\n")
     return preflight.Config(run=str(tmp_path / "runs" / "new"), preset="tiny", seed=3, student=str(student),
-                          teacher=str(tmp_path / "teacher.jsonl"), questions="arith", needs="a laptop and 7 min")
+                          teacher=str(tmp_path / "teacher.jsonl"), questions="arith", needs="a laptop and 7 min",
+                          micro_tokens=1)
 
 
 def test_preflight_says_what_the_run_will_take_and_writes_nothing(plan, capsys, monkeypatch):
@@ -91,7 +92,7 @@ def test_preflight_refuses_a_broken_config(plan, text, message):
 
 @pytest.mark.parametrize(("changes", "expected"), [
     ({}, "1.1 GB"),  # 512 tokens, 10 layers, 15 x 1000 + 4 x 2000 numbers of 4 bytes: 0.47 GB more
-    ({"micro_batch": 3}, "2.0 GB"), ({"new_tokens": 1280}, "2.0 GB"),
+    ({"micro_tokens": 1536}, "2.0 GB"), ({"new_tokens": 1280}, "2.0 GB"),
 ])
 def test_preflight_counts_what_a_backward_pass_keeps(plan, capsys, changes, expected):
     (Path(plan.student) / "config.json").write_text(json.dumps(

@@ -160,6 +160,30 @@ def test_set_lr_reaches_every_group():
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
+@pytest.mark.parametrize(("parameters", "variable", "threads"), [
+    (100_000, None, 1), (100_000, "3", 3), (100_000, "", 1), (6_000_000, None, 3), (6_000_000, "3", 3),
+])
+def test_threads_by_the_size_of_the_model(monkeypatch, capsys, parameters, variable, threads):
+    """One for a small model; the variable decides where it is set, PyTorch reads it itself; what was chosen is said."""
+    asked = [3]  # as PyTorch starts
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: asked[-1])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    runtime.set_threads(torch.nn.Linear(parameters, 1, bias=False, device="meta"))
+    assert asked[-1] == threads and f"{threads} thread(s)" in capsys.readouterr().out
+
+
+def test_products_are_bf16_on_a_gpu_and_fp32_on_a_cpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "autocast", lambda *args, enabled: asked.append((*args, enabled)))
+    for name in ("cuda", "cpu"):
+        monkeypatch.setattr(runtime, "default_device", lambda name=name: torch.device(name))
+        runtime.mixed_precision()
+    assert asked == [("cuda", torch.bfloat16, True), ("cpu", torch.bfloat16, False)]
+
+
 # ---- progress ------------------------------------------------------------------------------------------------------
 
 
