@@ -76,9 +76,12 @@ def accuracy(
     batch_size: int = 256,
     label: str = "eval",
     shots: int = 0,
+    compile: bool = False,
 ) -> tuple[dict, list[dict]]:
     """Greedy answers to the questions: the summary and the transcripts."""
-    answers = answer_questions(model, tokenizer, questions, max_new_tokens, 0.0, 0, batch_size, label, shots=shots)
+    answers = answer_questions(
+        model, tokenizer, questions, max_new_tokens, 0.0, 0, batch_size, label, shots=shots, compile=compile
+    )
     transcripts = [grade(q, r.text, r.finish, len(r.tokens)) for q, [r] in zip(questions, answers)]
     return summarise(transcripts), transcripts
 
@@ -138,6 +141,7 @@ class Config:
     samples: int = 1  # answers per question; more than one needs a reward model
     temperature: float = 1.0  # of those several samples; a single answer is greedy
     seed: int = 0
+    compile: bool = False  # torch.compile, on a GPU with CUDA graphs: a minute at first, then faster; for long runs
 
 
 def main(cfg: Config) -> None:
@@ -183,7 +187,7 @@ def main(cfg: Config) -> None:
             write_jsonl(stage.out / "scores.jsonl", scored)
         else:
             summary, transcripts = accuracy(
-                model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name, cfg.shots
+                model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name, cfg.shots, cfg.compile
             )
     write_jsonl(stage.out / "transcripts.jsonl", transcripts)
     low, high = summary["ci95"]
@@ -214,6 +218,7 @@ def best_of_n(
         cfg.batch_size,
         cfg.name,
         cfg.samples,
+        compile=cfg.compile,
     )
     prompts = [tokenizer.chat(question.prompt) for question in questions]
     scores = score_responses(

@@ -11,6 +11,7 @@ Sources: Llama 3 (arXiv 2407.21783), RoPE (arXiv 2104.09864), GQA (arXiv 2305.13
 """
 
 import contextlib
+import copy
 import functools
 import json
 import math
@@ -141,13 +142,19 @@ class ModelConfig:
 # ---- rotary positions ----------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=16)
 def rope_table(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin of every angle, each (length, E), fp32: position t turns pair i by t * theta^(-2i/E).
 
     Llama 3.1 divides the angular speed of slow pairs (wavelength beyond the original context) by `rope_factor`,
     keeps the fast ones, and blends linearly between the two.
     """
+    cos, sin = _rope_table(config, 1 << (length - 1).bit_length(), device)  # powers of two: few tables are kept
+    return cos[:length], sin[:length]
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # or a table that generate made first could not be trained with
+def _rope_table(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
     speed = config.rope_theta ** (-pairs / config.head_dim)  # (E/2,) radians per position
     if config.rope_type == "llama3":
@@ -162,7 +169,7 @@ def rope_table(config: ModelConfig, length: int, device: torch.device) -> tuple[
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + E/2) of x (B, heads, T, E) by its angle; cos and sin broadcast to x."""
+    """Turn each pair (i, i + E/2) of x (B, T, heads, E) by its angle; cos and sin broadcast to x."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -181,19 +188,57 @@ class KVCache:
         shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, max_length, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
         self.values = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
+        self.rows = torch.arange(batch_size, device=device)  # (B,) where in them each row of the batch lies
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.used = 0  # no row is longer than this: how much of S the attention must look at
+        self.rope = rope_table(config, max_length, device)  # (S, E), (S, E)
 
-    def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, K, T, E) at `positions` (B, T); return all keys and values up to `used`, (B, K, S, E)."""
-        rows = torch.arange(len(k), device=k.device)[:, None]  # (B, 1), pairs up with positions (B, T)
-        self.keys[layer].transpose(1, 2)[rows, positions] = k.transpose(1, 2)
-        self.values[layer].transpose(1, 2)[rows, positions] = v.transpose(1, 2)
-        return self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]
+    def only(self, rows: Tensor) -> "KVCache":
+        """The same storage for a batch of other texts, which lie in `rows` (n,) of it and are still empty."""
+        part = copy.copy(self)
+        part.rows, part.lengths, part.used = rows, torch.zeros_like(rows), 0
+        return part
+
+    def extend(self, T: int) -> Tensor:
+        """Make room for T more tokens in every row; their positions (B, T)."""
+        device, K, S = self.lengths.device, *self.keys.shape[2:4]
+        positions = self.lengths[:, None] + torch.arange(T, device=device)  # (B, T)
+        heads = self.rows[:, None] * K + torch.arange(K, device=device)  # (B, K)
+        self.slots = (heads[:, :, None] * S + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
+        self.lengths = self.lengths + T
+        first, self.used = self.used == 0, min(self.used + T, S)
+        seen = torch.arange(self.used, device=device) <= positions[:, None, :, None]  # (B, 1, T, S)
+        zero = torch.zeros((), dtype=self.keys.dtype, device=device)
+        self.mask = None if first else torch.where(seen, zero, -math.inf)  # (B, 1, T, S), is added to the scores
+        return positions
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k, v (B, T, K, E) in the room made; what q (B, T, H, E) finds in all that is stored, (B, T, H, E)."""
+        for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
+            stored.flatten(0, 2).index_copy_(0, self.slots, new.transpose(1, 2).flatten(0, 2))
+        if self.mask is None:  # nothing was stored before
+            return causal_attention(q, k, v)
+        # the G query heads of a key head become G rows of one product: its keys are read once and never copied
+        B, T, H, E = q.shape
+        K = k.shape[2]
+        q = q.view(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B, K, -1, E)  # (B, K, G*T, E)
+        keys, values = self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]  # (B, K, S, E)
+        mask = self.mask if T == 1 else self.mask.repeat(1, 1, H // K, 1)  # (B, 1, G*T, S)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)  # (B, K, G*T, E)
+        return out.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Rows `target` (n,) get the texts of rows `source` (n,)."""
+        for stored in (*self.keys, *self.values):  # layer by layer: there is never a second cache
+            stored[target, :, : self.used] = stored[source, :, : self.used]
+        self.lengths[target] = self.lengths[source]
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row but `rows` (indices): finished sequences cost nothing more."""
-        self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
+        n = len(rows)
+        self.copy(rows, self.rows[:n])
+        self.keys, self.values = self.keys[:, :n], self.values[:, :n]  # (layers, n, K, S, E)
+        self.rows, self.lengths = self.rows[:n], self.lengths[:n]
 
 
 # ---- the network ---------------------------------------------------------------------------------------------------
@@ -221,15 +266,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(D, K * E, bias=bias)
         self.o_proj = nn.Linear(H * E, D, bias=bias and config.model_type != "qwen2")
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, store) -> Tensor:
+    def forward(self, x: Tensor, rope, attend) -> Tensor:
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        keys, values = store(k, v)  # (B, K, S, E); without a cache simply k and v
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, D)
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, E)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
+        out = attend(rotate(q, *rope), rotate(k, *rope), v)  # (B, T, H, E)
+        return self.o_proj(out.reshape(B, T, -1))  # (B, T, D)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each position sees itself and those before it: q (B, T, H, E), k and v (B, T, K, E) -> (B, T, H, E)."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -252,8 +301,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, store, read: Tensor | None = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, store)  # (B, T, D)
+    def forward(self, x: Tensor, rope, attend, read: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, attend)  # (B, T, D)
         if read is not None:
             x = x[:, : read.shape[1]][read]  # (N, D)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -282,28 +331,18 @@ class Trunk(nn.Module):
         T = tokens.shape[1]
         x = self.embed_tokens(tokens)  # (B, T, D)
         if cache is None:
-            cos, sin = self.rope(T, tokens.device)  # (T, E)
-            mask = positions = None  # the plain causal mask
+            cos, sin = rope_table(self.config, T, x.device)  # (T, E)
         else:
-            positions = cache.lengths[:, None] + torch.arange(T, device=tokens.device)  # (B, T)
-            first, cache.used = cache.used == 0, cache.used + T
-            cos, sin = (table[positions][:, None] for table in self.rope(cache.used, tokens.device))  # (B, 1, T, E)
-            seen = torch.arange(T if first else cache.used, device=tokens.device)  # (S,)
-            mask = None if first else seen <= positions[:, None, :, None]  # (B, 1, T, S)
-            cache.lengths = cache.lengths + T
+            positions = cache.extend(T)  # (B, T)
+            cos, sin = cache.rope[0][positions], cache.rope[1][positions]  # (B, T, E)
+        rope = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)  # (.., T, 1, E)
         for index, block in enumerate(self.layers):
-            store = (
-                (lambda k, v: (k, v)) if cache is None else functools.partial(cache.write, index, positions=positions)
-            )
+            attend = causal_attention if cache is None else functools.partial(cache.attend, index)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 block = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             last = index == len(self.layers) - 1
-            x = block(x, (cos.to(x.dtype), sin.to(x.dtype)), mask, store, read if last else None)
+            x = block(x, rope, attend, read if last else None)
         return self.norm(x)
-
-    def rope(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        table = rope_table(self.config, 1 << (length - 1).bit_length(), device)  # powers of two: few tables are kept
-        return table[0][:length], table[1][:length]
 
 
 class Llama(nn.Module):

@@ -77,7 +77,7 @@ def test_accuracy_grades_every_answer_strictly_and_leniently(monkeypatch):
     finishes = ["stop", "stop", "stop", "length", "stop"]
     calls = []
 
-    def answer_questions(model, tokenizer, questions, max_new_tokens, temperature, *rest, shots):
+    def answer_questions(model, tokenizer, questions, max_new_tokens, temperature, *rest, shots, compile):
         calls.append((max_new_tokens, temperature, shots))
         return [[said(text, finish)] for text, finish in zip(ANSWERS, finishes)]
 
@@ -98,7 +98,7 @@ def test_accuracy_grades_every_answer_strictly_and_leniently(monkeypatch):
 def test_best_of_n_keeps_the_answer_that_the_reward_model_likes_best(monkeypatch):
     answers = [[said("#### 7"), said("#### 8")], [said("#### 2"), said("#### 3")], [said("#### 5"), said("#### 4")]]
     scores = {"#### 7": 2.0, "#### 8": 1.0, "#### 2": -2.0, "#### 3": -1.0, "#### 5": 0.5, "#### 4": 0.0}
-    monkeypatch.setattr(evaluation, "answer_questions", lambda *_: answers)
+    monkeypatch.setattr(evaluation, "answer_questions", lambda *_, **flags: answers)
     monkeypatch.setattr(evaluation, "load_scalar_model", lambda *_: torch.nn.Linear(2, 1))
 
     def score_responses(scorer, prompts, responses, micro_tokens):
@@ -184,7 +184,7 @@ def test_the_summary_agrees_with_the_transcripts_and_they_with_the_model(tiny, t
 
 
 def test_best_of_n_reports_the_score_that_its_reward_model_gives(tiny, scorer, tmp_path):
-    transcripts, done = run(tmp_path, tiny, reward_model=scorer, samples=3, batch_size=4)
+    transcripts, done = run(tmp_path, tiny, reward_model=scorer, samples=8, batch_size=4)
     tokenizer, model = Tokenizer(tiny), load_scalar_model(scorer)
     assert len(transcripts) == 6
     compared = 0
