@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from runtime import SIGNALS, Stage, require, sha256, sync, write_json
 
+PAUSE = 20  # the next save waits so many times as long as the last one took: they take 5 % of the time at most
 GROWING = ("metrics.jsonl", "samples.txt")  # files of a stage that a loop appends to
 
 
@@ -35,9 +36,8 @@ class Checkpoint:
     stands there twice. The order of the data is the loop's own affair: it must follow from the step and from these.
 
     The folder resume/ holds the newest two states, each a safetensors file and, written after it, a JSON file with the
-    SHA-256 of both. One that is damaged gives way to the one before. Saving takes 5 % of the time at most, since the
-    next save waits 20 times as long as the last one took. The first one follows the first step: that the disk is too
-    small is better known at once.
+    SHA-256 of both. One that is damaged gives way to the one before. The first save follows the first step: that the
+    disk is too small is better known at once.
     """
 
     def __init__(self, stage: Stage, parts: dict[str, object], at: dict[str, object]):
@@ -62,7 +62,7 @@ class Checkpoint:
             while self.step < total:
                 yield self.step
                 self.step += 1
-                if SIGNALS.came or time.monotonic() - self.saved >= 20 * self.cost:
+                if SIGNALS.came or time.monotonic() - self.saved >= PAUSE * self.cost:
                     self.save()
                 if SIGNALS.came:
                     raise KeyboardInterrupt(SIGNALS.came)

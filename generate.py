@@ -19,6 +19,7 @@ from torch import Tensor
 import runtime
 from answers import extract_answer
 from chat import Tokenizer
+from checkpoint import Checkpoint
 from data import STOP_TEXT, Question, few_shot_prompt, load_questions, write_jsonl
 from model import KVCache, Llama, load_model
 
@@ -184,6 +185,30 @@ def answer_questions(
     return [flat[i : i + samples] for i in range(0, len(flat), samples)]
 
 
+def answer_stage(
+    stage: runtime.Stage, model: Llama, tokenizer: Tokenizer, questions: list[Question], max_new_tokens: int,
+    temperatures: list[float], seed: int, batch_size: int, label: str, samples: int = 1, shots: int = 0,
+    compile: bool = False,
+) -> list[list[list[Response]]]:
+    """answer_questions at each temperature, as the work of a stage: a run that is killed goes on where it was.
+
+    The questions are asked in parts of some eight batches, whose answers do not depend on the other parts; what is
+    answered is saved between them.
+    """
+    size = max(1, 8 * batch_size // samples)
+    parts = [(index, start) for index in range(len(temperatures)) for start in range(0, len(questions), size)]
+    at = {"answers": [[] for _ in temperatures]}
+    for step in Checkpoint(stage, {}, at).steps(len(parts)):
+        index, start = parts[step]
+        answers = answer_questions(
+            model, tokenizer, questions[start : start + size], max_new_tokens, temperatures[index],
+            seed + index + (start << 32),  # a part's rows draw chances of their own
+            batch_size, f"{label} T={temperatures[index]:g}", samples, shots, compile,
+        )
+        at["answers"][index] += [[vars(response) for response in responses] for responses in answers]
+    return [[[Response(**fields) for fields in responses] for responses in answers] for answers in at["answers"]]
+
+
 # ---- the script ----------------------------------------------------------------------------------------------------
 
 
@@ -229,10 +254,9 @@ def main(cfg: Config) -> None:
         [[response]] = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)
         print(response.text)
         return
-    rows, tokens, settings = [], 0, (cfg.samples, cfg.shots, cfg.compile)
-    for index, temperature in enumerate(temperatures):
-        sampling, label = (cfg.max_new_tokens, temperature, cfg.seed + index), f"{cfg.source} T={temperature}"
-        answers = answer_questions(model, tokenizer, questions, *sampling, cfg.batch_size, label, *settings)
+    rows, tokens, settings = [], 0, (cfg.batch_size, cfg.source, cfg.samples, cfg.shots, cfg.compile)
+    sampling = (cfg.max_new_tokens, temperatures, cfg.seed, *settings)
+    for temperature, answers in zip(temperatures, answer_stage(stage, model, tokenizer, questions, *sampling)):
         for question, responses in zip(questions, answers):
             for response in responses:
                 tokens += len(response.tokens)

@@ -28,6 +28,7 @@ from torch import Tensor
 import runtime
 from answers import extract_answer, is_correct
 from chat import Tokenizer
+from checkpoint import Checkpoint
 from data import Question, collate, load_questions, micro_batches, read_jsonl
 from eval import accuracy, score_responses
 from generate import generate
@@ -454,15 +455,19 @@ def main(cfg: Config) -> None:
         flush=True,
     )
 
-    bar, order, seen, sampled = runtime.Progress("ppo", cfg.iterations), [], 0, 0
-    watch, checkpoint = Health(cfg.rollout_size), stage.out / "checkpoint"
-    (stage.out / "samples.txt").unlink(missing_ok=True)  # of an attempt that was cut off
-    for iteration in range(cfg.iterations):
+    parts = {"policy": policy, "critic": critic, "policy_adam": optimizers[0], "critic_adam": optimizers[1], "rng": rng}
+    at = {"order": [], "seen": 0, "sampled": 0, "metrics": {}}
+    state, watch, checkpoint = Checkpoint(stage, parts, at), Health(cfg.rollout_size), stage.out / "checkpoint"
+    for row in read_jsonl(stage.out / "metrics.jsonl") if state.step else ():
+        watch.update(row.pop("step"), row)  # what was said before the interruption is not said again
+    bar = runtime.Progress("ppo", cfg.iterations, state.step)
+    for iteration in state.steps(cfg.iterations):
         for optimizer, lr in zip(optimizers, (cfg.lr, cfg.critic_lr)):
             runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
+        order = at["order"]
         while len(order) < cfg.rollout_size:  # every question once before any comes again
             order += torch.randperm(len(questions), generator=rng).tolist()
-        batch, order = [questions[i] for i in order[: cfg.rollout_size]], order[cfg.rollout_size :]
+        batch, at["order"] = [questions[i] for i in order[: cfg.rollout_size]], order[cfg.rollout_size :]
         try:
             # 1. rollout: sample, score, and let the four models read
             r = rollout(cfg, policy, reference, critic, score, tokenizer, batch, seed=cfg.seed * 1_000_003 + iteration)
@@ -490,8 +495,9 @@ def main(cfg: Config) -> None:
             )
         for warning in watch.update(iteration, metrics):
             print(f"warning: {warning}", flush=True)
-        seen += r.tokens.numel()
-        sampled += int(r.mask.sum())
+        at["seen"] += r.tokens.numel()
+        at["sampled"] += int(r.mask.sum())
+        at["metrics"] = metrics
         bar.update(
             1,
             f"score {metrics['objective/scores']:+.2f} KL {metrics['objective/kl']:.2f} "
@@ -500,17 +506,18 @@ def main(cfg: Config) -> None:
             f"length {metrics['response_length/mean']:.0f} EV {metrics['val/explained_variance']:.2f}",
         )
     bar.close()
+    metrics = at["metrics"]
     save_model(policy, cfg.out)
     tokenizer.save(cfg.out)
-    shutil.rmtree(checkpoint)  # the policy itself is here now
+    shutil.rmtree(checkpoint, ignore_errors=True)  # the policy itself is here now
     print(
         f"score {metrics['objective/scores']:+.2f}, KL {metrics['objective/kl']:.2f} nats per answer, "
         f"{metrics['val/eos_share']:.1%} ended"
     )
     # per token: the sampler, three readers and the scorer 2N each; policy and critic 6N each per epoch
     stage.finish(
-        tokens=sampled,
-        flops=parameters * seen * (10 + 12 * cfg.epochs),
+        tokens=at["sampled"],
+        flops=parameters * at["seen"] * (10 + 12 * cfg.epochs),
         score=metrics["objective/scores"],
         kl=metrics["objective/kl"],
     )

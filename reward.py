@@ -12,6 +12,7 @@ Sources: Bradley-Terry loss as in arXiv 2203.02155, eq. 1; normalisation as in a
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from torch import Tensor
 import quality
 import runtime
 from chat import Tokenizer
+from checkpoint import Checkpoint
 from data import batches, collate, load_questions, micro_batches, read_jsonl
 from eval import score_responses
 from model import last_value, load_scalar_model, save_model
@@ -107,34 +109,37 @@ def main(cfg: Config) -> None:
         flush=True,
     )
 
-    bar, step, seen = runtime.Progress("reward", steps), 0, 0
-    for _ in range(cfg.epochs):
-        for batch in batches(len(lengths), cfg.batch_size, rng):
-            runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
-            total = sum(train[i][3] for i in batch)  # weight of the whole step
-            loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
-            for rows in micro_batches(batch, lengths, cfg.micro_tokens // 2):  # a pair is two texts
-                micro = [train[j] for j in rows]
-                weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
-                # chosen and rejected in one forward pass: both see the same padding
-                tokens, _, last = collate(
-                    [p for p, _, _, _ in micro] * 2, [c for _, c, _, _ in micro] + [r for _, _, r, _ in micro]
-                )  # (2N, T), (2N,)
-                with runtime.mixed_precision():
-                    scores = last_value(model(tokens.to(device)), last.to(device))  # (2N,)
-                chosen, rejected = scores.chunk(2)  # (N,), (N,)
-                micro_loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
-                micro_loss.backward()
-                loss += micro_loss.detach()
-                right += (chosen > rejected).sum()
-                seen += tokens.numel()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            loss, right, grad_norm = torch.stack([loss, right, grad_norm]).tolist()  # read once: a GPU waits for it
-            stage.log(step, loss=loss, accuracy=right / len(batch), grad_norm=grad_norm)
-            bar.update(1, f"loss {loss:.3f} accuracy {right / len(batch):.2f}")
-            step += 1
+    order = [batch for _ in range(cfg.epochs) for batch in batches(len(lengths), cfg.batch_size, rng)]
+    at = {"seen": 0}
+    state = Checkpoint(stage, {"model": model, "optimizer": optimizer}, at)
+    bar = runtime.Progress("reward", steps, state.step)
+    for step in state.steps(steps):
+        batch = order[step]
+        runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
+        total = sum(train[i][3] for i in batch)  # weight of the whole step
+        loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
+        for rows in micro_batches(batch, lengths, cfg.micro_tokens // 2):  # a pair is two texts
+            micro = [train[j] for j in rows]
+            weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
+            # chosen and rejected in one forward pass: both see the same padding
+            tokens, _, last = collate(
+                [p for p, _, _, _ in micro] * 2, [c for _, c, _, _ in micro] + [r for _, _, r, _ in micro]
+            )  # (2N, T), (2N,)
+            with runtime.mixed_precision():
+                scores = last_value(model(tokens.to(device)), last.to(device))  # (2N,)
+            chosen, rejected = scores.chunk(2)  # (N,), (N,)
+            micro_loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
+            micro_loss.backward()
+            loss += micro_loss.detach()
+            right += (chosen > rejected).sum()
+            at["seen"] += tokens.numel()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss, right, grad_norm = torch.stack([loss, right, grad_norm]).tolist()  # read once: a GPU waits for it
+        runtime.require(math.isfinite(loss), f"step {step}: the loss is {loss}: is --lr too high, {cfg.model} broken?")
+        stage.log(step, loss=loss, accuracy=right / len(batch), grad_norm=grad_norm)
+        bar.update(1, f"loss {loss:.3f} accuracy {right / len(batch):.2f}")
     bar.close()
 
     # shift and scale: the student's samples get mean 0 and standard deviation 1
@@ -175,7 +180,7 @@ def main(cfg: Config) -> None:
         f"{judge['longer_wins']:.3f}), calibration error {judge['ece']:.3f}; correlation of score and length "
         f"{judge['length_correlation']:+.2f}"
     )
-    stage.finish(tokens=seen, flops=6 * parameters * seen, **judge)
+    stage.finish(tokens=at["seen"], flops=6 * parameters * at["seen"], **judge)
 
 
 if __name__ == "__main__":
