@@ -251,6 +251,9 @@ def _question(row: dict, default_id: str, fillers: bool) -> Question:
         raise ValueError(f"kind '{kind}' is neither 'number' nor 'choice'")
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise ValueError("'options' must be a list of texts")
+    for key in ("instruction", "subject", "category"):
+        if not isinstance(given(key, default=""), str):
+            raise ValueError(f"'{key}' must be a text")
     while fillers and options and options[-1] == "N/A":
         options = options[:-1]
     if len(options) > 10:

@@ -432,7 +432,10 @@ def main(cfg: Config) -> None:
         if cfg.gold:
             truth = {question.id: question.answer for question in questions if question.answer is not None}
         else:
-            truth = {row["id"]: row["vote"] for row in read_jsonl(cfg.votes, required=["id", "vote"])}
+            truth = {}
+            for row in read_jsonl(cfg.votes, required=["id", "vote"]):
+                other = truth.setdefault(row["id"], row["vote"])
+                runtime.require(other == row["vote"], f"{cfg.votes}: two votes for '{row['id']}'")
         questions = [question for question in questions if question.id in truth]
         runtime.require(bool(questions), f"{cfg.votes or '--gold'}: no answer to any question of {cfg.questions}")
 

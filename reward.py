@@ -84,21 +84,31 @@ def main(cfg: Config) -> None:
     rows = list(read_jsonl(cfg.pairs, required=["id", "prompt", "chosen", "rejected"]))
     measuring = held_out_ids((row["id"] for row in rows), cfg.held_out)
     for row in rows:
-        pair = (
-            tokenizer.chat(row["prompt"]),
-            tokenizer.response(row["chosen"]),
-            tokenizer.response(row["rejected"]),
-            float(row.get("weight", 1.0)),
+        weight = row.get("weight", 1.0)
+        runtime.require(
+            type(weight) in (int, float) and 0 < weight < math.inf,
+            f"{cfg.pairs}: a pair of '{row['id']}' has the weight {weight!r:.40}, which is no number above 0",
         )
+        texts = tokenizer.chat(row["prompt"]), tokenizer.response(row["chosen"]), tokenizer.response(row["rejected"])
+        pair = (*texts, float(weight))
         (held_out if row["id"] in measuring else train).append(pair)
     runtime.require(
         bool(train and held_out),
         f"{cfg.pairs}: {len(train)} pairs to train on and {len(held_out)} held out; "
         "both are needed: sample more answers, or change --held_out",
     )
+    questions = {question.id: question for question in load_questions(cfg.questions)}
+    samples = [
+        row
+        for row in read_jsonl(cfg.calibrate, required=["id", "response", "finish"])
+        if row["id"] in questions and row["finish"] == "stop"
+    ]
+    runtime.require(len(samples) > 1, f"{cfg.calibrate}: {len(samples)} finished responses, too few to calibrate on")
     lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected, _ in train]
 
     model = load_scalar_model(cfg.model, torch.float32, device, new_head="normal")
+    context, longest = model.config.max_position_embeddings, max(lengths)
+    runtime.require(longest <= context, f"{cfg.pairs}: a text of {longest} tokens, the model's context is {context}")
     model.model.gradient_checkpointing = cfg.gradient_checkpointing
     parameters = sum(p.numel() for p in model.parameters())
     runtime.set_threads(model)
@@ -143,13 +153,6 @@ def main(cfg: Config) -> None:
     bar.close()
 
     # shift and scale: the student's samples get mean 0 and standard deviation 1
-    questions = {question.id: question for question in load_questions(cfg.questions)}
-    samples = [
-        row
-        for row in read_jsonl(cfg.calibrate, required=["id", "response", "finish"])
-        if row["id"] in questions and row["finish"] == "stop"
-    ]
-    runtime.require(len(samples) > 1, f"{cfg.calibrate}: {len(samples)} finished responses, too few to calibrate on")
     samples = [samples[i] for i in torch.randperm(len(samples), generator=rng)[: cfg.calibration_samples].tolist()]
     prompts = [tokenizer.chat(questions[row["id"]].prompt) for row in samples]
     responses = [tokenizer.response(row["response"]) for row in samples]

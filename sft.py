@@ -77,6 +77,11 @@ def main(cfg: Config) -> None:
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
 
     model = load_model(cfg.model, torch.float32, device)
+    context, longest = model.config.max_position_embeddings, max(lengths)
+    runtime.require(
+        longest <= context,
+        f"{cfg.data}: an example of {longest} tokens exceeds the model's context of {context}: lower --max_tokens",
+    )
     model.model.gradient_checkpointing = cfg.gradient_checkpointing
     parameters = sum(p.numel() for p in model.parameters())
     runtime.set_threads(model)

@@ -260,7 +260,7 @@ def test_a_key_without_its_text(here, capsys, command, key, value):
 ROWS = [  # command, file, rows or bytes, words
     ("sft", "sft.jsonl", [], ["sft.jsonl", "0 examples"]), ("votes", "votes.jsonl", [], ["votes.jsonl"]),
     ("reward", "pairs.jsonl", [], ["pairs.jsonl", "0 pairs"]), ("reward", "pairs.jsonl", PAIRS[:1], ["pairs.jsonl"]),
-    *[("reward", "pairs.jsonl", [*PAIRS, PAIRS[0] | {"weight": weight}], ["line 9", "weight"])
+    *[("reward", "pairs.jsonl", [*PAIRS, PAIRS[0] | {"weight": weight}], ["pairs.jsonl", "weight"])
       for weight in (-1, "x", 0, None, [1], float("nan"), float("inf"))],
     ("reward", "samples.jsonl", [], ["samples.jsonl", "too few"]),
     ("reward", "samples.jsonl", [row | {"finish": "length"} for row in ANSWERS], ["0 finished responses"]),
@@ -281,7 +281,7 @@ ROWS = [  # command, file, rows or bytes, words
     ("generate", "questions.jsonl", [{"question": "Which?", "kind": ["number"]}], ["line 1", "kind"]),
     ("generate", "questions.jsonl", [{"question": "Which?", "instruction": {"a": 1}}], ["line 1", "instruction"]),
     ("generate", "questions.jsonl", [{"question": "\u2003"}], ["line 1", "question"]),
-    ("generate", "questions.jsonl", b"PK\x03\x04" + bytes(range(256)), ["line 1", "UTF-8"]),
+    ("generate", "questions.jsonl", b"PK\x03\x04" + bytes(range(256)), ["line 1"]),
     ("generate", "questions.jsonl", b"\x1f\x8b" + bytes(30), ["line 1"]),
     ("generate", "questions.jsonl", json.dumps(QUESTIONS).encode(), ["line 1", "object"]),
     ("generate", "questions.jsonl", json.dumps(QUESTIONS[0]).encode("utf-16"), ["line 1", "UTF-8"]),
@@ -385,7 +385,7 @@ def first_norm(tensors):
 MODELS = {
     "NaN": (weights(lambda t: [tensor.fill_(float("nan")) for tensor in t.values()]), ["model.safetensors", "NaN"]),
     "infinity": (weights(lambda t: first_norm(t).fill_(float("inf"))), ["model.safetensors", "infinity"]),
-    "NaN in a matrix": (weights(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["NaN"]),
+    "NaN in a matrix": (weights(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["nan", "bad"]),
     "a tensor is missing": (weights(lambda t: t.pop("model.norm.weight")), ["missing", "model.norm.weight"]),
     "a tensor too many": (weights(lambda t: t.update(extra=torch.ones(1))), ["extra", "no place"]),
     "another shape": (weights(lambda t: t.update({"model.norm.weight": torch.ones(3)})), ["model.norm.weight", "shape"]),
