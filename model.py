@@ -16,6 +16,7 @@ import functools
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -77,6 +78,8 @@ class ModelConfig:
         def refuse(key: str, value: object, supported: str) -> None:
             raise ValueError(f"{path}: {key} = {value!r:.80} is not supported; {supported}")
 
+        if "auto_map" in raw:
+            print(f"warning: {path} names Python code to run (auto_map); it is not run here", file=sys.stderr)
         model_type = raw.get("model_type")
         if model_type not in ("llama", "qwen2"):
             refuse("model_type", model_type, "this code reads llama and qwen2")

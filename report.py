@@ -122,6 +122,14 @@ def sentences(results: Mapping) -> str:
     return "\n".join(lines)
 
 
+def shown(text: str) -> str:
+    """What a model said, on one line and harmless: a control character, of an escape sequence say, becomes its code."""
+    line = text.replace("\n", " | ")
+    return "".join(
+        c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in line
+    )
+
+
 def examples(run: Run, fixed: bool, most: int = 5) -> str:
     """The first questions that PPO has right and SFT wrong (fixed), or the other way round, in full, with options."""
     sft, ppo = run.transcripts("sft"), run.transcripts("ppo")
@@ -137,7 +145,7 @@ def examples(run: Run, fixed: bool, most: int = 5) -> str:
         )
         text.append(
             "\n".join(
-                textwrap.fill(line.replace("\n", " | "), 110, initial_indent=" " * 4, subsequent_indent=" " * 10)
+                textwrap.fill(shown(line), 110, initial_indent=" " * 4, subsequent_indent=" " * 10)
                 for line in lines
             )
         )
