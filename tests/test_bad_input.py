@@ -1,4 +1,4 @@
-"""A table of what users get wrong, over all scripts: one clear sentence, exit code 2, no traceback, nothing overwritten.
+"""A table of what users get wrong, over all scripts: one sentence, exit code 2, no traceback, nothing overwritten.
 
 Each row names a script, what differs from a command that works, and words of the sentence. The output folder holds a
 finished stage, which must be there afterwards. Some more stand in the tests of their script, and in test_pipeline.py.
@@ -28,7 +28,8 @@ from pseudo_reward import load_samples
 # ---- commands that work --------------------------------------------------------------------------------------------
 
 QUESTIONS = [{"id": f"q{i}", "question": f"Ava has {i} pens. How many?", "answer": str(i)} for i in range(8)]
-ANSWERS = [{"id": f"q{i}", "response": f"#### {i + right}", "finish": "stop", "answer": f"{i + right}", "source": "student"}
+ANSWERS = [{"id": f"q{i}", "response": f"#### {i + right}", "finish": "stop", "answer": f"{i + right}",
+    "source": "student"}
            for i in range(8) for right in (0, 0, 1)]
 PAIRS = [{"id": f"q{i}", "prompt": f"{i}?", "chosen": f"#### {i}", "rejected": "no", "weight": 1.0} for i in range(8)]
 COMMANDS = {  # flags whose values are paths within the world below, or plain values
@@ -44,7 +45,8 @@ COMMANDS = {  # flags whose values are paths within the world below, or plain va
     "votes": "--policy model --votes votes.jsonl --questions questions.jsonl --iterations 1 --rollout_size 4 "
              "--max_new_tokens 4 --out out",
     "eval": "--model model --questions questions.jsonl --max_new_tokens 2 --out out",
-    "best_of_n": "--model model --questions questions.jsonl --max_new_tokens 2 --reward_model scorer --samples 2 --out out",
+    "best_of_n": "--model model --questions questions.jsonl --max_new_tokens 2 --reward_model scorer --samples 2 "
+                 "--out out",
     "report": "run",
     "ablation": "run run2 --out out",
     "preflight": "--run out --preset tiny --seed 0 --teacher model --student model --questions questions.jsonl",
@@ -140,15 +142,20 @@ def test_the_commands_work_as_long_as_nothing_is_wrong_with_them(here, command, 
 # ---- flags ---------------------------------------------------------------------------------------------------------
 
 FLAGS = [
-    *[("data", f"--{flag} {value}", [f"--{flag}"]) for flag in ("train", "valid", "test") for value in ("0", "-3", "1.5")],
-    ("data", "--train 7", ["8 different questions", "--train 7"]), ("data", "--questions arith:exam", ["exam", "train, valid, test"]),
+    *[("data", f"--{flag} {value}", [f"--{flag}"]) for flag in ("train", "valid", "test") for value in ("0", "-3",
+        "1.5")],
+    ("data", "--train 7", ["8 different questions", "--train 7"]),
+    ("data", "--questions arith:exam", ["exam", "train, valid, test"]),
     ("data", "--questions gsm8k", ["gsm8k", "DATA_DIR"]), ("data", "--questions mmlu_pro", ["DATA_DIR"]),
     ("data", "--questions out", ["'out'"]), ("data", "--questions nowhere.jsonl", ["nowhere.jsonl"]),
-    ("data", "--out questions.jsonl", ["--out questions.jsonl"]), ("data", "--out questions.jsonl/x", ["questions.jsonl"]),
-    ("data check", "--max_tokens 5", ["--max_tokens", "--tokenizer"]), ("data check", "nowhere.jsonl", ["nowhere.jsonl"]),
+    ("data", "--out questions.jsonl", ["--out questions.jsonl"]),
+    ("data", "--out questions.jsonl/x", ["questions.jsonl"]),
+    ("data check", "--max_tokens 5", ["--max_tokens", "--tokenizer"]),
+    ("data check", "nowhere.jsonl", ["nowhere.jsonl"]),
     ("data check", "--tokenizer nowhere", ["nowhere", "tokenizer.json"]), ("data check", "~", ["files"]),
     ("data check", "--tokenizer model --max_tokens -1", ["--max_tokens -1"]),
-    ("data fetch", "~mmlu_pro --to out", ["mmlu_pro"]), ("data fetch", "~../gsm8k --to out", ["../gsm8k", "only gsm8k"]),
+    ("data fetch", "~mmlu_pro --to out", ["mmlu_pro"]),
+    ("data fetch", "~../gsm8k --to out", ["../gsm8k", "only gsm8k"]),
     *[("generate", f"--{flag} {value}", [f"--{flag}", value.split(",")[-1]]) for flag, value in [
         ("samples", "0"), ("max_new_tokens", "0"), ("max_new_tokens", "-1"), ("batch_size", "0"), ("limit", "-1"),
         ("shots", "-1"), ("source", "me"), ("temperatures", "hot"), ("temperatures", "-1"), ("temperatures", "nan"),
@@ -162,11 +169,13 @@ FLAGS = [
         ("epochs", "0"), ("epochs", "-2"), ("epochs", "0.5"), ("batch_size", "0"), ("micro_tokens", "-1"), ("lr", "0"),
         ("lr", "-1"), ("lr", "nan"), ("lr", "inf"), ("max_tokens", "0"), ("warmup", "-1"), ("max_grad_norm", "0"),
         ("max_grad_norm", "nan"), ("weight_decay", "-0.1"), ("seed", "-5"), ("seed", str(2**64)), ("limit", "-1")]],
-    ("sft", "--max_tokens 3", ["none of its 4 examples", "--max_tokens 3"]), ("sft", "--match_flops run", ["run", "done.json"]),
+    ("sft", "--max_tokens 3", ["none of its 4 examples", "--max_tokens 3"]),
+    ("sft", "--match_flops run", ["run", "done.json"]),
     ("sft", "--match_flops nowhere", ["--match_flops nowhere"]), ("sft", "--model nowhere", ["--model nowhere"]),
     ("sft", "--match_flops model", ["model", "done.json"]), ("sft", "--data out", ["out", "not"]),
     *[("pseudo_reward", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
-        ("voters", "nobody"), ("min_share", "1.5"), ("min_share", "-0.1"), ("min_share", "nan"), ("sft_per_question", "0"),
+        ("voters", "nobody"), ("min_share", "1.5"), ("min_share", "-0.1"), ("min_share", "nan"),
+        ("sft_per_question", "0"),
         ("pairs_per_question", "-1"), ("teacher", "nowhere.jsonl"), ("student", "nowhere.jsonl"), ("seed", "-1")]],
     *[("reward", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
         ("epochs", "0"), ("batch_size", "0"), ("micro_tokens", "0"), ("lr", "nan"), ("lr", "-1e-4"), ("held_out", "0"),
@@ -175,13 +184,15 @@ FLAGS = [
     ("reward", "--calibration_samples 1", ["--calibration_samples 1"]),
     *[("ppo", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
         ("iterations", "0"), ("rollout_size", "0"), ("minibatches", "0"), ("epochs", "0"), ("micro_tokens", "0"),
-        ("max_new_tokens", "0"), ("temperature", "0"), ("temperature", "-1"), ("temperature", "inf"), ("eval_every", "0"),
+        ("max_new_tokens", "0"), ("temperature", "0"), ("temperature", "-1"), ("temperature", "inf"),
+        ("eval_every", "0"),
         ("lr", "-1"), ("critic_lr", "nan"), ("kl_coef", "-0.1"), ("kl_coef", "inf"), ("clip", "-0.2"),
         ("value_clip", "-1"), ("gamma", "1.5"), ("gamma", "-0.1"), ("lam", "2"), ("lam", "-1"), ("warmup", "-2"),
         ("max_grad_norm", "0"), ("minibatches", "5"), ("unfinished_score", "nan"), ("seed", "-1"),
         ("max_new_tokens", "300"), ("valid", "nowhere"), ("reference", "nowhere"), ("critic", "nowhere")]],
     ("ppo", "--votes votes.jsonl", ["--reward_model", "--votes"]), ("ppo", "--gold", ["--gold"]),
-    ("ppo", "--policy scorer", ["scorer", "language model"]), ("ppo", "--reward_model model", ["model", "score.weight"]),
+    ("ppo", "--policy scorer", ["scorer", "language model"]),
+    ("ppo", "--reward_model model", ["model", "score.weight"]),
     ("ppo", "--reward_model other", ["other", "tokenizer"]), ("ppo", "--critic other", ["other", "tokenizer"]),
     ("ppo", "--reference other", ["other", "tokenizer"]), ("ppo", "--critic model", ["model", "score.weight"]),
     *[("eval", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
@@ -191,19 +202,25 @@ FLAGS = [
     ("eval", "--model scorer", ["scorer"]), ("eval", "--model samples.jsonl --shots 1", ["--shots"]),
     ("best_of_n", "--temperature -1", ["--temperature -1"]), ("best_of_n", "--temperature 0", ["--temperature 0"]),
     ("best_of_n", "--temperature nan", ["--temperature"]), ("best_of_n", "--shots 1", ["--shots"]),
-    ("best_of_n", "--reward_model model", ["model", "score.weight"]), ("best_of_n", "--reward_model other", ["tokenizer"]),
+    ("best_of_n", "--reward_model model", ["model", "score.weight"]),
+    ("best_of_n", "--reward_model other", ["tokenizer"]),
     ("best_of_n", "--model samples.jsonl", ["recorded answers"]),
-    ("report", "nowhere", ["nowhere", "7_eval"]), ("report", "~nowhere", ["nowhere", "7_eval"]), ("report", "~run run --out x", ["twice"]),
-    ("report", "~model", ["model", "7_eval"]), ("report", "~run --out x", ["--out"]), ("report", "~questions.jsonl", ["7_eval"]),
+    ("report", "nowhere", ["nowhere", "7_eval"]), ("report", "~nowhere", ["nowhere", "7_eval"]),
+    ("report", "~run run --out x", ["twice"]),
+    ("report", "~model", ["model", "7_eval"]), ("report", "~run --out x", ["--out"]),
+    ("report", "~questions.jsonl", ["7_eval"]),
     ("ablation", "~run --out out", ["two or more"]), ("ablation", "~run run --out out", ["two or more"]),
     ("ablation", "~run model --out out", ["model", "7_eval"]), ("ablation", "~run run2", ["--out"]),
-    ("preflight", "--questions nowhere", ["QUESTIONS=nowhere"]), ("preflight", "--student out", ["STUDENT=out", "config.json"]),
-    ("preflight", "--teacher nowhere", ["TEACHER=nowhere"]), ("preflight", "--run questions.jsonl/x", ["OUT=", "questions.jsonl is no folder"]),
+    ("preflight", "--questions nowhere", ["QUESTIONS=nowhere"]),
+    ("preflight", "--student out", ["STUDENT=out", "config.json"]),
+    ("preflight", "--teacher nowhere", ["TEACHER=nowhere"]),
+    ("preflight", "--run questions.jsonl/x", ["OUT=", "questions.jsonl is no folder"]),
     ("preflight", "--seed x", ["--seed"]), ("preflight", "--micro_tokens 0", ["--micro_tokens 0"]),
 ]
 
 
-@pytest.mark.parametrize(("command", "flags", "words"), FLAGS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("command", "flags",
+    "words"), FLAGS, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_bad_flag(here, capsys, command, flags, words):
     refuses(here, capsys, command, flags, words)
 
@@ -242,7 +259,8 @@ def test_a_bad_line(here, capsys, command, name):
 
 
 KEYS = [  # command, keys that a line must have as texts
-    *[("sft", key) for key in ("prompt", "response")], *[("reward", key) for key in ("id", "prompt", "chosen", "rejected")],
+    *[("sft", key) for key in ("prompt", "response")], *[("reward", key) for key in ("id", "prompt", "chosen",
+        "rejected")],
     *[("votes", key) for key in ("id", "vote")], ("data", "question"), ("report", "id"),
 ]
 
@@ -291,7 +309,8 @@ ROWS = [  # command, file, rows or bytes, words
     ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": {"body": {"choices": [{}]}}}], ["line 1"]),
     ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": {"body": {"choices": "x"}}}], ["line 1"]),
     ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": {"status_code": "200"}}], ["line 1"]),
-    ("pseudo_reward", "samples.jsonl", [{"id": "q0", "choices": [{"text": "1", "logprobs": {"content": [1]}}]}], ["line 1"]),
+    ("pseudo_reward", "samples.jsonl", [{"id": "q0", "choices": [{"text": "1", "logprobs": {"content": [1]}}]}],
+     ["line 1"]),
     ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": "1", "logprob": "x", "tokens": 2}], ["line 1"]),
     ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": "1", "logprob": -1, "tokens": "2"}], ["line 1"]),
     ("pseudo_reward", "samples.jsonl", [{"id": ["q0"], "response": "1"}], ["ids match"]),
@@ -300,14 +319,16 @@ ROWS = [  # command, file, rows or bytes, words
     ("votes", "votes.jsonl", [{"id": "other", "vote": "1"}], ["votes.jsonl", "no answer to any question"]),
     ("votes", "votes.jsonl", [{"id": "q0", "vote": "1"}, {"id": "q0", "vote": "2"}], ["votes.jsonl", "q0"]),
     ("report", "run/7_eval/ppo/done.json", b"{", ["done.json", "damaged"]),
-    ("report", "run/7_eval/ppo/done.json", b"[]", ["done.json"]), ("report", "run/7_eval/ppo/done.json", b"{}", ["done.json"]),
+    ("report", "run/7_eval/ppo/done.json", b"[]", ["done.json"]),
+    ("report", "run/7_eval/ppo/done.json", b"{}", ["done.json"]),
     ("report", "run/7_eval/ppo/done.json", b"\xff", ["done.json", "damaged"]),
     ("report", "run/7_eval/ppo/transcripts.jsonl", [{"id": "q0"}], ["transcripts.jsonl", "correct"]),
     ("ablation", "run2/7_eval/ppo/transcripts.jsonl", [{"id": "x", "correct": True}], ["run2", "other questions"]),
 ]
 
 
-@pytest.mark.parametrize(("command", "path", "content", "words"), ROWS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("command", "path", "content",
+    "words"), ROWS, ids=lambda value: value if isinstance(value, str) else "")
 def test_bad_rows(here, capsys, command, path, content, words):
     if isinstance(content, bytes):
         (here / path).write_bytes(content)
@@ -388,7 +409,8 @@ MODELS = {
     "NaN in a matrix": (weights(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["nan", "bad"]),
     "a tensor is missing": (weights(lambda t: t.pop("model.norm.weight")), ["missing", "model.norm.weight"]),
     "a tensor too many": (weights(lambda t: t.update(extra=torch.ones(1))), ["extra", "no place"]),
-    "another shape": (weights(lambda t: t.update({"model.norm.weight": torch.ones(3)})), ["model.norm.weight", "shape"]),
+    "another shape": (weights(lambda t: t.update({"model.norm.weight": torch.ones(3)})),
+                      ["model.norm.weight", "shape"]),
     "integers": (weights(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})), ["int8"]),
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json", "not found"]),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json", "not found"]),
@@ -428,7 +450,7 @@ MODELS = {
     "a size that does not fit the weights": (config(intermediate_size=64), ["shape", "config.json"]),
     "fewer rows than tokens": (config(vocab_size=100), ["vocab_size", "tokenizer.json"]),
     "heads that do not divide": (config(num_key_value_heads=3), ["num_key_value_heads"]),
-    "an index that leaves the folder": (with_index({"weight_map": {"x": "../../etc/model.safetensors"}}), ["weight_map"]),
+    "an index that leaves the folder": (with_index({"weight_map": {"x": "../../etc/a.safetensors"}}), ["weight_map"]),
     "an index with an absolute path": (with_index({"weight_map": {"x": "/etc/model.safetensors"}}), ["weight_map"]),
     "an index of pickles": (with_index({"weight_map": {"x": "a.bin"}}), ["weight_map", "a.bin"]),
     "an index without shards": (with_index({"weight_map": {"x": "b.safetensors"}}), ["b.safetensors", "not found"]),
@@ -479,9 +501,12 @@ def fuzz(cases, strategy, check):
 
 
 PIECES = st.sampled_from(
-    r"#### The answer is Answer: A: \boxed{ \frac{1}{2} { } ( ) $ % , . 7 1,234 .5 1e9 10^{2} 3/4 -5 12:30 A B (C) J j) ½ ０ "
-    r"thousand million x = + * ÷ </think> <think> Wait Actually \( \) \, \! \text{ \n ٣ Ⅷ ² — ... 00 -0 9e99 1/0".split(" "))
-TEXTS = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=30).map(" ".join), st.lists(PIECES, max_size=30).map("".join))
+    r"#### The answer is Answer: A: \boxed{ \frac{1}{2} { } ( ) $ % , . 7 1,234 .5 1e9 10^{2} 3/4 -5 12:30 A B "
+    r"(C) J j) ½ ０ "
+    r"thousand million x = + * ÷ </think> <think> Wait Actually \( \) \, \! \text{ \n ٣ Ⅷ ² — "
+    "... 00 -0 9e99 1/0".split(" "))
+SEVERAL = st.lists(PIECES, max_size=30)
+TEXTS = st.one_of(st.text(max_size=200), SEVERAL.map(" ".join), SEVERAL.map("".join))
 
 
 @pytest.mark.parametrize("cases", CASES)
@@ -502,8 +527,8 @@ def test_any_text_has_one_canonical_answer_or_none(cases):
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=10)
-NAMES = st.sampled_from("id question answer kind options instruction subject response responses choices finish logprob tokens "
-                        "body message content text custom_id error status_code q0".split())
+NAMES = st.sampled_from("id question answer kind options instruction subject response responses choices finish "
+                        "logprob tokens body message content text custom_id error status_code q0".split())
 OBJECTS = st.dictionaries(NAMES, JSON | st.dictionaries(NAMES, JSON, max_size=3), max_size=6)
 LINE = st.one_of(st.binary(max_size=80), OBJECTS.map(lambda row: json.dumps(row).encode()), st.just(b""),
                  OBJECTS.map(lambda row: json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")))
@@ -536,7 +561,8 @@ def test_any_damage_to_a_safetensors_file_is_refused_or_harmless(tmp_path, model
     header = 8 + int.from_bytes(whole[:8], "little")
     shapes = {name: tensor.shape for name, tensor in load_model(model_folder).state_dict().items()}
     place = st.one_of(st.integers(0, 7), st.integers(0, header - 1), st.integers(0, len(whole) - 1))
-    edit = st.tuples(place, st.sampled_from(["cut", "change", "insert", "drop", "digit"]), st.binary(min_size=1, max_size=4))
+    edit = st.tuples(place, st.sampled_from(["cut", "change", "insert", "drop",
+        "digit"]), st.binary(min_size=1, max_size=4))
 
     def check(edits):
         content = bytearray(whole)

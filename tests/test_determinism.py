@@ -16,8 +16,8 @@ STAGE = "import sys; sys.path.insert(0, {tests!r}); import conftest, test_resume
     "{model!r})[{name!r}]; t.runtime.launch(s.main, s.Config, [*f.split(), '--out=' + {out!r}])"
 
 
-def run(world, model, name, out, hash_seed):
-    code = STAGE.format(tests=str(TESTS), world=str(world), model=str(model), name=name, out=str(out))
+def run(files, model, name, out, hash_seed):
+    code = STAGE.format(tests=str(TESTS), world=str(files), model=str(model), name=name, out=str(out))
     env = os.environ | {"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,11 +2,9 @@
 
 import os
 import random
-import shutil
 import signal
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -35,11 +33,13 @@ def world(tmp_path_factory, model_folder):
     Tokenizer(model_folder).save(folder / "scorer")
     rng = random.Random(0)
     write_jsonl(folder / "questions.jsonl", [
-        {"id": f"q{i}", "question": f"Ava has {i} pens. How many{' more' * (i % 7)}?", "answer": str(i)} for i in range(48)])
+        {"id": f"q{i}", "question": f"Ava has {i} pens. How many{' more' * (i % 7)}?",
+            "answer": str(i)} for i in range(48)])
     write_jsonl(folder / "sft.jsonl", [
         {"prompt": f"{i}?", "response": " ".join(rng.choices("abc#0123", k=i % 9 + 1))} for i in range(64)])
     write_jsonl(folder / "pairs.jsonl", [
-        {"id": f"q{i % 48}", "prompt": f"{i}?", "chosen": f"#### {i}", "rejected": "no" * (i % 5 + 1), "weight": 0.5 + i % 2}
+        {"id": f"q{i % 48}", "prompt": f"{i}?", "chosen": f"#### {i}", "rejected": "no" * (i % 5 + 1),
+            "weight": 0.5 + i % 2}
         for i in range(96)])
     write_jsonl(folder / "samples.jsonl", [
         {"id": f"q{i % 48}", "response": f"#### {i}", "finish": "stop", "answer": str(i)} for i in range(96)])
@@ -58,8 +58,8 @@ def commands(world, model):
         "generate": (generate, f"--model={model} {questions} --samples=2 --temperatures=0.7,1.0 --max_new_tokens=12 "
                                "--batch_size=2"),
         "eval": (evaluation, f"--model={model} {questions} --max_new_tokens=16 --batch_size=1"),
-        "best_of_n": (evaluation, f"--model={model} {questions} --reward_model={scorer} --samples=3 --max_new_tokens=12 "
-                                  "--batch_size=2"),
+        "best_of_n": (evaluation, f"--model={model} {questions} --reward_model={scorer} --samples=3 "
+                                  "--max_new_tokens=12 --batch_size=2"),
     }
 
 
@@ -70,10 +70,9 @@ def start(script, flags, log):
         return child
     code = 70
     try:
-        with open(log, "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        file = open(log, "w")  # noqa: SIM115  until the process ends
+        os.dup2(file.fileno(), 2)  # of the signal handler
+        sys.stdout = sys.stderr = file
         checkpoint.PAUSE = 0  # save after every step
         os.fsync = lambda handle: None  # a killed process leaves the system, and what it has taken, alive
         runtime.launch(script.main, script.Config, flags)

@@ -1,4 +1,4 @@
-"""What comes from outside is data: no pickle, no code, no template of a model folder runs, no path leaves its folder."""
+"""What comes from outside is data: no pickle, code or template of a model folder runs; no path leaves its folder."""
 
 import ast
 import json
@@ -120,7 +120,7 @@ def test_an_index_cannot_leave_its_folder(folder, tmp_path, shard):
     shutil.copy(folder / "model.safetensors", tmp_path)  # it is there, and must not be taken
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
-    with pytest.raises((ValueError, FileNotFoundError), match="weight_map|not found"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"weight_map|not found"):
         load_model(folder)
 
 
@@ -139,7 +139,8 @@ def test_an_id_in_a_file_of_lines_names_no_file(tmp_path, monkeypatch, id):
 
 HOSTILE = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[click](javascript:alert(1))", "# a heading",
            "```\nout of the block\n```", "| a | table |\n|---|---|", "![x](http://tracker/x.png)", "~~~\n<b>",
-           "\x1b[2J\x1b]0;x\x07", "a\r<b>", "\u2028<i>\u2029<u>", "\x0b# b\x0c<s>", "\u202egnp.exe", "<!-- -->", "&lt;b&gt;", "* * *\n\n---\n\n> q"]
+           "\x1b[2J\x1b]0;x\x07", "a\r<b>", "\u2028<i>\u2029<u>", "\x0b# b\x0c<s>", "\u202egnp.exe",
+           "<!-- -->", "&lt;b&gt;", "* * *\n\n---\n\n> q"]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
