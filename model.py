@@ -593,12 +593,15 @@ class ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         ctx.temperature, ctx.rows = temperature, max(1, LOGITS_AT_ONCE // len(weight))
-        logprobs, entropies, log_p = [], [], None
+        logprobs, entropies, kept = [], [], None
         for h, target in zip(hidden.split(ctx.rows), targets.split(ctx.rows)):  # (n, D), (n,)
             log_p = ChunkedLogprobs.log_softmax(h, weight, temperature)  # (n, V)
             logprobs.append(log_p.gather(-1, target[:, None])[:, 0])  # (n,)
-            entropies.append(-log_p.exp().mul_(log_p).sum(-1))  # (n,)
-        ctx.save_for_backward(hidden, weight, targets, log_p if len(hidden) <= ctx.rows else None)
+            p = log_p.exp()  # (n, V)
+            entropies.append(-log_p.mul_(p).sum(-1))  # (n,)
+            kept = p if len(hidden) <= ctx.rows else None
+            del log_p, p  # before the next chunk's are made
+        ctx.save_for_backward(hidden, weight, targets, kept)
         logprobs, entropies = torch.cat(logprobs), torch.cat(entropies)  # (N,) each
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
@@ -608,14 +611,13 @@ class ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, targets, kept = ctx.saved_tensors
         d_hidden, d_weight = [], None
         for h, target, d in zip(*(x.split(ctx.rows) for x in (hidden, targets, d_logprobs / ctx.temperature))):
-            log_p = ChunkedLogprobs.log_softmax(h, weight, ctx.temperature) if kept is None else kept  # (n, V)
-            d_logits = log_p.exp().mul_(-d[:, None])  # (n, V)
-            d_logits.scatter_add_(1, target[:, None], d[:, None])
-            del log_p
-            d_logits = d_logits.to(h.dtype)
+            p = ChunkedLogprobs.log_softmax(h, weight, ctx.temperature).exp_() if kept is None else kept  # (n, V)
+            d_logits = p * -d[:, None]  # (n, V)
+            d_logits = d_logits.scatter_add_(1, target[:, None], d[:, None]).to(h.dtype)
             d_hidden.append(d_logits @ weight.to(h.dtype))  # (n, D)
             part = d_logits.T @ h  # (V, D)
             d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
+            del p, d_logits, part
         return torch.cat(d_hidden), d_weight, None, None
 
     @staticmethod
