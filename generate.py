@@ -163,8 +163,7 @@ def answer_questions(
     where it begins a question of its own: its tokens include that beginning, its text does not. All questions are then
     of one kind. Raises ValueError for a question that does not fit into the model's context.
     """
-    context = model.config.max_position_embeddings
-    prompts = []
+    context, prompts = model.config.max_position_embeddings, []
     for question in questions:
         prompt = prompt_tokens(tokenizer, question, shots)
         runtime.require(

@@ -913,10 +913,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "for i in range(len(group))]  # whoever",
          "sampled_text_does_not_depend_on_the_batch"),
         ("one chance for all tokens of a row", "temperature, chances[cell])",
-         "temperature, chances[:, 0])",
-         "a_seed_repeats_the_text_and_another_does_not "
-         "sampled_rows_end_at_the_first_stop_id_or_at_the_limit "
-         "logprobs_are_those_of_the_full_forward_pass"),
+         "temperature, chances[:, 0])", "sampled_text_does_not_depend_on_the_batch"),
         ("only the first stop id stops", "torch.tensor(sorted(stop_ids), dtype",
          "torch.tensor(sorted(stop_ids)[:1], dtype",
          "a_stop_id_ends_the_text_and_is_kept"),
@@ -976,9 +973,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("the token before", "token = token.clamp(max=logits.shape[-1] - 1)",
          "token = (token - 1).clamp(min=0)",
          "sampling_follows_the_softmax"),
-        ("a token of no probability", "* below[:, -1:], right=True)",
-         "* below[:, -1:], right=False)",
-         "a_token_is_drawn_where_its_share_of_the_chance_lies"),
+        ("a token of no probability", "* below[:, -1:], right=True)", "* below[:, -1:], right=False)",
+         "temperature_0_takes_the_largest_logit"),
         ("always greedy", "if temperature == 0:",
          "if temperature <= 1:",
          "sampled_rows_end_at_the_first_stop_id_or_at_the_limit"),

@@ -203,10 +203,10 @@ def test_best_of_n_reports_the_score_that_its_reward_model_gives(tiny, scorer, t
         best = row["scores"].index(max(row["scores"]))
         assert row["id"] == transcript["id"] and row["scores"][best] == pytest.approx(transcript["score"], abs=1e-4)
         assert (row["tokens"][best], row["correct"][best]) == (transcript["tokens"], transcript["correct"])
-        assert row["answers"][best] == transcript["answer"] and len(row["scores"]) == 3
+        assert row["answers"][best] == transcript["answer"] and len(row["scores"]) == 8
     assert results["best_of_n"]["judge"][2] == pytest.approx(results["accuracy"]["strict"])
     assert done["tokens"] == sum(sum(row["tokens"]) for row in scored)
-    prompts = 3 * sum(len(tokenizer.chat(row["question"])) for row in sums(6))
+    prompts = 8 * sum(len(tokenizer.chat(row["question"])) for row in sums(6))
     both = sum(p.numel() for p in load_model(tiny).parameters()) + sum(p.numel() for p in model.parameters())
     assert done["flops"] == 2 * both * (done["tokens"] + prompts)
 
