@@ -29,9 +29,9 @@ tiny)
   QUESTIONS=${QUESTIONS:-arith} instruction="" needs="a laptop and about 10 minutes on 2 cores"
   train=2000 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=16
   temperatures=1.0 temperature=0.7 # the teacher's: variety for the vote; the student's: near its greedy self
-  new_tokens=64 batch=512 micro=4096 vote="--keep_duplicates" signal="--min_share 0.5" held_out=0.1
+  new_tokens=64 batch=512 micro=4096 vote="--keep_duplicates" signal="--min_share 0.6" held_out=0.1
   sft="--epochs 2 --lr 5e-4" reward="--epochs 2 --lr 1e-3"
-  ppo="--iterations 20 --rollout_size 128 --eval_every 4 --lr 5e-4 --critic_lr 1e-3" kl_coef=0.05 ;;
+  ppo="--iterations 20 --rollout_size 128 --eval_every 4 --lr 2e-4 --critic_lr 5e-4" kl_coef=0.1 ;;
 smollm2)
   TEACHER=${TEACHER:-$models/SmolLM2-1.7B-Instruct} STUDENT=${STUDENT:-$models/SmolLM2-135M-Instruct}
   batch=64 micro=1024 lr=1e-5 ppo_lr=2e-6 hub=HuggingFaceTB needs="a GPU of 8 GB, 8 GB disk with the weights, 4 h (computed, not measured)" ;;
@@ -55,7 +55,7 @@ fi
 if [ "$QUICK" = 1 ]; then
   held_out=0.3 best_of=2
   if [ "$PRESET" = tiny ]; then
-    train=200 valid=20 test=100 teacher_samples=4 student_samples=2 needs="a minute or two"
+    train=200 valid=20 test=100 student_samples=2 needs="a minute or two"
     ppo="--iterations 3 --rollout_size 64 --lr 2e-4 --critic_lr 5e-4"
   else
     train=16 valid=2 test=4 teacher_samples=2 student_samples=2 new_tokens=256
