@@ -112,7 +112,8 @@ def test_a_stage_that_is_killed_at_any_moment_gives_the_same_bits(world, model_f
     for attempt in range(100):
         before, child = newest(), start(script, [*flags.split(), f"--out={out}"], tmp_path / "log")
         if attempt < KILLS:  # at any moment, but for the first attempt once a step was saved: so they get somewhere
-            while attempt and newest() == before and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            over = os.WEXITED | os.WNOWAIT | os.WNOHANG
+            while attempt and newest() == before and not os.waitid(os.P_PID, child, over):
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, seconds / 8))
             os.kill(child, signal.SIGKILL)
