@@ -23,7 +23,7 @@ import runtime
 from answers import extract_answer, is_correct
 from chat import Tokenizer
 from data import Question, collate, load_questions, micro_batches, write_jsonl
-from generate import answer_questions, prompt_tokens
+from generate import answer_questions, answer_stage, prompt_tokens
 from model import Llama, ScalarModel, last_value, load_model, load_scalar_model
 from pseudo_reward import load_samples
 
@@ -77,11 +77,14 @@ def accuracy(
     label: str = "eval",
     shots: int = 0,
     compile: bool = False,
+    stage: runtime.Stage | None = None,
 ) -> tuple[dict, list[dict]]:
-    """Greedy answers to the questions: the summary and the transcripts."""
-    answers = answer_questions(
-        model, tokenizer, questions, max_new_tokens, 0.0, 0, batch_size, label, shots=shots, compile=compile
-    )
+    """Greedy answers to the questions: the summary and the transcripts. As a stage's work they are saved in parts."""
+    settings = (batch_size, label, 1, shots, compile)
+    if stage is None:
+        answers = answer_questions(model, tokenizer, questions, max_new_tokens, 0.0, 0, *settings)
+    else:
+        [answers] = answer_stage(stage, model, tokenizer, questions, max_new_tokens, [0.0], 0, *settings)
     transcripts = [grade(q, r.text, r.finish, len(r.tokens)) for q, [r] in zip(questions, answers)]
     return summarise(transcripts), transcripts
 
@@ -151,6 +154,7 @@ def main(cfg: Config) -> None:
         (cfg.samples > 1) == bool(cfg.reward_model),
         "--samples above 1 and --reward_model go together: the reward model picks one of the samples",
     )
+    runtime.require(cfg.temperature > 0, f"--temperature {cfg.temperature}: must be greater than 0")
     recorded = Path(cfg.model).is_file()
     runtime.require(cfg.shots >= 0, f"--shots {cfg.shots}: 0 or more")
     runtime.require(
@@ -176,12 +180,17 @@ def main(cfg: Config) -> None:
         parameters = sum(p.numel() for p in model.parameters())
         read = cfg.samples * sum(len(prompt_tokens(tokenizer, question, cfg.shots)) for question in questions)
         if cfg.reward_model:
-            transcripts, scored, judge = best_of_n(cfg, model, tokenizer, questions)
+            runtime.require(
+                Tokenizer(cfg.reward_model).same_ids(tokenizer),
+                f"{cfg.reward_model} and --model {cfg.model} have different tokenizers: one cannot read the other's "
+                "tokens",
+            )
+            transcripts, scored, judge = best_of_n(cfg, stage, model, tokenizer, questions)
             summary = summarise(transcripts)
             write_jsonl(stage.out / "scores.jsonl", scored)
         else:
             summary, transcripts = accuracy(
-                model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name, cfg.shots, cfg.compile
+                model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name, cfg.shots, cfg.compile, stage
             )
     write_jsonl(stage.out / "transcripts.jsonl", transcripts)
     low, high = summary["ci95"]
@@ -195,25 +204,15 @@ def main(cfg: Config) -> None:
 
 
 def best_of_n(
-    cfg: Config, model: Llama, tokenizer: Tokenizer, questions: list[Question]
+    cfg: Config, stage: runtime.Stage, model: Llama, tokenizer: Tokenizer, questions: list[Question]
 ) -> tuple[list[dict], list[dict], dict]:
     """Sample several answers to each question and keep the one that the reward model likes best.
 
     Returns the transcripts of those, one row per question with the scores of all, and how good a judge the model is.
     """
     scorer = load_scalar_model(cfg.reward_model, torch.float32, runtime.default_device())
-    answers = answer_questions(
-        model,
-        tokenizer,
-        questions,
-        cfg.max_new_tokens,
-        cfg.temperature,
-        cfg.seed,
-        cfg.batch_size,
-        cfg.name,
-        cfg.samples,
-        compile=cfg.compile,
-    )
+    sampling = (cfg.max_new_tokens, [cfg.temperature], cfg.seed, cfg.batch_size, cfg.name, cfg.samples, 0, cfg.compile)
+    [answers] = answer_stage(stage, model, tokenizer, questions, *sampling)
     prompts = [tokenizer.chat(question.prompt) for question in questions]
     scores = score_responses(
         scorer,

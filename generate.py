@@ -19,6 +19,7 @@ from torch import Tensor
 import runtime
 from answers import extract_answer
 from chat import Tokenizer
+from checkpoint import Checkpoint
 from data import STOP_TEXT, Question, few_shot_prompt, load_questions, write_jsonl
 from model import KVCache, Llama, load_model
 
@@ -162,8 +163,7 @@ def answer_questions(
     where it begins a question of its own: its tokens include that beginning, its text does not. All questions are then
     of one kind. Raises ValueError for a question that does not fit into the model's context.
     """
-    context = model.config.max_position_embeddings
-    prompts = []
+    context, prompts = model.config.max_position_embeddings, []
     for question in questions:
         prompt = prompt_tokens(tokenizer, question, shots)
         runtime.require(
@@ -182,6 +182,30 @@ def answer_questions(
     texts = (tokenizer.decode(response.tokens) for response in flat)
     flat = [replace(response, text=text.split(stop)[0] if stop else text) for response, text in zip(flat, texts)]
     return [flat[i : i + samples] for i in range(0, len(flat), samples)]
+
+
+def answer_stage(
+    stage: runtime.Stage, model: Llama, tokenizer: Tokenizer, questions: list[Question], max_new_tokens: int,
+    temperatures: list[float], seed: int, batch_size: int, label: str, samples: int = 1, shots: int = 0,
+    compile: bool = False,
+) -> list[list[list[Response]]]:
+    """answer_questions at each temperature, as the work of a stage: a run that is killed goes on where it was.
+
+    The questions are asked in parts of some eight batches, whose answers do not depend on the other parts; what is
+    answered is saved between them.
+    """
+    size = max(1, 8 * batch_size // samples)
+    parts = [(index, start) for index in range(len(temperatures)) for start in range(0, len(questions), size)]
+    at = {"answers": [[] for _ in temperatures]}
+    for step in Checkpoint(stage, {}, at).steps(len(parts)):
+        index, start = parts[step]
+        answers = answer_questions(
+            model, tokenizer, questions[start : start + size], max_new_tokens, temperatures[index],
+            seed + index + (start << 32),  # a part's rows draw chances of their own
+            batch_size, f"{label} T={temperatures[index]:g}", samples, shots, compile,
+        )
+        at["answers"][index] += [[vars(response) for response in responses] for responses in answers]
+    return [[[Response(**fields) for fields in responses] for responses in answers] for answers in at["answers"]]
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -216,7 +240,8 @@ def main(cfg: Config) -> None:
     runtime.require(good, f"--temperatures {cfg.temperatures}: one or more numbers from 0 to 100, comma-separated")
     for name in ("samples", "max_new_tokens", "batch_size"):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: at least 1 is needed")
-    runtime.require(cfg.shots >= 0, f"--shots {cfg.shots}: 0 or more")
+    for name in ("shots", "limit"):
+        runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: 0 or more")
     runtime.require(cfg.source in ("teacher", "student"), f"--source {cfg.source}: 'teacher' or 'student'")
     runtime.require(bool(cfg.ask) or bool(cfg.questions and cfg.out), "give --questions and --out, or --ask")
     stage = None if cfg.ask else runtime.Stage(cfg, inputs=["model", "questions"])
@@ -229,10 +254,9 @@ def main(cfg: Config) -> None:
         [[response]] = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)
         print(response.text)
         return
-    rows, tokens, settings = [], 0, (cfg.samples, cfg.shots, cfg.compile)
-    for index, temperature in enumerate(temperatures):
-        sampling, label = (cfg.max_new_tokens, temperature, cfg.seed + index), f"{cfg.source} T={temperature}"
-        answers = answer_questions(model, tokenizer, questions, *sampling, cfg.batch_size, label, *settings)
+    rows, tokens, settings = [], 0, (cfg.batch_size, cfg.source, cfg.samples, cfg.shots, cfg.compile)
+    sampling = (cfg.max_new_tokens, temperatures, cfg.seed, *settings)
+    for temperature, answers in zip(temperatures, answer_stage(stage, model, tokenizer, questions, *sampling)):
         for question, responses in zip(questions, answers):
             for response in responses:
                 tokens += len(response.tokens)

@@ -15,6 +15,8 @@ import copy
 import functools
 import json
 import math
+import os
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -76,6 +78,8 @@ class ModelConfig:
         def refuse(key: str, value: object, supported: str) -> None:
             raise ValueError(f"{path}: {key} = {value!r:.80} is not supported; {supported}")
 
+        if "auto_map" in raw:
+            print(f"warning: {path} names Python code to run (auto_map); it is not run here", file=sys.stderr)
         model_type = raw.get("model_type")
         if model_type not in ("llama", "qwen2"):
             refuse("model_type", model_type, "this code reads llama and qwen2")
@@ -339,7 +343,8 @@ class Trunk(nn.Module):
             attend = causal_attention if cache is None else functools.partial(cache.attend, index)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 block = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-            x = block(x, rope, attend, read if index == len(self.layers) - 1 else None)
+            last = index == len(self.layers) - 1
+            x = block(x, rope, attend, read if last else None)
         return self.norm(x)
 
 
@@ -544,10 +549,15 @@ def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: i
     texts["config.json"] = config.to_json(**extra)
     for name, shard in zip(names, shards):
         shard = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
-        save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(f"{folder / name} cannot be written: {error}") from None
     for name, text in texts.items():
         (folder / f"{name}.tmp").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
     for name in [*names, *texts]:
+        with (folder / f"{name}.tmp").open("rb") as file:
+            os.fsync(file.fileno())  # a rename is no use to a file that a power cut empties
         (folder / f"{name}.tmp").replace(folder / name)
     for path in [folder / "model.safetensors", folder / index, *folder.glob("model-*-of-*.safetensors")]:
         if path.name not in names and path.name not in texts:  # of an earlier save

@@ -28,6 +28,7 @@ from torch import Tensor
 import runtime
 from answers import extract_answer, is_correct
 from chat import Tokenizer
+from checkpoint import Checkpoint
 from data import Question, collate, load_questions, micro_batches, read_jsonl
 from eval import accuracy, score_responses
 from generate import generate
@@ -376,11 +377,18 @@ def main(cfg: Config) -> None:
         "micro_tokens",
         "max_new_tokens",
         "temperature",
+        "max_grad_norm",
         "eval_every",
     ):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
-    for name in ("lr", "critic_lr", "kl_coef", "clip", "value_clip"):
+    for name in ("lr", "critic_lr", "warmup", "kl_coef", "clip", "value_clip"):
         runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: must not be negative")
+    for name in ("gamma", "lam"):
+        runtime.require(0 <= getattr(cfg, name) <= 1, f"--{name} {getattr(cfg, name)}: from 0 to 1")
+    runtime.require(
+        cfg.minibatches <= cfg.rollout_size,
+        f"--minibatches {cfg.minibatches}: more than --rollout_size {cfg.rollout_size}",
+    )
     given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
     runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
     stage = runtime.Stage(cfg, inputs=["policy", "questions", "reward_model", "votes", "reference", "critic", "valid"])
@@ -397,6 +405,14 @@ def main(cfg: Config) -> None:
     questions = load_questions(cfg.questions)
     valid = load_questions(cfg.valid) if cfg.valid else []
     policy = load_model(cfg.policy, torch.float32, device)
+    context = policy.config.max_position_embeddings
+    for question in [*questions, *valid]:
+        length = len(tokenizer.chat(question.prompt))
+        runtime.require(
+            length + cfg.max_new_tokens <= context,
+            f"question '{question.id}': a prompt of {length} tokens and --max_new_tokens {cfg.max_new_tokens} exceed "
+            f"the model's context of {context}",
+        )
     idle = torch.device("cpu") if cfg.offload else device  # where the two frozen models wait
     reference = load_model(cfg.reference or cfg.policy, torch.float32, idle).requires_grad_(False)
     if cfg.critic or cfg.reward_model:
@@ -416,7 +432,10 @@ def main(cfg: Config) -> None:
         if cfg.gold:
             truth = {question.id: question.answer for question in questions if question.answer is not None}
         else:
-            truth = {row["id"]: row["vote"] for row in read_jsonl(cfg.votes, required=["id", "vote"])}
+            truth = {}
+            for row in read_jsonl(cfg.votes, required=["id", "vote"]):
+                other = truth.setdefault(row["id"], row["vote"])
+                runtime.require(other == row["vote"], f"{cfg.votes}: two votes for '{row['id']}'")
         questions = [question for question in questions if question.id in truth]
         runtime.require(bool(questions), f"{cfg.votes or '--gold'}: no answer to any question of {cfg.questions}")
 
@@ -439,15 +458,19 @@ def main(cfg: Config) -> None:
         flush=True,
     )
 
-    bar, order, seen, sampled = runtime.Progress("ppo", cfg.iterations), [], 0, 0
-    watch, checkpoint = Health(cfg.rollout_size), stage.out / "checkpoint"
-    (stage.out / "samples.txt").unlink(missing_ok=True)  # of an attempt that was cut off
-    for iteration in range(cfg.iterations):
+    parts = {"policy": policy, "critic": critic, "policy_adam": optimizers[0], "critic_adam": optimizers[1], "rng": rng}
+    at = {"order": [], "seen": 0, "sampled": 0, "metrics": {}}
+    state, watch, checkpoint = Checkpoint(stage, parts, at), Health(cfg.rollout_size), stage.out / "checkpoint"
+    for row in read_jsonl(stage.out / "metrics.jsonl") if state.step else ():
+        watch.update(row.pop("step"), row)  # what was said before the interruption is not said again
+    bar = runtime.Progress("ppo", cfg.iterations, state.step)
+    for iteration in state.steps(cfg.iterations):
         for optimizer, lr in zip(optimizers, (cfg.lr, cfg.critic_lr)):
             runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
+        order = at["order"]
         while len(order) < cfg.rollout_size:  # every question once before any comes again
             order += torch.randperm(len(questions), generator=rng).tolist()
-        batch, order = [questions[i] for i in order[: cfg.rollout_size]], order[cfg.rollout_size :]
+        batch, at["order"] = [questions[i] for i in order[: cfg.rollout_size]], order[cfg.rollout_size :]
         try:
             # 1. rollout: sample, score, and let the four models read
             r = rollout(cfg, policy, reference, critic, score, tokenizer, batch, seed=cfg.seed * 1_000_003 + iteration)
@@ -475,8 +498,9 @@ def main(cfg: Config) -> None:
             )
         for warning in watch.update(iteration, metrics):
             print(f"warning: {warning}", flush=True)
-        seen += r.tokens.numel()
-        sampled += int(r.mask.sum())
+        at["seen"] += r.tokens.numel()
+        at["sampled"] += int(r.mask.sum())
+        at["metrics"] = metrics
         bar.update(
             1,
             f"score {metrics['objective/scores']:+.2f} KL {metrics['objective/kl']:.2f} "
@@ -485,17 +509,18 @@ def main(cfg: Config) -> None:
             f"length {metrics['response_length/mean']:.0f} EV {metrics['val/explained_variance']:.2f}",
         )
     bar.close()
+    metrics = at["metrics"]
     save_model(policy, cfg.out)
     tokenizer.save(cfg.out)
-    shutil.rmtree(checkpoint)  # the policy itself is here now
+    shutil.rmtree(checkpoint, ignore_errors=True)  # the policy itself is here now
     print(
         f"score {metrics['objective/scores']:+.2f}, KL {metrics['objective/kl']:.2f} nats per answer, "
         f"{metrics['val/eos_share']:.1%} ended"
     )
     # per token: the sampler, three readers and the scorer 2N each; policy and critic 6N each per epoch
     stage.finish(
-        tokens=sampled,
-        flops=parameters * seen * (10 + 12 * cfg.epochs),
+        tokens=at["sampled"],
+        flops=parameters * at["seen"] * (10 + 12 * cfg.epochs),
         score=metrics["objective/scores"],
         kl=metrics["objective/kl"],
     )

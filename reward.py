@@ -12,6 +12,7 @@ Sources: Bradley-Terry loss as in arXiv 2203.02155, eq. 1; normalisation as in a
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from torch import Tensor
 import quality
 import runtime
 from chat import Tokenizer
+from checkpoint import Checkpoint
 from data import batches, collate, load_questions, micro_batches, read_jsonl
 from eval import score_responses
 from model import last_value, load_scalar_model, save_model
@@ -67,8 +69,10 @@ def held_out_ids(ids: Iterable[str], share: float) -> set[str]:
 
 
 def main(cfg: Config) -> None:
-    for name in ("epochs", "batch_size", "micro_tokens", "lr", "calibration_samples"):
+    for name in ("epochs", "batch_size", "micro_tokens", "lr", "max_grad_norm"):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    runtime.require(cfg.warmup >= 0, f"--warmup {cfg.warmup}: must not be negative")
+    runtime.require(cfg.calibration_samples > 1, f"--calibration_samples {cfg.calibration_samples}: at least 2")
     runtime.require(0 < cfg.held_out < 1, f"--held_out {cfg.held_out}: a share between 0 and 1")
     stage = runtime.Stage(cfg, inputs=["model", "pairs", "calibrate", "questions"])
     if stage.finished:
@@ -80,21 +84,31 @@ def main(cfg: Config) -> None:
     rows = list(read_jsonl(cfg.pairs, required=["id", "prompt", "chosen", "rejected"]))
     measuring = held_out_ids((row["id"] for row in rows), cfg.held_out)
     for row in rows:
-        pair = (
-            tokenizer.chat(row["prompt"]),
-            tokenizer.response(row["chosen"]),
-            tokenizer.response(row["rejected"]),
-            float(row.get("weight", 1.0)),
+        weight = row.get("weight", 1.0)
+        runtime.require(
+            type(weight) in (int, float) and 0 < weight < math.inf,
+            f"{cfg.pairs}: a pair of '{row['id']}' has the weight {weight!r:.40}, which is no number above 0",
         )
+        texts = tokenizer.chat(row["prompt"]), tokenizer.response(row["chosen"]), tokenizer.response(row["rejected"])
+        pair = (*texts, float(weight))
         (held_out if row["id"] in measuring else train).append(pair)
     runtime.require(
         bool(train and held_out),
         f"{cfg.pairs}: {len(train)} pairs to train on and {len(held_out)} held out; "
         "both are needed: sample more answers, or change --held_out",
     )
+    questions = {question.id: question for question in load_questions(cfg.questions)}
+    samples = [
+        row
+        for row in read_jsonl(cfg.calibrate, required=["id", "response", "finish"])
+        if row["id"] in questions and row["finish"] == "stop"
+    ]
+    runtime.require(len(samples) > 1, f"{cfg.calibrate}: {len(samples)} finished responses, too few to calibrate on")
     lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected, _ in train]
 
     model = load_scalar_model(cfg.model, torch.float32, device, new_head="normal")
+    context, longest = model.config.max_position_embeddings, max(lengths)
+    runtime.require(longest <= context, f"{cfg.pairs}: a text of {longest} tokens, the model's context is {context}")
     model.model.gradient_checkpointing = cfg.gradient_checkpointing
     parameters = sum(p.numel() for p in model.parameters())
     runtime.set_threads(model)
@@ -105,44 +119,40 @@ def main(cfg: Config) -> None:
         flush=True,
     )
 
-    bar, step, seen = runtime.Progress("reward", steps), 0, 0
-    for _ in range(cfg.epochs):
-        for batch in batches(len(lengths), cfg.batch_size, rng):
-            runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
-            total = sum(train[i][3] for i in batch)  # weight of the whole step
-            loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
-            for rows in micro_batches(batch, lengths, cfg.micro_tokens // 2):  # a pair is two texts
-                micro = [train[j] for j in rows]
-                weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
-                # chosen and rejected in one forward pass: both see the same padding
-                tokens, _, last = collate(
-                    [p for p, _, _, _ in micro] * 2, [c for _, c, _, _ in micro] + [r for _, _, r, _ in micro]
-                )  # (2N, T), (2N,)
-                with runtime.mixed_precision():
-                    scores = last_value(model(tokens.to(device)), last.to(device))  # (2N,)
-                chosen, rejected = scores.chunk(2)  # (N,), (N,)
-                micro_loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
-                micro_loss.backward()
-                loss += micro_loss.detach()
-                right += (chosen > rejected).sum()
-                seen += tokens.numel()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            loss, right, grad_norm = torch.stack([loss, right, grad_norm]).tolist()  # read once: a GPU waits for it
-            stage.log(step, loss=loss, accuracy=right / len(batch), grad_norm=grad_norm)
-            bar.update(1, f"loss {loss:.3f} accuracy {right / len(batch):.2f}")
-            step += 1
+    order = [batch for _ in range(cfg.epochs) for batch in batches(len(lengths), cfg.batch_size, rng)]
+    at = {"seen": 0}
+    state = Checkpoint(stage, {"model": model, "optimizer": optimizer}, at)
+    bar = runtime.Progress("reward", steps, state.step)
+    for step in state.steps(steps):
+        batch = order[step]
+        runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
+        total = sum(train[i][3] for i in batch)  # weight of the whole step
+        loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
+        for rows in micro_batches(batch, lengths, cfg.micro_tokens // 2):  # a pair is two texts
+            micro = [train[j] for j in rows]
+            weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
+            # chosen and rejected in one forward pass: both see the same padding
+            tokens, _, last = collate(
+                [p for p, _, _, _ in micro] * 2, [c for _, c, _, _ in micro] + [r for _, _, r, _ in micro]
+            )  # (2N, T), (2N,)
+            with runtime.mixed_precision():
+                scores = last_value(model(tokens.to(device)), last.to(device))  # (2N,)
+            chosen, rejected = scores.chunk(2)  # (N,), (N,)
+            micro_loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
+            micro_loss.backward()
+            loss += micro_loss.detach()
+            right += (chosen > rejected).sum()
+            at["seen"] += tokens.numel()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss, right, grad_norm = torch.stack([loss, right, grad_norm]).tolist()  # read once: a GPU waits for it
+        runtime.require(math.isfinite(loss), f"step {step}: the loss is {loss}: is --lr too high, {cfg.model} broken?")
+        stage.log(step, loss=loss, accuracy=right / len(batch), grad_norm=grad_norm)
+        bar.update(1, f"loss {loss:.3f} accuracy {right / len(batch):.2f}")
     bar.close()
 
     # shift and scale: the student's samples get mean 0 and standard deviation 1
-    questions = {question.id: question for question in load_questions(cfg.questions)}
-    samples = [
-        row
-        for row in read_jsonl(cfg.calibrate, required=["id", "response", "finish"])
-        if row["id"] in questions and row["finish"] == "stop"
-    ]
-    runtime.require(len(samples) > 1, f"{cfg.calibrate}: {len(samples)} finished responses, too few to calibrate on")
     samples = [samples[i] for i in torch.randperm(len(samples), generator=rng)[: cfg.calibration_samples].tolist()]
     prompts = [tokenizer.chat(questions[row["id"]].prompt) for row in samples]
     responses = [tokenizer.response(row["response"]) for row in samples]
@@ -173,7 +183,7 @@ def main(cfg: Config) -> None:
         f"{judge['longer_wins']:.3f}), calibration error {judge['ece']:.3f}; correlation of score and length "
         f"{judge['length_correlation']:+.2f}"
     )
-    stage.finish(tokens=seen, flops=6 * parameters * seen, **judge)
+    stage.finish(tokens=at["seen"], flops=6 * parameters * at["seen"], **judge)
 
 
 if __name__ == "__main__":

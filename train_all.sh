@@ -71,18 +71,34 @@ RUN=${OUT:-$here/runs/$name}
 [[ $ABLATE =~ ^(0|1|arms)$ ]] || { echo "error: ABLATE=$ABLATE: 1 (all of SEEDS), or arms (one SEED)" >&2; exit 2; }
 [[ $SEED =~ ^[0-9]+$ ]] || { echo "error: SEED=$SEED: a number, 0 or greater" >&2; exit 2; }
 
+# ---- helpers -------------------------------------------------------------------------------------------------------
+export CONTINUE="$asked${OUT:+OUT=$(printf %q "$OUT") }bash $(printf %q "$0")" # what goes on after an interruption
+child=
+work() { # work COMMAND...: run it in a process group of its own, so that a signal reaches it once, and from here
+  set -m; "$@" & child=$!; set +m
+  wait "$child"
+  child=
+}
+stopped() { # stopped SIGNAL CODE: pass the signal on and wait, for a stage at work saves its state first
+  trap 'kill -s '"$1"' -- "-$child"' INT TERM HUP # again: it stops at once
+  if [ -z "$child" ]; then echo "stopped; this goes on from there: $CONTINUE" >&2; exit "$2"; fi
+  kill -s "$1" -- "-$child" 2>/dev/null || true
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
+  exit "$2"
+}
+trap 'stopped INT 130' INT; trap 'stopped TERM 143' TERM; trap 'stopped TERM 129' HUP
+
 if [ "$ABLATE" = 1 ]; then # every seed is a run of its own, JOBS at once; what is finished is skipped
   runs=${OUT:-$here/runs/$PRESET-ablation$([ "$QUICK" != 1 ] || echo -quick)}
   mkdir -p "$runs"
   run_seed() { ABLATE=arms SEED=$1 OUT=$runs/$1 bash "$here/train_all.sh" >"$runs/$1.log" 2>&1; }
   export -f run_seed && export runs here PRESET QUICK
   echo "seeds $SEEDS, $JOBS at once; $runs/SEED.log shows where each one is"
-  xargs -P "$JOBS" -I{} bash -c 'run_seed {} && echo "seed {}: done" || { tail -n 3 "$runs/{}.log" >&2; exit 1; }' \
+  work xargs -P "$JOBS" -I{} bash -c 'run_seed {} && echo "seed {}: done" || { tail -n 3 "$runs/{}.log" >&2; exit 1; }' \
     <<<"${SEEDS// /$'\n'}"
   exec "$PYTHON" "$here/ablation.py" --out "${RESULTS:-$runs}" $(for s in $SEEDS; do echo "$runs/$s"; done)
 fi
 
-# ---- helpers -------------------------------------------------------------------------------------------------------
 redo=0
 run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
   local stage=$1 script=$2
@@ -94,7 +110,7 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
     mv "$RUN/$stage" "$RUN/$stage.old$old"
   fi
   echo "[$stage]"
-  "$PYTHON" "$here/$script" --out "$RUN/$stage" "$@"
+  work "$PYTHON" "$here/$script" --out "$RUN/$stage" "$@"
 }
 rl() { # rl STAGE FLAGS...: PPO with the settings that all its runs share
   run "$1" ppo.py --questions "$questions" --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens "$new_tokens" \
@@ -102,11 +118,15 @@ rl() { # rl STAGE FLAGS...: PPO with the settings that all its runs share
 }
 sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
 
-"$PYTHON" "$here/runtime.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
+"$PYTHON" "$here/preflight.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
   --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --micro_tokens $micro --new_tokens $new_tokens \
   --needs "$needs" --hub "${hub:-}"
 
-mkdir -p "$RUN" && echo "${asked}bash train_all.sh" >"$RUN/command.txt" # for the report
+mkdir -p "$RUN" && exec 9<"$RUN" # a lock on the run's folder, until this script and its stages have ended
+if command -v flock >/dev/null && ! flock -n 9; then
+  echo "error: OUT=$RUN: another train_all.sh is at work there; wait for it, or choose another OUT" >&2; exit 2
+fi
+echo "${asked}bash train_all.sh" >"$RUN/command.txt" # for the report
 
 # ---- the stages ----------------------------------------------------------------------------------------------------
 questions=$RUN/0_questions/train.jsonl

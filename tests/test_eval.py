@@ -8,6 +8,7 @@ import torch
 from test_sft import on_the_cpu, tiny_folder  # noqa: F401 (a fixture)
 
 import eval as evaluation
+import generate
 from data import Question, Tokenizer, write_jsonl
 from generate import Response
 from model import load_model, load_scalar_model, save_model
@@ -77,8 +78,8 @@ def test_accuracy_grades_every_answer_strictly_and_leniently(monkeypatch):
     finishes = ["stop", "stop", "stop", "length", "stop"]
     calls = []
 
-    def answer_questions(model, tokenizer, questions, max_new_tokens, temperature, *rest, shots, compile):
-        calls.append((max_new_tokens, temperature, shots))
+    def answer_questions(model, tokenizer, questions, max_new_tokens, temperature, *rest):
+        calls.append((max_new_tokens, temperature, rest[-2]))
         return [[said(text, finish)] for text, finish in zip(ANSWERS, finishes)]
 
     monkeypatch.setattr(evaluation, "answer_questions", answer_questions)
@@ -98,7 +99,7 @@ def test_accuracy_grades_every_answer_strictly_and_leniently(monkeypatch):
 def test_best_of_n_keeps_the_answer_that_the_reward_model_likes_best(monkeypatch):
     answers = [[said("#### 7"), said("#### 8")], [said("#### 2"), said("#### 3")], [said("#### 5"), said("#### 4")]]
     scores = {"#### 7": 2.0, "#### 8": 1.0, "#### 2": -2.0, "#### 3": -1.0, "#### 5": 0.5, "#### 4": 0.0}
-    monkeypatch.setattr(evaluation, "answer_questions", lambda *_, **flags: answers)
+    monkeypatch.setattr(evaluation, "answer_stage", lambda *_: [answers])
     monkeypatch.setattr(evaluation, "load_scalar_model", lambda *_: torch.nn.Linear(2, 1))
 
     def score_responses(scorer, prompts, responses, micro_tokens):
@@ -107,7 +108,7 @@ def test_best_of_n_keeps_the_answer_that_the_reward_model_likes_best(monkeypatch
 
     monkeypatch.setattr(evaluation, "score_responses", score_responses)
     cfg = evaluation.Config("m", "q", "o", reward_model="r", samples=2)
-    transcripts, scored, judge = evaluation.best_of_n(cfg, None, Characters(), QUESTIONS[:3])
+    transcripts, scored, judge = evaluation.best_of_n(cfg, None, None, Characters(), QUESTIONS[:3])
     assert [(t["answer"], t["correct"], t["score"]) for t in transcripts] == [
         ("7", True, 2.0), ("3", False, -1.0), ("5", False, 0.5)]
     assert scored[1] == {"id": "b", "scores": [-2.0, -1.0], "correct": [True, False], "answers": ["2", "3"],
@@ -241,9 +242,9 @@ def test_a_question_without_a_gold_answer_is_an_error(tiny, tmp_path):
 def test_shots_are_asked_for_and_written_down(tiny, tmp_path, monkeypatch):
     """--shots reaches answer_questions as it is; done.json says it."""
     asked = []
-    real = evaluation.answer_questions
-    monkeypatch.setattr(evaluation, "answer_questions",
-                        lambda *args, shots, **rest: asked.append(shots) or real(*args, shots=0, **rest))
+    real = generate.answer_questions
+    monkeypatch.setattr(generate, "answer_questions",
+                        lambda *args: asked.append(args[-2]) or real(*args[:-2], 0, args[-1]))
     _, done = run(tmp_path, tiny, shots=5)
     assert asked == [5] and done["config"]["shots"] == done["settings"]["shots"] == 5
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import TEXTS
@@ -357,6 +358,8 @@ def test_temperature_0_takes_the_largest_logit():
     token, logprob = sample_token(logits, 0, uniform(2))
     assert token.tolist() == [1, 0]
     torch.testing.assert_close(logprob, torch.log_softmax(logits, -1)[[0, 1], [1, 0]])
+    never = torch.tensor([[float("-inf"), 0.0]])
+    assert sample_token(never, 1.0, torch.zeros(1, dtype=torch.float64))[0].tolist() == [1]  # not even by chance 0
     impossible = torch.tensor([0.0, float("-inf"), 0.0]).expand(1000, 3)
     assert set(sample_token(impossible, 1.0, uniform(1000))[0].tolist()) == {0, 2}
 
@@ -383,6 +386,11 @@ def test_sampled_text_does_not_depend_on_the_batch(batch_size, llama):
     expected = generate(llama, PROMPTS * 4, 10, 1.0, {3, 17}, seed=1)
     again = generate(llama, PROMPTS * 4, 10, 1.0, {3, 17}, seed=1, batch_size=batch_size)
     assert [r.tokens for r in again] == [r.tokens for r in expected]
+    for i, r in enumerate(expected):  # token t is drawn by the t-th chance of its prompt
+        with torch.no_grad():
+            logits = llama(torch.tensor([(PROMPTS * 4)[i] + r.tokens]))[0, -len(r.tokens) - 1 : -1]  # (T, V)
+        chances = torch.from_numpy(np.random.default_rng((1, i)).random(11))[: len(r.tokens)]
+        assert sample_token(logits, 1.0, chances)[0].tolist() == r.tokens
 
 
 def test_a_token_is_drawn_where_its_share_of_the_chance_lies():
