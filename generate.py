@@ -249,7 +249,7 @@ def main(cfg: Config) -> None:
         return
     questions = [Question("--ask", cfg.ask)] if cfg.ask else load_questions(cfg.questions, cfg.limit or None)
     tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
-    runtime.set_threads(model)
+    runtime.set_threads(model, say=not cfg.ask)  # --ask prints an answer and nothing else
     if cfg.ask:
         [[response]] = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)
         print(response.text)

@@ -131,7 +131,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def set_threads(model: torch.nn.Module) -> None:
+def set_threads(model: torch.nn.Module, say: bool = True) -> None:
     """One thread for a small model, all of them for a larger one; where OMP_NUM_THREADS is set, it decides instead.
 
     A small layer is done in less time than threads need to meet: with 0.16M parameters two of them were five times
@@ -142,8 +142,9 @@ def set_threads(model: torch.nn.Module) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     if parameters < SMALL and not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
-    chosen = f"{torch.get_num_threads()} thread(s) for {parameters / 1e6:.2f}M parameters; OMP_NUM_THREADS=N to choose"
-    print(chosen, file=sys.stderr, flush=True)  # stdout is for results
+    if say:
+        threads = torch.get_num_threads()
+        print(f"{threads} thread(s) for {parameters / 1e6:.2f}M parameters; OMP_NUM_THREADS=N to choose", flush=True)
 
 
 def mixed_precision() -> torch.autocast:

@@ -200,7 +200,7 @@ def at_work(tmp_path):
     with contextlib.suppress(ProcessLookupError):
         os.kill(int((tmp_path / "a run" / "started").read_text().split()[0]), signal.SIGKILL)
     process.kill()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize(("number", "name", "code", "whom"), [
@@ -210,7 +210,7 @@ def test_train_all_passes_a_signal_on_once_and_waits_for_the_stage(at_work, tmp_
     """Ctrl-C goes to all processes of a terminal, kill to the shell alone: the stage hears of it once in both cases."""
     process, _ = at_work
     whom(process.pid, number)
-    output, error = process.communicate(timeout=20)
+    output, error = process.communicate(timeout=60)
     assert process.returncode == code and error.strip() in ("", "Terminated")  # says the stub of its sleep
     assert (tmp_path / "a run" / "signals").read_text().split() == [name, "saved"]
     assert output.split()[-1] == "[1_teacher]"  # and no later stage
@@ -222,6 +222,6 @@ def test_train_all_passes_a_signal_on_once_and_waits_for_the_stage(at_work, tmp_
 def test_a_second_train_all_in_the_same_run_folder_is_refused(at_work, tmp_path):
     first, start = at_work
     second = start()
-    assert second.communicate(timeout=20)[1] == (
+    assert second.communicate(timeout=60)[1] == (
         f"error: OUT={tmp_path}/a run: another train_all.sh is at work there; wait for it, or choose another OUT\n")
     assert second.returncode == 2 and first.poll() is None

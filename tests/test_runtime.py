@@ -172,7 +172,7 @@ def test_threads_by_the_size_of_the_model(monkeypatch, capsys, parameters, varia
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     runtime.set_threads(torch.nn.Linear(parameters, 1, bias=False, device="meta"))
-    assert asked[-1] == threads and f"{threads} thread(s)" in capsys.readouterr().err
+    assert asked[-1] == threads and f"{threads} thread(s)" in capsys.readouterr().out
 
 
 def test_products_are_bf16_on_a_gpu_and_fp32_on_a_cpu(monkeypatch):
