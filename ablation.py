@@ -12,6 +12,7 @@ choice: arXiv 2502.19557 leaves open what each part contributes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -156,7 +157,7 @@ def build(runs: Mapping[str, Run]) -> dict:
 # ---- from the numbers to the page ----------------------------------------------------------------------------------
 
 
-def draw(path: Path, accuracy: Mapping[str, dict]) -> None:
+def draw(file: Path | IO, accuracy: Mapping[str, dict]) -> None:
     """Every arm: its seeds as dots, its mean and 95 % interval as a diamond and a bar."""
     figure = Figure(figsize=(9, 0.42 * len(accuracy) + 1.2), dpi=150, layout="constrained")
     axis = figure.subplots()
@@ -169,7 +170,7 @@ def draw(path: Path, accuracy: Mapping[str, dict]) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("test questions right, % (dots: seeds; diamond and bar: mean, 95 % interval)")
     axis.grid(axis="x", alpha=0.25)
-    figure.savefig(path)
+    figure.savefig(file)
 
 
 def page(numbers: Mapping) -> str:
@@ -243,9 +244,11 @@ def main(cfg: Config) -> None:
     runtime.require(len(set(cfg.runs)) > 1, "two or more different run folders are needed, one per seed")
     numbers = build({folder: read_run(Path(folder), arms=True) for folder in cfg.runs})
     (out := Path(cfg.out)).mkdir(parents=True, exist_ok=True)
-    draw(out / "ablation.png", numbers["accuracy"])
+    with runtime.replacing(out / "ablation.png", "wb") as file:
+        draw(file, numbers["accuracy"])
     runtime.write_json(out / "ablation.json", numbers)
-    (out / "ablation.md").write_text(page(numbers), encoding="utf-8")
+    with runtime.replacing(out / "ablation.md") as file:
+        file.write(page(numbers))
     print(page(numbers), f"ablation: {out / 'ablation.md'}", sep="\n")
 
 

@@ -145,7 +145,10 @@ def read_run(folder: Path, arms: bool = False) -> Run:
                 raise ValueError(f"{path} is damaged ({error}): remove it and run the stage again") from None
             runtime.require(not missing, f"{path} has no {', '.join(missing)}: remove it and run the stage again")
             file = path.parent / files.get(stage[0], "")
-            stages[stage] = record | {"rows": list(read_jsonl(file)) if file.is_file() else []}
+            rows = list(read_jsonl(file, ["id"] if stage[0] in "47" else [])) if file.is_file() else []
+            whole = stage[0] != "7" or all("correct" in row for row in rows)
+            runtime.require(whole, f"{file}: a line has no 'correct': remove {path} and run the stage again")
+            stages[stage] = record | {"rows": rows}
     runtime.require(any(s.startswith("7_eval/") for s in stages), f"{folder}: no finished evaluation in 7_eval yet")
     paths = [path for name in ("train", "test") if (path := folder / "0_questions" / f"{name}.jsonl").is_file()]
     command = (folder / "command.txt").read_text(encoding="utf-8") if (folder / "command.txt").is_file() else ""

@@ -122,6 +122,14 @@ def sentences(results: Mapping) -> str:
     return "\n".join(lines)
 
 
+def shown(text: str) -> str:
+    """What a model said, on one line and harmless: a control character, of an escape sequence say, becomes its code."""
+    line = text.replace("\n", " | ")
+    return "".join(
+        c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in line
+    )
+
+
 def examples(run: Run, fixed: bool, most: int = 5) -> str:
     """The first questions that PPO has right and SFT wrong (fixed), or the other way round, in full, with options."""
     sft, ppo = run.transcripts("sft"), run.transcripts("ppo")
@@ -137,7 +145,7 @@ def examples(run: Run, fixed: bool, most: int = 5) -> str:
         )
         text.append(
             "\n".join(
-                textwrap.fill(line.replace("\n", " | "), 110, initial_indent=" " * 4, subsequent_indent=" " * 10)
+                textwrap.fill(shown(line), 110, initial_indent=" " * 4, subsequent_indent=" " * 10)
                 for line in lines
             )
         )
@@ -291,13 +299,14 @@ def main(cfg: Config) -> None:
             ]
         page = markdown(title, numbers, numbers["runs"], details)
     (out := Path(cfg.out or cfg.runs[0])).mkdir(parents=True, exist_ok=True)
-    figures.draw_curves(
-        out / "curves.png", {kind: [run.metrics(kind) for run in runs.values()] for kind in ("learned", "raw")}
-    )
+    with runtime.replacing(out / "curves.png", "wb") as file:
+        figures.draw_curves(file, {kind: [run.metrics(kind) for run in runs.values()] for kind in ("learned", "raw")})
     judges = [run.get("7_eval/best_of_n", "results") for run in runs.values() if "7_eval/best_of_n" in run.stages]
-    figures.draw_judge(out / "reward.png", judges, [run.metrics("learned") for run in runs.values()])
+    with runtime.replacing(out / "reward.png", "wb") as file:
+        figures.draw_judge(file, judges, [run.metrics("learned") for run in runs.values()])
     runtime.write_json(out / f"{name}.json", numbers)
-    (out / f"{name}.md").write_text(page, encoding="utf-8")
+    with runtime.replacing(out / f"{name}.md") as file:
+        file.write(page)
     print(page.split("\n\n## Quality")[0], f"{name}: {out / name}.md", sep="\n\n")
 
 

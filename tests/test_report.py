@@ -6,6 +6,7 @@ import math
 import struct
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -35,9 +36,10 @@ draw_curves, draw_judge = figures.draw_curves, figures.draw_judge
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
     """What was to be drawn: a picture takes half a second, and only its own tests need it."""
-    drawn = {}
-    monkeypatch.setattr(figures, "draw_curves", drawn.__setitem__)
-    monkeypatch.setattr(figures, "draw_judge", lambda path, *what: drawn.__setitem__(path, what))
+    drawn = {}  # by the name that the file will have once it is whole
+    place = lambda file: Path(file.name.removesuffix(".tmp"))
+    monkeypatch.setattr(figures, "draw_curves", lambda file, what: drawn.__setitem__(place(file), what))
+    monkeypatch.setattr(figures, "draw_judge", lambda file, *what: drawn.__setitem__(place(file), what))
     monkeypatch.setattr(report, "matmul_rate", lambda threads: 1e12 * threads)
     return drawn
 

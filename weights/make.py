@@ -191,7 +191,7 @@ def main(cfg: Config) -> None:
                 data=str(work / "corpus.jsonl"),
                 out=str(Path(cfg.out) / f"tiny-{folder}"),
                 epochs=1,
-                micro_batch=32,
+                micro_tokens=2048,
                 lr=shape["lr"],
                 warmup=100,
                 weight_decay=0.01,
