@@ -122,7 +122,8 @@ def _generate_batch(
 def sample_token(logits: Tensor, temperature: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw one token per row from softmax(logits / temperature), or the largest logit if temperature is 0.
 
-    logits (B, V) -> token (B,), its log-probability (B,) under the distribution it was drawn from.
+    logits (B, V) -> token (B,), its log-probability (B,) under the distribution it was drawn from; for temperature 0
+    under softmax(logits). Every draw comes from `rng`. Example: [0, ln 3], temperature 0 -> token 1, ln 3/4 = -0.2877.
     """
     logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)  # (B, V)
     token = (
