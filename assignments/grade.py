@@ -31,11 +31,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 import exercises
+import torch
 from exercises import Exercise
-from runner import Strange, decode, encode, pack, receive
+from runner import decode, encode, pack, receive
 
 PUBLIC_SHARE = 0.4
 LARGEST_FILE = 1 << 20  # bytes of a student's script
@@ -56,7 +55,7 @@ class Runner:
         self.user = None if user is None else (pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
         self.control, theirs = socket.socketpair()
         environment = {"PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin"}
-        command = [sys.executable, "-s", "-B", str(exercises.KIT / "runner.py")]
+        command = [sys.executable, "-s", "-P", "-B", str(exercises.KIT / "runner.py")]
         self.process = subprocess.Popen(command, stdin=theirs, env=environment, cwd="/")
         theirs.close()
         stubs, sources = exercises.blanked(exercises.load()), exercises.reference()
@@ -273,8 +272,6 @@ def blank_results(exercise: Exercise, function: str) -> list[Result]:
 
 def in_reference(exercise: Exercise, function: str, source: str, known: dict[str, str]) -> str:
     """A student's file with all other exercises' functions replaced by the reference's."""
-    if exercise.file == "model.py" and function != "RMSNorm.forward":
-        exercises.find(source, "RMSNorm")  # LookupError: a method cannot be put into a class that is not there
     for other, name in units():
         if other.file == exercise.file and name != function:
             source = exercises.graft(source, name, known[Path(exercise.file).stem])
@@ -318,7 +315,7 @@ def grade_function(
 
 
 def grade(
-    sources: dict[str, str | Exception], runner: Runner, seconds: int, seed: int, report: Callable = lambda results: None
+    sources: dict[str, str | Exception], runner: Runner, seconds: int, seed: int, report: Callable = lambda _: None
 ) -> list[Result]:
     """All functions of a submission: module name -> its text, or why there is none. `report` hears after each."""
     results = {unit[1]: blank_results(*unit) for unit in units()}
@@ -331,7 +328,7 @@ def grade(
             source = in_reference(exercise, function, source, known)
             results[function] = grade_function(runner, exercise, function, source, seconds, seed)
         except SyntaxError as error:
-            failure = f"{exercise.file}, line {error.lineno}: {error.msg}; nothing in a file that is no Python can count"
+            failure = f"{exercise.file}, line {error.lineno}: {error.msg}; a file that is no Python cannot be graded"
         except (OSError, ValueError, LookupError, RecursionError, MemoryError) as error:
             failure = f"{exercise.file}: {error.args[0] if error.args else error}"
         else:
@@ -471,7 +468,8 @@ def main() -> int:
         try:
             sources = read_submission(path)
         except (OSError, zipfile.BadZipFile) as error:
-            sources = defaultdict(lambda error=error: ValueError(f"the submission cannot be read ({error})"))
+            unreadable = ValueError(f"the submission cannot be read ({error})")
+            sources = {Path(exercise.file).stem: unreadable for exercise in exercises.load()}
         results = grade(sources, runner, args.seconds, args.seed, write)
         if args.csv:
             points = [number(sum(r.score for r in results if r.exercise == exercise)) for exercise in ids]

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-LAB = Path(__file__).resolve().parent
-sys.path[:0] = [str(LAB.parent.parent), str(LAB.parent.parent / "bench")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
-import runtime
 import sick
 
+import runtime
+
+LAB = Path(__file__).resolve().parent
 RUNS = {
     "healthy": "healthy",
     "A": "reference_alias",

@@ -13,6 +13,7 @@ import random
 
 import pytest
 import torch
+
 from answers import extract_answer
 from data import collate
 from generate import sample_token
@@ -39,7 +40,7 @@ def row(*values):
     return torch.tensor([values])
 
 
-# ---- E1: read the final answer ---------------------------------------------------------------------------------------
+# ---- E1: read the final answer -------------------------------------------------------------------------------------
 
 
 @pytest.mark.E1("extract_answer")
@@ -79,7 +80,7 @@ def test_E1_thoughts_are_no_answer():
     assert extract_answer(text, "number") == "5", "what stands before </think> was only thought"
 
 
-# ---- E2: a batch and its mask ----------------------------------------------------------------------------------------
+# ---- E2: a batch and its mask --------------------------------------------------------------------------------------
 
 
 @pytest.mark.E2("collate")
@@ -112,7 +113,7 @@ def test_E2_types():
     assert mask.dtype == torch.bool, "the mask is boolean"
 
 
-# ---- E3: two parts of Llama --------------------------------------------------------------------------------------------
+# ---- E3: two parts of Llama ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.E3("RMSNorm.forward")
@@ -126,7 +127,9 @@ def test_E3_rms_norm_by_hand():
 @pytest.mark.E3("RMSNorm.forward")
 def test_E3_rms_norm_normalises_each_vector_by_itself():
     x = torch.tensor([[[1.0, 1.0], [10.0, 10.0]]])
-    assert near(RMSNorm(2, 0.0)(x), [[[1.0, 1.0], [1.0, 1.0]]]), "over the last dimension, and without a mean to subtract"
+    assert near(RMSNorm(2, 0.0)(x), [[[1.0, 1.0], [1.0, 1.0]]]), (
+        "over the last dimension, and without a mean to subtract"
+    )
     assert near(RMSNorm(2, 1.0)(row(1.0, -1.0)), [[0.5**0.5, -(0.5**0.5)]]), "eps is added to the mean square, inside"
 
 
@@ -152,7 +155,7 @@ def test_E3_rotate_pairs_feature_i_with_i_plus_half():
     assert near(got, [[[[-3.0, 2.0, 1.0, 4.0]]]]), "of four features the pairs are (0, 2) and (1, 3)"
 
 
-# ---- E4: log-probabilities of tokens ---------------------------------------------------------------------------------
+# ---- E4: log-probabilities of tokens -------------------------------------------------------------------------------
 
 
 @pytest.mark.E4("token_logprobs")
@@ -180,7 +183,7 @@ def test_E4_half_precision_becomes_fp32():
     assert got.dtype == torch.float32, "log-probs are fp32 whatever the logits are"
 
 
-# ---- E5: the loss of supervised fine-tuning ----------------------------------------------------------------------------
+# ---- E5: the loss of supervised fine-tuning ------------------------------------------------------------------------
 
 
 @pytest.mark.E5("sft_loss")
@@ -207,7 +210,7 @@ def test_E5_masked_cells_may_hold_anything():
     assert near(logprobs.grad, [[-1.0, 0.0, 0.0]]), "the gradient is -1/total on the response and 0 elsewhere"
 
 
-# ---- E6: draw a token --------------------------------------------------------------------------------------------------
+# ---- E6: draw a token ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.E6("sample_token")
@@ -223,7 +226,9 @@ def test_E6_frequencies_follow_the_tempered_softmax():
     logits = torch.tensor([[0.0, math.log(3)]]).repeat(4000, 1)
     for temperature, share in ((1.0, 0.75), (0.5, 0.9), (2.0, 3**0.5 / (1 + 3**0.5))):
         token, logprob = sample_token(logits, temperature, torch.Generator().manual_seed(1))
-        assert abs(token.double().mean() - share) < 0.03, f"at temperature {temperature} token 1 has a share of {share:.2f}"
+        assert abs(token.double().mean() - share) < 0.03, (
+            f"at temperature {temperature} token 1 has a share of {share:.2f}"
+        )
         want = [math.log(share if t else 1 - share) for t in token.tolist()]
         assert near(logprob, want), "the log-prob is that of the distribution that was drawn from"
 
@@ -237,7 +242,7 @@ def test_E6_every_draw_comes_from_the_generator():
     assert second.tolist() != first.tolist(), "the next draw from the same generator is another one"
 
 
-# ---- E7: the majority vote ---------------------------------------------------------------------------------------------
+# ---- E7: the majority vote -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.E7("majority_vote")
@@ -267,7 +272,7 @@ def test_E7_log_probs_decide_ties_alone():
     assert majority_vote(["7", "7", "8"], [-9.0, -9.0, -0.1]) == ("7", 2 / 3), "more votes win whatever their log-probs"
 
 
-# ---- E8: rewards without labels ----------------------------------------------------------------------------------------
+# ---- E8: rewards without labels ------------------------------------------------------------------------------------
 
 
 def sample(response, answer="7", source="student", ended=True):
@@ -290,7 +295,7 @@ def test_E8_winners_by_hand():
     assert winners(samples, [1, 1, 1, 1, 0], 1) == ["b"], "at most `most`"
 
 
-# ---- E9: pairs for the reward model ------------------------------------------------------------------------------------
+# ---- E9: pairs for the reward model --------------------------------------------------------------------------------
 
 
 def texts(pairs):
@@ -334,7 +339,7 @@ def test_E9_the_rest_is_drawn():
     assert len({tuple(pairs) for pairs in draw}) > 1, "another seed draws others"
 
 
-# ---- E10: the score of a whole answer ----------------------------------------------------------------------------------
+# ---- E10: the score of a whole answer ------------------------------------------------------------------------------
 
 
 @pytest.mark.E10("last_value")
@@ -352,7 +357,7 @@ def test_E10_padding_may_hold_anything():
     assert near(values.grad, [[1.0, 0.0, 0.0]]), "and the gradient goes to the last real token alone"
 
 
-# ---- E11: the Bradley-Terry loss ---------------------------------------------------------------------------------------
+# ---- E11: the Bradley-Terry loss -----------------------------------------------------------------------------------
 
 
 @pytest.mark.E11("bradley_terry_loss")
@@ -377,13 +382,15 @@ def test_E11_a_hopeless_margin_is_finite_and_still_teaches():
     assert near(chosen.grad, [-1.0]), "the gradient of a hopeless margin is -1"
 
 
-# ---- E12: the reward of every token ------------------------------------------------------------------------------------
+# ---- E12: the reward of every token --------------------------------------------------------------------------------
 
 
 @pytest.mark.E12("shape_rewards")
 def test_E12_by_hand():
     got = shape_rewards(torch.tensor([1.0]), row(0.0, 0.0, 0.0), row(-1.0, -2.0, -3.0), row(T, T, T), 0.1)
-    assert near(got, [[-0.1, -0.2, 0.7]]), "the example of the docstring: minus kl_coef times the difference, then the score"
+    assert near(got, [[-0.1, -0.2, 0.7]]), (
+        "the example of the docstring: minus kl_coef times the difference, then the score"
+    )
 
 
 @pytest.mark.E12("shape_rewards")
@@ -402,7 +409,7 @@ def test_E12_masked_cells_may_hold_anything():
     assert near(got, [[0.0, 1.0, 0.0]]), "NaN outside the mask must not come through"
 
 
-# ---- E13: advantages ---------------------------------------------------------------------------------------------------
+# ---- E13: advantages -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.E13("gae")
@@ -446,7 +453,9 @@ def test_E13_whiten_by_hand():
 def test_E13_whiten_knows_the_mask():
     x = torch.tensor([[1.0, NAN, 1e6], [1e6, 2.0, 3.0]])
     got = whiten(x, torch.tensor([[T, F, F], [F, T, T]]))
-    assert near(got, [[-1.2247449, 0, 0], [0, 0, 1.2247449]]), "mean and variance over the True cells of all rows, else 0"
+    assert near(got, [[-1.2247449, 0, 0], [0, 0, 1.2247449]]), (
+        "mean and variance over the True cells of all rows, else 0"
+    )
 
 
 @pytest.mark.E13("whiten")
@@ -454,7 +463,7 @@ def test_E13_whiten_one_token():
     assert near(whiten(row(5.0, 9.0), row(T, F)), [[0.0, 0.0]]), "one token has no variance, and gives 0, not NaN"
 
 
-# ---- E14: the clipped losses -------------------------------------------------------------------------------------------
+# ---- E14: the clipped losses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.E14("policy_loss")
