@@ -47,7 +47,9 @@ class Pool:
             self.free.put(runner)
         self.threads = ThreadPoolExecutor(len(self.runners))
 
-    def grade(self, jobs: list[tuple[Exercise, str, str]], seed: int = 0, first: bool = True) -> list[list[grade.Result]]:
+    def grade(
+        self, jobs: list[tuple[Exercise, str, str]], seed: int = 0, first: bool = True
+    ) -> list[list[grade.Result]]:
         """Results of jobs (exercise, function, script), in order."""
 
         def run(job):
@@ -115,7 +117,9 @@ def check_reference(pool: Pool) -> None:
             results = grade.grade(sources, runner, SECONDS, seed)
             if grade.total(results) != 100:
                 fault(f"seed {seed}: the reference gets {grade.total(results)} points; {why(results)}")
-    print("the reference: 100 points, with 1 and 2 threads, two hash seeds, three seeds of the hidden tests", flush=True)
+    print(
+        "the reference: 100 points, with 1 and 2 threads, two hash seeds, three seeds of the hidden tests", flush=True
+    )
 
 
 def check_stubs(pool: Pool) -> None:
@@ -139,7 +143,8 @@ def check_stubs(pool: Pool) -> None:
         lost[owner] += exercise.functions[function] - grade.total(results)
         for result in results:
             if result.failures != [f"it raised NotImplementedError: {owner}: write {function}"] and not (
-                result.failures and result.failures[0].startswith(f"it raised NotImplementedError: {owner}: write {function}\n")
+                result.failures
+                and result.failures[0].startswith(f"it raised NotImplementedError: {owner}: write {function}\n")
             ):
                 fault(f"the stub of {function}: {why(results)}")
     for exercise in exercises.load():
@@ -239,12 +244,21 @@ def check_memoriser(pool: Pool) -> None:
         asked = ", ".join("self.weight" if name == "self" else name for name in names)
         indent = " " * exercises.find(source, function).body[0].col_offset
         script = body_exchanged(source, function, f"{indent}return _recall({function!r}, {asked})\n")
-        jobs.append((exercise, function, f"{script}{RECALL}_TABLE = {{{function!r}: {table!r}}}\n".replace("nan,", "float('nan'),")))
+        jobs.append(
+            (
+                exercise,
+                function,
+                f"{script}{RECALL}_TABLE = {{{function!r}: {table!r}}}\n".replace("nan,", "float('nan'),"),
+            )
+        )
     results = [result for pair in pool.grade(jobs, first=False) for result in pair]
     public, hidden = (sum(r.score for r in results if r.group == group) for group in ("public", "hidden"))
     if public + hidden >= 50 or hidden or public < 10:
         fault(f"a memoriser gets {public} points for the public and {hidden} for the hidden tests")
-    print(f"the memoriser: {grade.number(public)} points of 40 for public tests, {grade.number(hidden)} of 60 for hidden ones", flush=True)
+    print(
+        f"the memoriser: {grade.number(public)} points of 40 for public tests, {grade.number(hidden)} of 60 for hidden ones",
+        flush=True,
+    )
 
 
 def _forget_gradients(message: dict) -> dict:

@@ -75,7 +75,9 @@ def table(blank: list[Exercise]) -> str:
     lines = ["| | what | function | points | hours |", "|---|---|---|---|---|"]
     for exercise in blank:
         names = ", ".join(f"`{name}`" for name in exercise.functions)
-        lines.append(f"| {exercise.id} | {exercise.title} | {names} in `{exercise.file}` | {exercise.points:g} | {exercise.hours:g} |")
+        lines.append(
+            f"| {exercise.id} | {exercise.title} | {names} in `{exercise.file}` | {exercise.points:g} | {exercise.hours:g} |"
+        )
     return "\n".join(lines)
 
 
@@ -96,7 +98,9 @@ def secrets(blank: list[Exercise]) -> set[str]:
         for line in exercises.body_lines(sources[Path(exercise.file).stem], name)
         if len(line.strip()) >= SHORTEST
     }
-    elsewhere = {squeeze(line) for source in exercises.blanked(exercises.load()).values() for line in source.splitlines()}
+    elsewhere = {
+        squeeze(line) for source in exercises.blanked(exercises.load()).values() for line in source.splitlines()
+    }
     return lines - elsewhere
 
 
@@ -106,7 +110,10 @@ def leaks(files: list[Path], blank: list[Exercise]) -> list[str]:
     for path in files:
         if path.suffix in (".safetensors", ".png"):
             continue
-        if path.suffix not in (".py", ".md", ".txt", ".toml", ".sh", ".json", ".jsonl", ".svg") and path.name != "LICENSE":
+        if (
+            path.suffix not in (".py", ".md", ".txt", ".toml", ".sh", ".json", ".jsonl", ".svg")
+            and path.name != "LICENSE"
+        ):
             found.append(f"{path}: no file of this kind belongs there")
             continue
         text = path.read_text(encoding="utf-8")

@@ -308,6 +308,8 @@ def main() -> None:
             sys.meta_path.remove(finder)
             for name in stubs:
                 del sys.modules[name]
+            with contextlib.suppress(ImportError):  # the first gradient would import it, half a second in every child
+                importlib.import_module("torch.fx.experimental.symbolic_shapes")
             for digest, name, text in message["cache"]:
                 cache[digest] = compile(text, f"/handout/{name}.py", "exec")
             continue

@@ -5,6 +5,7 @@ runs this file in the grader's process; the student's functions, imported here, 
 the property and never a value. SEED is set by grade.py --seed: choose one that is not in a public repository.
 """
 
+import copy
 import math
 import random
 from collections import Counter
@@ -52,10 +53,17 @@ def spans(rng: random.Random, B: int, T: int) -> torch.Tensor:
     return mask
 
 
-def poison(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """x with NaN, infinity or a million in the masked cells, in turns."""
-    bad = torch.tensor([NAN, math.inf, 1e6, -1e6]).repeat(x.numel())[: x.numel()].reshape(x.shape)
+def poison(x: torch.Tensor, mask: torch.Tensor, turn: int = 0) -> torch.Tensor:
+    """x with NaN, infinity or a million in the masked cells, in turns; tensors of one call begin with different ones."""
+    bad = torch.tensor([NAN, math.inf, 1e6, -1e6]).roll(turn).repeat(x.numel())[: x.numel()].reshape(x.shape)
     return torch.where(mask, x, bad.to(x.dtype))
+
+
+def pure(function, *arguments) -> bool:
+    """Whether a call leaves its arguments as they were."""
+    before = copy.deepcopy(arguments)
+    function(*arguments)
+    return all(a.equal(b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(before, arguments))
 
 
 # ---- E1: read the final answer -------------------------------------------------------------------------------------
@@ -122,6 +130,9 @@ def test_E1_strict_lenient_and_thoughts():
     text = f"first {a}, then {b} pens"
     assert extract_answer(text, "number") is None, "strict: a number that is only mentioned is no answer"
     assert extract_answer(text, "number", lenient=True) == str(b), "lenient: the last number"
+    assert extract_answer(f"3 or ${a},500.50", "number", lenient=True) == f"{a}500.5", (
+        "the last number is canonical, too"
+    )
     assert extract_answer("It is not B, maybe D or E", "choice", lenient=True) == "E", "lenient: the last lone letter"
     assert extract_answer(f"#### {a}\n{b}", "number", lenient=True) == str(a), "lenient prefers what is stated"
     assert extract_answer(f"<think>#### {a}</think>I say {b}", "number") is None, "thoughts state nothing"
@@ -192,6 +203,7 @@ def test_E3_rms_norm_types_and_gradient():
     _, rng = draws(31)
     x = (torch.randn(4, 16, generator=rng) * 200).half()
     norm = RMSNorm(16, 1e-5)
+    assert pure(norm, x.float()), "the input stays as it was"
     got = norm(x)
     assert got.dtype == torch.float32, "fp16 times a weight in fp32 is fp32"
     want = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
@@ -222,6 +234,8 @@ def test_E3_rotate_against_complex_numbers():
 @pytest.mark.E3("rotate")
 def test_E3_rotate_batched_angles():
     _, rng = draws(33)
+    args = torch.randn(1, 1, 3, 4, generator=rng), torch.rand(3, 4, generator=rng), torch.rand(3, 4, generator=rng)
+    assert pure(rotate, *args), "a pure function changes no argument"
     x, angle = torch.randn(2, 3, 4, 4, generator=rng), torch.randn(2, 1, 4, 2, generator=rng)
     wide = torch.cat([angle, angle], -1)
     got = rotate(x, wide.cos(), wide.sin())
@@ -261,6 +275,7 @@ def test_E4_precision_and_gradient():
     logits, tokens = torch.randn(2, 4, 9, generator=rng), torch.randint(9, (2, 4), generator=rng)
     exact = torch.log_softmax(logits.bfloat16().double()[:, :-1] / 0.9, -1).gather(-1, tokens[:, 1:, None])[..., 0]
     assert near(token_logprobs(logits.bfloat16(), tokens, 0.9), exact), "half precision is worked on in fp32"
+    assert pure(token_logprobs, logits, tokens, 0.9), "a pure function changes no argument"
     wide = token_logprobs(logits.double(), tokens, 0.9)
     assert wide.dtype == torch.float64, "double precision stays"
     leaf = logits.clone().requires_grad_()
@@ -289,7 +304,14 @@ def test_E5_against_a_loop():
 
 
 @pytest.mark.E5("sft_loss")
+def test_E5_a_fault_inside_the_mask_shows():
+    loss = sft_loss(torch.tensor([[-1.0, NAN]]), torch.tensor([[True, True]]), 2)
+    assert bool(loss.isnan()), "a NaN in a True cell is a fault of the model and must show in the loss"
+
+
+@pytest.mark.E5("sft_loss")
 def test_E5_a_micro_batch_without_response_tokens_adds_nothing():
+    assert pure(sft_loss, torch.tensor([[-1.0, -2.0]]), torch.tensor([[True, False]]), 7), "no argument is changed"
     loss = sft_loss(torch.tensor([[-1.0, -2.0]]), torch.tensor([[False, False]]), 7)
     assert near(loss, 0.0), "an empty mask is a loss of 0"
 
@@ -328,6 +350,9 @@ def test_E6_rows_do_not_mix():
 def test_E6_greedy_log_probs():
     _, rng = draws(62)
     logits = torch.randn(6, 8, generator=rng) * 2
+    before = logits.clone()
+    sample_token(logits, 0.7, rng)
+    assert torch.equal(logits, before), "the logits stay as they were"
     token, logprob = sample_token(logits, 0.0, rng)
     rows = [log_softmax(row, 1.0) for row in logits.double().tolist()]
     assert token.tolist() == [max(range(8), key=row.__getitem__) for row in rows], (
@@ -392,6 +417,9 @@ def test_E7_three_way_ties_and_missing_log_probs():
     assert same_vote(majority_vote(answers), (None, 0.0)), "a tie of three has no winner"
     logprobs = [-2.0, -1.0, -3.0, -0.1, -1.0, -0.5, -2.0]
     assert same_vote(majority_vote(answers, logprobs), ("b", 2 / 7)), "of three tied answers the likeliest wins"
+    logprobs = [-2.0, -2.0, -0.25, -0.1, -0.25, -2.0, -2.0]
+    assert same_vote(majority_vote(answers, logprobs), ("c", 2 / 7)), "whichever of the three it is"
+    assert same_vote(majority_vote(["a", "b"], [0.0, -1.0]), ("a", 0.5)), "a log-prob of 0 is one: a sure answer's"
     logprobs[3] = None
     assert same_vote(majority_vote(answers, logprobs), (None, 0.0)), "a single missing log-prob, even of a None: nobody"
     assert same_vote(majority_vote(["a", "a", "b"], [None, None, None]), ("a", 2 / 3)), (
@@ -406,6 +434,7 @@ def test_E7_three_way_ties_and_missing_log_probs():
 @pytest.mark.E7("majority_vote")
 def test_E7_the_order_does_not_matter():
     rng, _ = draws(71)
+    assert pure(majority_vote, ["b", "a", None, "b"], [-1.0, -2.0, -3.0, -4.0]), "the lists stay as they were"
     answers, logprobs = ["x", "y", "y", "x", "z", None], [-1.0, -0.25, -1.0, -0.5, -0.125, -4.0]
     for _ in range(8):
         order = rng.sample(range(6), 6)
@@ -439,11 +468,12 @@ def test_E8_random_rewards():
         want = [1 if s.ended and s.answer is not None and s.answer == "1" else 0 for s in some]
         got = pseudo_rewards(some, "1")
         assert got == want, "1 where the response ended and its answer is the vote, else 0"
-        assert all(isinstance(reward, int) for reward in got), "rewards are integers"
+        assert all(type(reward) is int for reward in got), "rewards are integers, 0 or 1, and no booleans"
     assert pseudo_rewards([], "1") == [], "no sample, no reward"
-    assert pseudo_rewards([Sample("q", "student", "t", "10"), Sample("q", "student", "t", "1")], "1") == [0, 1], (
-        "answers are equal or not: no part of one counts"
-    )
+    some = [Sample("q", "student", "t", answer) for answer in ("10", "1", "01", "110")]
+    assert pseudo_rewards(some, "1") == [0, 1, 0, 0], "answers are equal or not: no part of one counts"
+    assert pseudo_rewards(some, "10") == [1, 0, 0, 0], "answers are equal or not: no part of the vote counts"
+    assert pseudo_rewards([Sample("q", "student", "7 or 8? 8", "8")], "7") == [0], "the text was read already"
 
 
 @pytest.mark.E8("winners")
@@ -461,6 +491,7 @@ def test_E8_random_winners():
         assert winners(some, rewards, most) == different[:most], (
             "different winning texts of the teacher, in order, at most so many"
         )
+        assert pure(winners, some, rewards, most), "the lists that came in are not changed"
         assert winners(some, rewards, most, True) == repeated[:most], (
             "with keep_duplicates as often as they were sampled"
         )
@@ -489,7 +520,9 @@ def test_E9_random_pairs():
         bad = [s for s, reward in zip(some, rewards) if not reward and s.ended]
         possible = {(c.response, r.response) for c in good for r in bad}
         with_student = {(c.response, r.response) for c in good for r in bad if not kind((c, r))}
+        before = list(some), list(rewards)
         pairs = make_pairs(some, rewards, most, random.Random(round_))
+        assert (some, rewards) == before, "the lists that came in are not changed"
         assert isinstance(pairs, list) and len(pairs) == min(most, len(possible)), "all different pairs, at most `most`"
         assert all(c in good and r in bad for c, r in pairs), "chosen has reward 1; rejected has 0 and ended"
         assert len(set(texts(pairs))) == len(pairs), "no two pairs with the same two texts"
@@ -533,6 +566,7 @@ def test_E9_frequent_texts_and_the_order_of_sets():
 @pytest.mark.E10("last_value")
 def test_E10_random_rows():
     rng, torch_rng = draws(100)
+    assert pure(last_value, torch.ones(2, 3), torch.tensor([1, 3])), "a pure function changes no argument"
     for B, T in ((1, 1), (3, 7), (7, 3), (5, 5)):
         values, lengths = torch.randn(B, T, generator=torch_rng), [rng.randrange(1, T + 1) for _ in range(B)]
         real = torch.arange(T) < torch.tensor(lengths)[:, None]
@@ -574,6 +608,8 @@ def test_E11_gradients():
     chosen = torch.cat([torch.randn(4, generator=rng), torch.tensor([-300.0, 300.0])]).requires_grad_()
     rejected = torch.cat([torch.randn(4, generator=rng), torch.tensor([300.0, -300.0])]).requires_grad_()
     weight = torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0, 1.0])
+    args = chosen.detach(), rejected.detach(), weight
+    assert pure(bradley_terry_loss, *args), "a pure function changes no argument"
     bradley_terry_loss(chosen, rejected, weight).backward()
     margin = (chosen - rejected).detach().double().numpy()
     want = -weight.double().numpy() / 6.5 / (1 + np.exp(np.minimum(margin, 600)))
@@ -596,7 +632,7 @@ def test_E12_against_a_loop():
             for t in cells:
                 want[b, t] = -kl_coef * (logprobs[b, t].double() - ref_logprobs[b, t].double())
             want[b, cells[-1]] += scores[b].double()
-        got = shape_rewards(scores, poison(logprobs, mask), poison(ref_logprobs, mask), mask, kl_coef)
+        got = shape_rewards(scores, poison(logprobs, mask), poison(ref_logprobs, mask, 1), mask, kl_coef)
         assert near(got, want), (
             "-kl_coef * (logprob - ref_logprob) on True cells, the score on the last of them, else 0"
         )
@@ -606,11 +642,7 @@ def test_E12_against_a_loop():
 def test_E12_arguments_stay_as_they_were():
     rng, torch_rng = draws(121)
     mask, scores, logprobs = spans(rng, 3, 5), torch.ones(3), torch.randn(3, 5, generator=torch_rng)
-    before = mask.clone(), scores.clone(), logprobs.clone()
-    shape_rewards(scores, logprobs, logprobs, mask, 0.1)
-    assert all(torch.equal(a, b) for a, b in zip(before, (mask, scores, logprobs))), (
-        "a pure function changes no argument"
-    )
+    assert pure(shape_rewards, scores, logprobs, logprobs + 1, mask, 0.1), "a pure function changes no argument"
 
 
 # ---- E13: advantages -----------------------------------------------------------------------------------------------
@@ -650,11 +682,8 @@ def test_E13_gae_rewards_off_the_mask_and_arguments():
     mask = spans(rng, 4, 6)
     rewards, values = torch.randn(4, 6, generator=torch_rng), torch.randn(4, 6, generator=torch_rng)
     clean = gae(torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0), mask, 0.9, 0.9)
-    before = rewards.clone(), values.clone(), mask.clone()
+    assert pure(gae, rewards, values, mask, 0.9, 0.9), "a pure function changes no argument"
     dirty = gae(rewards, values, mask, 0.9, 0.9)
-    assert all(torch.equal(a, b) for a, b in zip(before, (rewards, values, mask))), (
-        "a pure function changes no argument"
-    )
     for a, b in zip(clean, dirty):
         assert near(b, a.double()), "what stands off the mask changes nothing"
 
@@ -673,6 +702,7 @@ def test_E13_whiten_against_numpy():
 @pytest.mark.E13("whiten")
 def test_E13_whiten_without_variance():
     mask = torch.tensor([[True, False], [True, True]])
+    assert pure(whiten, torch.arange(4.0).reshape(2, 2), mask), "a pure function changes no argument"
     assert near(whiten(torch.full((2, 2), 3.0), mask), np.zeros((2, 2))), "equal cells give 0"
     mask[1] = False
     assert near(whiten(torch.tensor([[3.0, NAN], [1.0, 2.0]]), mask), np.zeros((2, 2))), "a single cell gives 0"
@@ -704,7 +734,7 @@ def test_E14_policy_loss_against_a_loop():
                     count += limited < gain
                     grad[b, t] = 0.0 if limited < gain else -gain / total
         leaf = poison(new, mask).requires_grad_()
-        got, clipped = policy_loss(leaf, poison(old, mask), poison(advantages, mask), mask, clip, total)
+        got, clipped = policy_loss(leaf, poison(old, mask, 1), poison(advantages, mask, 2), mask, clip, total)
         assert near(got, loss), "minus the smaller of the two surrogates, summed over True cells, over total"
         assert int(clipped) == count, "the count of True cells whose clipped surrogate is the smaller"
         assert near(slopes(got, leaf), grad), "the gradient: -advantage * ratio / total, 0 where clipped or masked"
@@ -729,6 +759,8 @@ def test_E14_policy_loss_extremes():
 def test_E14_policy_loss_trains_the_policy_alone():
     new, old, advantages = (torch.full((1, 2), v).requires_grad_() for v in (-1.0, -1.0, 0.5))
     mask = torch.tensor([[True, True]])
+    args = new.detach(), old.detach(), advantages.detach(), mask
+    assert pure(policy_loss, *args, 0.2, 2), "a pure function changes no argument"
     loss, _ = policy_loss(new, old.detach(), advantages.detach(), mask, 0.2, 2)
     assert loss.requires_grad, "the loss has a gradient"
     parts = [
@@ -756,7 +788,7 @@ def test_E14_value_loss_against_a_loop():
                     count += other > plain
                     grad[b, t] = 0.0 if other > plain else (v - r) / total
         leaf = poison(new, mask).requires_grad_()
-        got, clipped = value_loss(leaf, poison(old, mask), poison(returns, mask), mask, clip, total)
+        got, clipped = value_loss(leaf, poison(old, mask, 1), poison(returns, mask, 2), mask, clip, total)
         assert near(got, loss), "half of the greater squared error, summed over True cells, over total"
         assert int(clipped) == count, "the count of True cells whose clipped error is the greater"
         assert near(slopes(got, leaf), grad), "the gradient: (value - return) / total, 0 where clipped or masked"
@@ -767,6 +799,7 @@ def test_E14_value_loss_micro_batches_and_empty_masks():
     _, rng = draws(143)
     new, old, returns = (torch.randn(2, 4, generator=rng) for _ in range(3))
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    assert pure(value_loss, new, old, returns, mask, 0.2, 4), "a pure function changes no argument"
     whole, _ = value_loss(new, old, returns, mask, 0.2, 4)
     parts = [value_loss(new[i : i + 1], old[i : i + 1], returns[i : i + 1], mask[i : i + 1], 0.2, 4)[0] for i in (0, 1)]
     assert near(parts[0] + parts[1], whole.item()), "micro-batches add up to the loss of the whole step"
