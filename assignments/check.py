@@ -22,7 +22,7 @@ import handout
 from bugs import BUGS, seeded
 from exercises import Exercise
 
-SECONDS = 20  # for one function's tests
+SECONDS = 60  # for one function's tests
 FAULTS: list[str] = []
 
 
@@ -39,7 +39,7 @@ def body_exchanged(source: str, function: str, body: str) -> str:
 
 
 class Pool:
-    """Two graders at work, each with a process for student code: one with one thread, one with two, other hash seeds."""
+    """Two graders at work, each with a process for student code: of one and two threads, and with other hash seeds."""
 
     def __init__(self):
         self.runners, self.free = [grade.Runner(1, hash_seed=0), grade.Runner(2, hash_seed=1)], queue.Queue()
@@ -186,6 +186,8 @@ RECALL = '''
 
 import json as _json
 
+nan, inf = float("nan"), float("inf")
+
 
 def _recall(name, *arguments):
     """What a public test once got from the right solution."""
@@ -244,49 +246,44 @@ def check_memoriser(pool: Pool) -> None:
         asked = ", ".join("self.weight" if name == "self" else name for name in names)
         indent = " " * exercises.find(source, function).body[0].col_offset
         script = body_exchanged(source, function, f"{indent}return _recall({function!r}, {asked})\n")
-        jobs.append(
-            (
-                exercise,
-                function,
-                f"{script}{RECALL}_TABLE = {{{function!r}: {table!r}}}\n".replace("nan,", "float('nan'),"),
-            )
-        )
+        jobs.append((exercise, function, f"{script}{RECALL}_TABLE = {{{function!r}: {table!r}}}\n"))
     results = [result for pair in pool.grade(jobs, first=False) for result in pair]
     public, hidden = (sum(r.score for r in results if r.group == group) for group in ("public", "hidden"))
     if public + hidden >= 50 or hidden or public < 10:
         fault(f"a memoriser gets {public} points for the public and {hidden} for the hidden tests")
-    print(
-        f"the memoriser: {grade.number(public)} points of 40 for public tests, {grade.number(hidden)} of 60 for hidden ones",
-        flush=True,
-    )
+    print(f"the memoriser: {public:g} points of 40 for public tests, {hidden:g} of 60 for hidden ones", flush=True)
 
 
 def _forget_gradients(message: dict) -> dict:
     return {key: value for key, value in message.items() if key != "needs_grad"}
 
 
-CHEATS = {  # each would hand out the right answer, if it could
-    "opens a socket": "import socket; socket.socket()",
-    "asks for a host": "import socket; socket.getaddrinfo('localhost', 80)",
-    "reads the hidden tests": f"open({str(exercises.HIDDEN_TESTS)!r}).read()",
-    "reads the solution": f"open({str(exercises.ROOT / 'pseudo_reward.py')!r}).read()",
-    "lists the kit": f"import os; os.listdir({str(exercises.KIT)!r})",
-    "imports the grader": "import grade",
-    "imports the bugs": f"import sys; sys.path.insert(0, {str(exercises.KIT)!r}); import bugs",
-    "starts a process": "import subprocess; subprocess.run(['true'])",
-    "calls the shell": "import os; os.system('true')",
-    "forks": "import os; os.fork()",
-    "loads a library": "import ctypes; ctypes.CDLL(None)",
-    "writes a file": "open('/tmp/written', 'w')",
-    "kills its parent": "import os; os.kill(os.getppid(), 9)",
-    "finds the solution in memory": "import gc; [o for o in gc.get_objects() if getattr(o, '__name__', '') == 'pseudo_rewards' "
-    "and 'vote' in getattr(getattr(o, '__code__', None), 'co_varnames', ()) and 'ended' in str(o.__code__.co_consts) + "
-    "str([c.co_names for c in o.__code__.co_consts if hasattr(c, 'co_names')])][0]",
-    "stops Python": "import os; os._exit(0)",
-    "runs for ever": "while True: pass",
-    "sends nonsense": "import os; [os.write(fd, b'x' * 99) for fd in range(3, 9)]",
-    "returns what cannot be sent": "return object()",
-    "returns a tree without end": "x = []; x.append(x); return x",
+CHEATS = {  # before the right answer, in its place: what must become of it
+    "opens a socket": ("import socket; socket.socket()", "PermissionError"),
+    "asks for a host": ("import socket; socket.getaddrinfo('localhost', 80)", "PermissionError"),
+    "reads the hidden tests": (f"open({str(exercises.HIDDEN_TESTS)!r})", "PermissionError"),
+    "reads the solution": (f"open({str(exercises.ROOT / 'pseudo_reward.py')!r})", "PermissionError"),
+    "lists the kit": (f"import os; os.listdir({str(exercises.KIT)!r})", "PermissionError"),
+    "imports the grader": ("import grade", "ModuleNotFoundError"),
+    "imports the bugs": (f"import sys; sys.path.insert(0, {str(exercises.KIT)!r}); import bugs", "ModuleNotFoundError"),
+    "starts a process": ("import subprocess; subprocess.run(['true'])", "PermissionError"),
+    "calls the shell": ("import os; os.system('true')", "PermissionError"),
+    "forks": ("import os; os.fork()", "PermissionError"),
+    "loads a library": ("import ctypes; ctypes.CDLL(None)", "PermissionError"),
+    "writes a file": ("open('/tmp/written', 'w')", "PermissionError"),
+    "kills its parent": ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
+    "changes the guard": ("import __main__; __main__.forbid.__code__ = (lambda: 0).__code__", "PermissionError"),
+    "finds the solution in memory": (
+        "import gc; [o for o in gc.get_objects() if getattr(o, '__name__', '') == 'pseudo_rewards' and o is not "
+        "pseudo_rewards and 'NotImplementedError' not in o.__code__.co_names][0]",
+        "IndexError",
+    ),
+    "stops Python": ("import os; os._exit(0)", "process ended"),
+    "fills the memory": ("x = bytearray(1 << 40)", "MemoryError"),
+    "runs for ever": ("while True: pass", "longer than 2 seconds"),
+    "sends nonsense": ("import os; [os.write(fd, b'x' * 99) for fd in range(3, 9)]", "process ended"),
+    "returns what nobody knows": ("return object()", "the example of the docstring"),
+    "returns a list without end": ("x = []; x.append(x); return x", "RecursionError"),
 }
 
 
@@ -295,11 +292,12 @@ def check_cheats(pool: Pool) -> None:
     exercise, function = next(unit for unit in grade.units() if unit[1] == "pseudo_rewards")
     source = exercises.reference()["pseudo_reward"]
     right = "".join(exercises.body_lines(source, function))
-    for name, code in CHEATS.items():
+    for name, (code, end) in CHEATS.items():
         script = body_exchanged(source, function, f"    {code}\n{right}")
-        results = grade.grade_function(pool.runners[0], exercise, function, script, 2, 0)
-        if grade.total(results):
-            fault(f"a student who {name} gets {grade.total(results)} points")
+        seconds = 2 if "longer" in end else SECONDS
+        results = grade.grade_function(pool.runners[0], exercise, function, script, seconds, 0)
+        if grade.total(results) or end not in why(results):
+            fault(f"a student who {name} gets {grade.total(results)} points: {why(results)}")
     print(f"the cheats: {len(CHEATS)} tried, all refused", flush=True)
 
 

@@ -75,9 +75,8 @@ def table(blank: list[Exercise]) -> str:
     lines = ["| | what | function | points | hours |", "|---|---|---|---|---|"]
     for exercise in blank:
         names = ", ".join(f"`{name}`" for name in exercise.functions)
-        lines.append(
-            f"| {exercise.id} | {exercise.title} | {names} in `{exercise.file}` | {exercise.points:g} | {exercise.hours:g} |"
-        )
+        place, numbers = f"{names} in `{exercise.file}`", f"{exercise.points:g} | {exercise.hours:g}"
+        lines.append(f"| {exercise.id} | {exercise.title} | {place} | {numbers} |")
     return "\n".join(lines)
 
 

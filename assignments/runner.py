@@ -278,8 +278,11 @@ def answer(request: dict, module: types.ModuleType, Sample: type, calls: list) -
 
 def describe(error: BaseException) -> dict:
     """Type, message, and the lines of the student's own frames."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith("/handout/")]
-    where = [f"{os.path.basename(frame.filename)}, line {frame.lineno}, in {frame.name}" for frame in frames]
+    where = [
+        f"{os.path.basename(frame.f_code.co_filename)}, line {line}, in {frame.f_code.co_name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename.startswith("/handout/")
+    ]
     if isinstance(error, SyntaxError) and error.lineno:
         where.append(f"{os.path.basename(str(error.filename))}, line {error.lineno}")
     return {"type": type(error).__name__, "message": str(error)[:300], "where": where[-5:]}
@@ -312,6 +315,7 @@ def main() -> None:
                 importlib.import_module("torch.fx.experimental.symbolic_shapes")
             for digest, name, text in message["cache"]:
                 cache[digest] = compile(text, f"/handout/{name}.py", "exec")
+            control.send(b"x")
             continue
         pid = os.fork()
         if pid == 0:

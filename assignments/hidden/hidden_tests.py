@@ -54,7 +54,7 @@ def spans(rng: random.Random, B: int, T: int) -> torch.Tensor:
 
 
 def poison(x: torch.Tensor, mask: torch.Tensor, turn: int = 0) -> torch.Tensor:
-    """x with NaN, infinity or a million in the masked cells, in turns; tensors of one call begin with different ones."""
+    """x with NaN, infinity or a million in the masked cells, in turns; `turn` is where it begins."""
     bad = torch.tensor([NAN, math.inf, 1e6, -1e6]).roll(turn).repeat(x.numel())[: x.numel()].reshape(x.shape)
     return torch.where(mask, x, bad.to(x.dtype))
 
