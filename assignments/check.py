@@ -274,8 +274,8 @@ CHEATS = {  # before the right answer, in its place: what must become of it
     "kills its parent": ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
     "changes the guard": ("import __main__; __main__.forbid.__code__ = (lambda: 0).__code__", "PermissionError"),
     "finds the solution in memory": (
-        "import gc; [o for o in gc.get_objects() if getattr(o, '__name__', '') == 'pseudo_rewards' and o is not "
-        "pseudo_rewards and 'NotImplementedError' not in o.__code__.co_names][0]",
+        "import gc; [o for o in gc.get_objects() if type(o).__name__ == 'function' and o.__name__ == 'pseudo_rewards' "
+        "and o is not pseudo_rewards and 'NotImplementedError' not in o.__code__.co_names][0]",
         "IndexError",
     ),
     "stops Python": ("import os; os._exit(0)", "process ended"),

@@ -17,6 +17,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import os
 import pwd
 import select
 import socket
@@ -26,7 +27,7 @@ import threading
 import time
 import types
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,8 +55,9 @@ class Runner:
         self.threads = threads
         self.user = None if user is None else (pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
         self.control, theirs = socket.socketpair()
-        environment = {"PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin"}
-        command = [sys.executable, "-s", "-P", "-B", str(exercises.KIT / "runner.py")]
+        environment = {name: os.environ[name] for name in ("HOME", "PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        environment |= {"PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, "-P", "-B", str(exercises.KIT / "runner.py")]
         self.process = subprocess.Popen(command, stdin=theirs, env=environment, cwd="/")
         theirs.close()
         stubs, sources = exercises.blanked(exercises.load()), exercises.reference()
@@ -110,10 +112,9 @@ class Student:
             reply = None
         if not isinstance(reply, dict):
             raise StudentError("its process ended: it used too much memory or time, or stopped Python")
-        if "error" in reply:
-            error = {"type": "", "message": "", "where": []} | reply["error"]
-            where = "".join(f"\n    {line}" for line in error["where"])
-            raise StudentError(f"it raised {error['type']}: {error['message']}{where}")
+        if isinstance(error := reply.get("error"), dict):
+            where = "".join(f"\n    {line}" for line in list(error.get("where", []))[:5])
+            raise StudentError(f"it raised {error.get('type')}: {error.get('message')}{where}")
         return reply
 
     def _read(self, count: int) -> bytes:
@@ -352,8 +353,9 @@ def read_submission(path: Path) -> dict[str, str | Exception]:
     """The scripts with exercises in a folder or a zip, wherever they lie in it: the least deep one of each name."""
     wanted = {exercise.file for exercise in exercises.load()}
     if path.is_dir():
-        files = [(file.relative_to(path).parts, file) for file in path.rglob("*.py") if file.is_file()]
-        found = {parts: functools.partial(_read_file, file) for parts, file in files}
+        inside = path.resolve()  # a link could lead to the solution
+        files = [file for file in path.rglob("*.py") if file.is_file() and inside in file.resolve().parents]
+        found = {file.relative_to(path).parts: functools.partial(_read_file, file) for file in files}
     else:
         archive = zipfile.ZipFile(path)
         names = [info for info in archive.infolist() if not info.is_dir() and "__MACOSX" not in info.filename]
@@ -425,12 +427,13 @@ def total(results: list[Result]) -> float:
 
 def gradescope(results: list[Result], seconds: float) -> dict:
     """Gradescope's results.json (gradescope-autograders.readthedocs.io, specs): hidden tests show after publication."""
-    entries = []
-    for index, result in enumerate(results):
+    entries, parts = [], Counter()
+    for result in results:
+        parts[result.exercise] += 1
         entries.append(
             {
                 "name": f"{result.exercise} {result.function}: {result.group} tests",
-                "number": f"{result.exercise[1:]}.{index + 1}",
+                "number": f"{result.exercise[1:]}.{parts[result.exercise]}",
                 "score": result.score,
                 "max_score": result.most,
                 "status": "failed" if result.failures else "passed",

@@ -17,6 +17,7 @@ import json
 import os
 import random
 import resource
+import site
 import socket
 import struct
 import sys
@@ -25,7 +26,7 @@ import traceback
 import types
 from collections.abc import Callable
 
-LARGEST = 1 << 26  # bytes of a message
+LARGEST = 1 << 24  # bytes of a message
 MEMORY = 4 << 30  # bytes that a child may allocate
 
 # ---- messages and values -------------------------------------------------------------------------------------------
@@ -146,40 +147,17 @@ class Scripts(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(code, module.__file__, "exec") if isinstance(code, str) else code, module.__dict__)
 
 
-FORBIDDEN = (
-    "socket.",
-    "subprocess.",
-    "ctypes.",
-    "os.exec",
-    "os.fork",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.system",
-    "os.startfile",
-    "os.kill",
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.mkdir",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-    "os.chmod",
-    "os.chown",
-    "os.putenv",
-    "pty.",
-    "shutil.",
-    "signal.",
-    "sys.addaudithook",
-    "syslog.",
-    "mmap.",
-    "gc.get_referrers",
+FORBIDDEN = tuple(
+    "socket. subprocess. ctypes. mmap. pty. syslog. shutil. signal. sys.addaudithook gc.get_referrers "
+    "os.system os.exec os.fork os.posix_spawn os.spawn os.kill os.remove os.rename os.rmdir os.mkdir os.link "
+    "os.symlink os.truncate os.chmod os.chown os.putenv".split()
 )
 
 
 def forbid() -> None:
     """From here on, for good: no sockets, no processes, no writing, no reading but of the installation."""
-    folders = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), "/dev/urandom", "/dev/null", "/proc/self"}
+    folders = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), site.getusersitepackages()}
+    folders |= {"/dev/urandom", "/dev/null", "/proc/self"}
     allowed = tuple(os.path.realpath(folder) for folder in folders if folder != "/")
     allowed = tuple(folder + os.sep if os.path.isdir(folder) else folder for folder in allowed)
     writing, real = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, os.path.realpath
