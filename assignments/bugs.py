@@ -28,6 +28,10 @@ BUGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("what is taken back counts", "if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)", "if True"),
         ("taken back anywhere later", "TAKEN_BACK.search(text, stated.end(), stated.end() + 100)",
          "TAKEN_BACK.search(text, stated.end())"),
+        ("taken back within 50 characters", "stated.end() + 100)", "stated.end() + 50)"),
+        ("another answer for one without a canonical form", "            return canonical(stated[\"answer\"], kind)\n",
+         "            if canonical(stated[\"answer\"], kind) or not lenient:\n"
+         "                return canonical(stated[\"answer\"], kind)\n"),
         ("taken back before", "TAKEN_BACK.search(text, stated.end(), stated.end() + 100)", "TAKEN_BACK.search(text)"),
         ("all taken back is no answer", "            if not TAKEN_BACK",
          "            keep = stated\n            stated = None\n"
@@ -139,6 +143,8 @@ BUGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("no gradient", "torch.where(mask, logprobs,", "torch.where(mask, logprobs.detach(),"),
         ("NaN is made zero afterwards", "torch.where(mask, logprobs, 0.0)", "(mask * logprobs).nan_to_num()"),
         ("by the rows", "/ total", "/ len(mask)"),
+        ("the absolute value", "return -torch.where(mask, logprobs, 0.0).sum()",
+         "return torch.where(mask, logprobs, 0.0).abs().sum()"),
         ("squared", "torch.where(mask, logprobs, 0.0).sum()", "torch.where(mask, logprobs.square(), 0.0).sum()"),
     ],
     "sample_token": [
@@ -227,6 +233,7 @@ BUGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("duplicates never", "(won if keep_duplicates else list(dict.fromkeys(won)))", "list(dict.fromkeys(won))"),
         ("sorted", "list(dict.fromkeys(won))", "sorted(set(won))"),
         ("in the order of a set", "list(dict.fromkeys(won))", "list(set(won))"),
+        ("shortest first", "list(dict.fromkeys(won))", "sorted(dict.fromkeys(won), key=len)"),
         ("capped before the duplicates go", "list(dict.fromkeys(won)))[:most]",
          "list(dict.fromkeys(won[:most])))[:most]"),
         ("no cap", "[:most]", ""),

@@ -117,6 +117,8 @@ def test_E1_taken_back():
     a, b, c = rng.sample(range(100, 999), 3)
     text = f"The answer is {a}. Wait, that is wrong. The answer is {b}. The answer is {c}."
     assert extract_answer(text, "number") == str(b), "the first statement that is not taken back counts"
+    text = f"The answer is {a}." + " and so on" * 8 + f" Actually, no. The answer is {b}."
+    assert extract_answer(text, "number") == str(b), "it may be taken back up to 100 characters later"
     text = f"The answer is {a}." + " and so on" * 11 + f" Actually, nice. The answer is {b}."
     assert extract_answer(text, "number") == str(a), "what follows after more than 100 characters takes nothing back"
     text = f"The answer is {a}. Wait. The answer is {b}. Sorry, I do not know"
@@ -143,7 +145,8 @@ def test_E1_strict_lenient_and_thoughts():
     assert extract_answer(f"A: {a}", "number") == str(a), "the text begins like a line"
     assert extract_answer("\\boxed{\\frac{3}{4}}", "number") == "0.75", "what only decorates is read away"
     assert extract_answer("", "number", lenient=True) is None, "an empty text has no answer"
-    assert extract_answer("#### 3/0", "number") is None, "what has no canonical form is no answer"
+    for lenient in (False, True):
+        assert extract_answer("#### 3/0 or 5", "number", lenient) is None, "what has no canonical form is no answer"
 
 
 # ---- E2: a batch and its mask --------------------------------------------------------------------------------------
@@ -294,6 +297,7 @@ def test_E5_against_a_loop():
     for B, T in ((3, 6), (4, 9), (6, 5)):
         mask, logprobs = spans(rng, B, T), -torch.rand(B, T, generator=torch_rng) * 5
         total = int(mask.sum()) + rng.randrange(3, 30)
+        logprobs[2, 2] = 0.0  # a sure token is trained as well
         cells = [(b, t) for b in range(B) for t in range(T) if mask[b, t]]
         want = -math.fsum(logprobs[cell].item() for cell in cells) / total
         leaf = poison(logprobs, mask).requires_grad_()
@@ -451,7 +455,7 @@ def samples(rng: random.Random, count: int, suffix: str = "") -> list[Sample]:
         Sample(
             "q",
             rng.choice(["teacher", "student"]),
-            f"{rng.choice('abcdefgh')}{suffix}",
+            rng.choice("abcd") * rng.randrange(1, 4) + suffix,
             rng.choice(["1", "2", None]),
             rng.random() < 0.8,
             -rng.random(),
@@ -479,6 +483,8 @@ def test_E8_random_rewards():
 @pytest.mark.E8("winners")
 def test_E8_random_winners():
     rng, _ = draws(81)
+    some = [Sample("q", "teacher", text, "1") for text in ("x", "x", "x", "longer", "y")]
+    assert winners(some, [1] * 5, 2) == ["x", "longer"], "the cap is on different texts"
     for most in (1, 2, 3, 50):
         some = samples(rng, 25)
         rewards = [rng.randrange(2) for _ in some]
@@ -711,6 +717,13 @@ def test_E13_whiten_without_variance():
 # ---- E14: the clipped losses ---------------------------------------------------------------------------------------
 
 
+def spoiled(mask: torch.Tensor, *tensors: torch.Tensor):
+    """The tensors with poison in all of them, then in one at a time; the first one as a leaf."""
+    for which in ((0, 1, 2), (0,), (1,), (2,)):
+        first, *rest = (poison(x, mask, i) if i in which else x for i, x in enumerate(tensors))
+        yield first.clone().requires_grad_(), *rest
+
+
 def slopes(loss, leaf) -> torch.Tensor:
     loss.backward()
     return leaf.grad
@@ -733,11 +746,11 @@ def test_E14_policy_loss_against_a_loop():
                     loss -= min(gain, limited) / total
                     count += limited < gain
                     grad[b, t] = 0.0 if limited < gain else -gain / total
-        leaf = poison(new, mask).requires_grad_()
-        got, clipped = policy_loss(leaf, poison(old, mask, 1), poison(advantages, mask, 2), mask, clip, total)
-        assert near(got, loss), "minus the smaller of the two surrogates, summed over True cells, over total"
-        assert int(clipped) == count, "the count of True cells whose clipped surrogate is the smaller"
-        assert near(slopes(got, leaf), grad), "the gradient: -advantage * ratio / total, 0 where clipped or masked"
+        for leaf, spoiled_old, spoiled_advantages in spoiled(mask, new, old, advantages):
+            got, clipped = policy_loss(leaf, spoiled_old, spoiled_advantages, mask, clip, total)
+            assert near(got, loss), "minus the smaller of the two surrogates, summed over True cells, over total"
+            assert int(clipped) == count, "the count of True cells whose clipped surrogate is the smaller"
+            assert near(slopes(got, leaf), grad), "the gradient: -advantage * ratio / total, 0 where clipped or masked"
 
 
 @pytest.mark.E14("policy_loss")
@@ -787,11 +800,11 @@ def test_E14_value_loss_against_a_loop():
                     loss += 0.5 * max(plain, other) / total
                     count += other > plain
                     grad[b, t] = 0.0 if other > plain else (v - r) / total
-        leaf = poison(new, mask).requires_grad_()
-        got, clipped = value_loss(leaf, poison(old, mask, 1), poison(returns, mask, 2), mask, clip, total)
-        assert near(got, loss), "half of the greater squared error, summed over True cells, over total"
-        assert int(clipped) == count, "the count of True cells whose clipped error is the greater"
-        assert near(slopes(got, leaf), grad), "the gradient: (value - return) / total, 0 where clipped or masked"
+        for leaf, spoiled_old, spoiled_returns in spoiled(mask, new, old, returns):
+            got, clipped = value_loss(leaf, spoiled_old, spoiled_returns, mask, clip, total)
+            assert near(got, loss), "half of the greater squared error, summed over True cells, over total"
+            assert int(clipped) == count, "the count of True cells whose clipped error is the greater"
+            assert near(slopes(got, leaf), grad), "the gradient: (value - return) / total, 0 where clipped or masked"
 
 
 @pytest.mark.E14("value_loss")
