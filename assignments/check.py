@@ -46,6 +46,7 @@ class Pool:
         for runner in self.runners:
             self.free.put(runner)
         self.threads = ThreadPoolExecutor(len(self.runners))
+        grade.tests(0)  # loaded once, before two threads want them
 
     def grade(
         self, jobs: list[tuple[Exercise, str, str]], seed: int = 0, first: bool = True

@@ -1,6 +1,7 @@
 """The course kit: surgery on source text, the handout, grading. `python assignments/check.py` is the whole proof."""
 
 import json
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -109,6 +110,14 @@ def test_a_submission_is_read_wherever_its_files_lie(tmp_path):
         grade.submissions([tmp_path / "b.zip"])
 
 
+@pytest.mark.slow
+def test_the_kit_proves_itself():
+    """check.py: the reference, every stub, every seeded bug, leaks, cheats."""
+    done = subprocess.run([sys.executable, exercises.KIT / "check.py"], capture_output=True, text=True)
+    assert done.returncode == 0 and "0 faults" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnknownMarkWarning")  # E1 to E14 are marks of the handout
 def test_grading_a_submission(tmp_path, monkeypatch, capsys):
     """One right function, one wrong, one that loops for ever, one file that is no Python, and all others blank."""
     sources, right = exercises.blanked(exercises.load()), exercises.reference()

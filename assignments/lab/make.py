@@ -17,9 +17,8 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
-import sick
-
 import runtime
+import sick
 
 LAB = Path(__file__).resolve().parent
 RUNS = {
