@@ -4,6 +4,7 @@ Functions are found by name in the syntax tree, never by line number or marker, 
 """
 
 import ast
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Exercise:
         return sum(self.functions.values())
 
 
+@functools.cache
 def load() -> list[Exercise]:
     """All exercises, in learning order."""
     return [Exercise(**entry) for entry in tomllib.loads((KIT / "exercises.toml").read_text("utf-8"))["exercise"]]
@@ -58,9 +60,12 @@ def reference() -> dict[str, str]:
 # ---- surgery -------------------------------------------------------------------------------------------------------
 
 
+parse = functools.lru_cache(maxsize=64)(ast.parse)  # the same few scripts again and again
+
+
 def find(source: str, name: str) -> ast.FunctionDef:
     """The last definition of a function, or of a method as 'Class.method'. LookupError without one."""
-    scope = ast.parse(source)
+    scope = parse(source)
     for part in name.split("."):
         found = [n for n in scope.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == part]
         if not found:

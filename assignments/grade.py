@@ -421,8 +421,12 @@ def table(name: str, results: list[Result]) -> str:
         mine = [result for result in results if result.exercise == exercise.id]
         score = number(sum(result.score for result in mine))
         lines.append(f"  {exercise.id:4} {exercise.title:36} {score:>5} / {number(exercise.points)}")
-        for result in mine:
-            lines += [f"         {result.function}, {result.group}: {text}" for text in result.failures]
+        for function in exercise.functions:
+            groups: dict[str, list[str]] = {}  # a failure -> the tests that met it
+            for result in mine:
+                for failure in result.failures if result.function == function else ():
+                    groups.setdefault(failure, []).append(result.group)
+            lines += [f"         {function}, {' and '.join(met)} tests: {text}" for text, met in groups.items()]
     return "\n".join([*lines, f"  {'total':41} {number(total(results)):>5} / 100"])
 
 

@@ -11,6 +11,7 @@ slips and curious code, not an attacker: for grades that matter, grade in a cont
 import contextlib
 import dataclasses
 import functools
+import gc
 import importlib.abc
 import importlib.util
 import json
@@ -291,6 +292,7 @@ def main() -> None:
                 importlib.import_module("torch.fx.experimental.symbolic_shapes")
             for digest, name, text in message["cache"]:
                 cache[digest] = compile(text, f"/handout/{name}.py", "exec")
+            gc.freeze()  # collections in the children leave these objects alone, and their memory shared
             control.send(b"x")
             continue
         pid = os.fork()
