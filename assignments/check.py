@@ -1,6 +1,6 @@
 """Check the course kit itself, before students do: tests, stubs, seeded bugs, leaks, cheats.
 
-    python assignments/check.py              # everything: half a minute on two cores
+    python assignments/check.py              # everything, in about 40 s of CPU time
     python assignments/check.py --only E7    # the seeded bugs of one exercise
 
 Exit code 1 if anything is not as it should be; the last line sums it up.
@@ -118,9 +118,7 @@ def check_reference(pool: Pool) -> None:
             results = grade.grade(sources, runner, SECONDS, seed)
             if grade.total(results) != 100:
                 fault(f"seed {seed}: the reference gets {grade.total(results)} points; {why(results)}")
-    print(
-        "the reference: 100 points, with 1 and 2 threads, two hash seeds, three seeds of the hidden tests", flush=True
-    )
+    print("the reference: 100 points, with 1 and 2 threads, two hash seeds, three seeds of hidden tests", flush=True)
 
 
 def check_stubs(pool: Pool) -> None:
@@ -142,12 +140,9 @@ def check_stubs(pool: Pool) -> None:
     lost: dict[str, float] = dict.fromkeys(owners, 0.0)
     for owner, (exercise, function, _), results in zip(owners, jobs, pool.grade(jobs, first=False)):
         lost[owner] += exercise.functions[function] - grade.total(results)
-        for result in results:
-            if result.failures != [f"it raised NotImplementedError: {owner}: write {function}"] and not (
-                result.failures
-                and result.failures[0].startswith(f"it raised NotImplementedError: {owner}: write {function}\n")
-            ):
-                fault(f"the stub of {function}: {why(results)}")
+        said = {failure.split("\n")[0] for result in results for failure in result.failures}
+        if said != {f"it raised NotImplementedError: {owner}: write {function}"}:
+            fault(f"the stub of {function} fails with {said}")
     for exercise in exercises.load():
         if lost[exercise.id] != exercise.points:
             fault(f"the stub of {exercise.id} loses {lost[exercise.id]} points of {exercise.points}")
@@ -178,7 +173,9 @@ def check_bugs(pool: Pool, only: str) -> None:
             fault(f"{name}: SURVIVED")
         elif only:
             print(f"{name}: {why(results)}".split("\n")[0])
-    print(f"the bugs: {len(jobs)} seeded, {len(survived)} survived, {public} caught by public tests alone", flush=True)
+    print(
+        f"the bugs: {len(jobs)} seeded, {len(survived)} survived, {public} caught by public tests already", flush=True
+    )
 
 
 # ---- cheats --------------------------------------------------------------------------------------------------------
@@ -196,7 +193,8 @@ def _recall(name, *arguments):
     import torch
     from pseudo_reward import Sample
 
-    key = _json.dumps([runner.encode(a) if not hasattr(a, "getstate") else 0 for a in arguments])
+    random = lambda a: hasattr(a, "getstate") or isinstance(a, torch.Generator)
+    key = _json.dumps([0 if random(a) else runner.encode(a) for a in arguments])
     table = _TABLE[name]
     value = runner.decode(table.get(key, table[""]), Sample)
     leaves = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]

@@ -84,23 +84,22 @@ def table(blank: list[Exercise]) -> str:
 
 
 def squeeze(line: str) -> str:
-    return "".join(line.split())
+    """A line without spaces and without the remark behind its code."""
+    return "".join(line.split("  # ")[0].split())
 
 
 def secrets(blank: list[Exercise]) -> set[str]:
-    """The lines of the solutions, without their spaces, that stand nowhere else in the project's scripts."""
+    """The lines of the solutions, squeezed, that stand nowhere else in the project's scripts."""
     sources = exercises.reference()
     lines = {
         squeeze(line)
         for exercise in blank
         for name in exercise.functions
         for line in exercises.body_lines(sources[Path(exercise.file).stem], name)
-        if len(line.strip()) >= SHORTEST
     }
-    elsewhere = {
-        squeeze(line) for source in exercises.blanked(exercises.load()).values() for line in source.splitlines()
-    }
-    return lines - elsewhere
+    rest = exercises.blanked(exercises.load()).values()
+    elsewhere = {squeeze(line) for source in rest for line in source.splitlines()}
+    return {line for line in lines - elsewhere if len(line) >= SHORTEST}
 
 
 def leaks(files: list[Path], blank: list[Exercise]) -> list[str]:
@@ -117,7 +116,7 @@ def leaks(files: list[Path], blank: list[Exercise]) -> list[str]:
             continue
         text = path.read_text(encoding="utf-8")
         for number, line in enumerate(text.splitlines(), 1):
-            line = squeeze(line)
+            line = "".join(line.split())
             found += [f"{path}, line {number}: {secret}" for secret in hidden if secret in line]
         if path.suffix == ".py":  # the same statement in another layout
             written = {squeeze(ast.unparse(node)) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt)}

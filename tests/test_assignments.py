@@ -63,6 +63,13 @@ def test_grafting_takes_one_function_and_leaves_a_students_own_helpers():
     assert exercises.function_text(exercises.graft("x = 1\n", "h", SCRIPT), "h") == exercises.function_text(SCRIPT, "h")
 
 
+def test_a_function_is_graded_among_the_references_others():
+    right = exercises.reference()
+    ppo = exercises.graft(exercises.blanked(exercises.load())["ppo"], "gae", right["ppo"])
+    unit = next(unit for unit in grade.units() if unit[1] == "gae")
+    assert grade.in_reference(*unit, ppo, right) == right["ppo"] != ppo
+
+
 def test_the_points_are_a_hundred_and_every_seeded_bug_fits_its_function():
     assert sum(e.points for e in exercises.load()) == 100 and len(exercises.load()) == 14
     sources = exercises.reference()
@@ -76,7 +83,8 @@ def test_the_points_are_a_hundred_and_every_seeded_bug_fits_its_function():
 
 
 def test_the_handout_has_no_solution_and_planted_ones_are_found(tmp_path):
-    files = handout.export(tmp_path / "out", exercises.chosen("E7,E12"))
+    blank = exercises.chosen("E7,E12")
+    files = handout.export(tmp_path / "out", blank)
     names = {str(path.relative_to(tmp_path / "out")) for path in files}
     assert {"ppo.py", "README.md", "AGENTS.md", "CHANGELOG.md", "tests/test_exercises.py"} <= names
     assert {name for name in names if name.startswith("lab/") and "/" not in name[4:]} == {"lab/LAB.md"}
@@ -84,13 +92,14 @@ def test_the_handout_has_no_solution_and_planted_ones_are_found(tmp_path):
     text = (tmp_path / "out" / "ppo.py").read_text()
     assert 'raise NotImplementedError("E12: write shape_rewards")' in text and "next_advantage" in text  # E13 stays
     for name, line in (("README.md", "# rewards=torch.where(mask, -kl_coef*(logprobs - ref_logprobs), 0.0)"),
-                       ("sft.py", "def f():\n    most = max(\n        votes.values()\n    )\n")):
+                       ("sft.py", "def f():\n    last = mask & (\n        mask.flip(1).cumsum(1).flip(1) == 1)\n")):
         before = (tmp_path / "out" / name).read_text()
         (tmp_path / "out" / name).write_text(before + "\n" + line)
-        assert handout.leaks(files, exercises.load()), line
+        assert len(handout.leaks(files, blank)) == 1, line
         (tmp_path / "out" / name).write_text(before)
+    assert handout.leaks(files, blank) == []
     (tmp_path / "out" / "ppo.cpython-311.pyc").write_bytes(b"")
-    assert handout.leaks([tmp_path / "out" / "ppo.cpython-311.pyc"], exercises.load())
+    assert handout.leaks([tmp_path / "out" / "ppo.cpython-311.pyc"], blank)
     with pytest.raises(ValueError, match="not empty"):
         handout.export(tmp_path / "out", exercises.load())
 
