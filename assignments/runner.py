@@ -254,9 +254,10 @@ def answer(request: dict, module: types.ModuleType, Sample: type, calls: list) -
 
 
 def describe(error: BaseException) -> dict:
-    """Type, message, and the lines of the student's own frames."""
+    """Type, message, and where: lines count from each function's `def`, as the rest of the file is the reference's."""
     where = [
-        f"{os.path.basename(frame.f_code.co_filename)}, line {line}, in {frame.f_code.co_name}"
+        f"{os.path.basename(frame.f_code.co_filename)}, {frame.f_code.co_name}, "
+        f"line {line - frame.f_code.co_firstlineno + 1} of it"
         for frame, line in traceback.walk_tb(error.__traceback__)
         if frame.f_code.co_filename.startswith("/handout/")
     ]
