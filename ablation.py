@@ -12,18 +12,21 @@ choice: arXiv 2502.19557 leaves open what each part contributes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from matplotlib.figure import Figure
 
 import runtime
-from report import Run, mean, number, read_run, table
+from findings import Run, mean, read_run
+from report import number, table
 
 ARMS = {  # folder in 7_eval -> row, in the order of the table
     "teacher": "teacher",
     "base": "student before",
     "sft": "SFT on the vote's winners",
     "sft+all": "SFT on all of the teacher's answers",
+    "sft+tenth": "SFT on a tenth of the vote's winners",
     "sft+longer": "SFT, then SFT for the FLOPs of PPO",
     "best_of_n": "SFT, best of n by the reward model",
     "ppo": "SFT + PPO, learned reward: the method",
@@ -33,12 +36,14 @@ ARMS = {  # folder in 7_eval -> row, in the order of the table
     "ppo+kl4": "KL coefficient x 4",
     "ppo+both": "votes of teacher and student",
     "ppo+teacher": "reward model from the teacher",
-    "ppo+r2": "two rounds",
+    "ppo+r2": "two rounds (in the second the student votes too)",
+    "ppo+r2teacher": "two rounds, the teacher's votes alone",
 }
 COMPARISONS = (  # the one, the other: is the one better?
     ("ppo", "sft"),
     ("ppo", "teacher"),
     ("ppo", "sft+longer"),
+    ("ppo", "sft+tenth"),
     ("ppo", "best_of_n"),
     ("ppo", "ppo_raw"),
     ("ppo", "ppo+gold"),
@@ -47,6 +52,7 @@ COMPARISONS = (  # the one, the other: is the one better?
     ("ppo+both", "ppo"),
     ("ppo+teacher", "ppo"),
     ("ppo+r2", "ppo"),
+    ("ppo+r2teacher", "ppo"),
     ("sft", "sft+all"),
     ("sft+longer", "sft"),
 )
@@ -151,7 +157,7 @@ def build(runs: Mapping[str, Run]) -> dict:
 # ---- from the numbers to the page ----------------------------------------------------------------------------------
 
 
-def draw(path: Path, accuracy: Mapping[str, dict]) -> None:
+def draw(file: Path | IO, accuracy: Mapping[str, dict]) -> None:
     """Every arm: its seeds as dots, its mean and 95 % interval as a diamond and a bar."""
     figure = Figure(figsize=(9, 0.42 * len(accuracy) + 1.2), dpi=150, layout="constrained")
     axis = figure.subplots()
@@ -164,7 +170,7 @@ def draw(path: Path, accuracy: Mapping[str, dict]) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("test questions right, % (dots: seeds; diamond and bar: mean, 95 % interval)")
     axis.grid(axis="x", alpha=0.25)
-    figure.savefig(path)
+    figure.savefig(file)
 
 
 def page(numbers: Mapping) -> str:
@@ -238,9 +244,11 @@ def main(cfg: Config) -> None:
     runtime.require(len(set(cfg.runs)) > 1, "two or more different run folders are needed, one per seed")
     numbers = build({folder: read_run(Path(folder), arms=True) for folder in cfg.runs})
     (out := Path(cfg.out)).mkdir(parents=True, exist_ok=True)
-    draw(out / "ablation.png", numbers["accuracy"])
+    with runtime.replacing(out / "ablation.png", "wb") as file:
+        draw(file, numbers["accuracy"])
     runtime.write_json(out / "ablation.json", numbers)
-    (out / "ablation.md").write_text(page(numbers), encoding="utf-8")
+    with runtime.replacing(out / "ablation.md") as file:
+        file.write(page(numbers))
     print(page(numbers), f"ablation: {out / 'ablation.md'}", sep="\n")
 
 

@@ -153,7 +153,7 @@ class Tokenizer:
         path = self.folder / name
         try:
             content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON ({error}): copy it once more") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object: copy it once more")
@@ -163,14 +163,22 @@ class Tokenizer:
         """The text of the folder's chat template, '' if it has none."""
         path = self.folder / "chat_template.jinja"  # where transformers 5 puts it, and looks first
         template = path.read_text("utf-8", "replace") if path.is_file() else self.config.get("chat_template") or ""
-        if isinstance(template, list):  # several with names
-            template = {entry["name"]: entry["template"] for entry in template}.get("default", "no default")
+        try:
+            if isinstance(template, list):  # several with names
+                template = {entry["name"]: entry["template"] for entry in template}.get("default", "no default")
+        except (KeyError, TypeError):
+            template = None
+        if not isinstance(template, str):
+            raise ValueError(f"{self.folder / 'tokenizer_config.json'}: chat_template is no text and no named texts")
         return template
 
     def _named(self, key: str) -> str | None:
         """A token that tokenizer_config.json names, alone or with its flags."""
         token = self.config.get(key)
-        return token["content"] if isinstance(token, dict) else token
+        token = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(token, str | None):
+            raise ValueError(f"{self.folder / 'tokenizer_config.json'}: {key} must be a text, not {token!r:.80}")
+        return token
 
     def _stops(self) -> list[int]:
         """The ids of all end tokens that the folder's files name, the tokenizer's own first."""

@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +38,10 @@ from chat import Tokenizer
 
 
 def read_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[dict]:
-    """Yield the objects of a .jsonl or .jsonl.gz. ValueError names file, line and fault; an empty line is skipped."""
+    """Yield the objects of a .jsonl or .jsonl.gz, each with the `required` texts; an empty line is skipped.
+
+    ValueError names file, line and fault.
+    """
     return (row for _, row in numbered_jsonl(path, required))
 
 
@@ -56,12 +59,18 @@ def numbered_jsonl(
                 yield number, row
 
 
+LONGEST_LINE = 64 << 20  # bytes; no question and no answer is as long
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from enumerate(file, 1)
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+                if len(line) == LONGEST_LINE:
+                    raise ValueError(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MB, is it JSON Lines?")
+                yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from None
 
@@ -84,6 +93,8 @@ def _object(line: bytes, required: Iterable[str]) -> dict | None:
     for key in required if text else ():
         if key not in row:
             raise ValueError(f"the key '{key}' is missing")
+        if not isinstance(row[key], str):
+            raise ValueError(f"'{key}' must be a text, this is a {type(row[key]).__name__}")
     return row
 
 
@@ -94,13 +105,11 @@ def _refuse(fault: str, faults: list[str] | None) -> None:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
-    """Write one object a line under a temporary name, then rename: a reader never meets half a file."""
+    """Write one object a line; a reader never meets half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with runtime.replacing(path) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.replace(path)
 
 
 # ---- questions -----------------------------------------------------------------------------------------------------
@@ -242,6 +251,9 @@ def _question(row: dict, default_id: str, fillers: bool) -> Question:
         raise ValueError(f"kind '{kind}' is neither 'number' nor 'choice'")
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise ValueError("'options' must be a list of texts")
+    for key in ("instruction", "subject", "category"):
+        if not isinstance(given(key, default=""), str):
+            raise ValueError(f"'{key}' must be a text")
     while fillers and options and options[-1] == "N/A":
         options = options[:-1]
     if len(options) > 10:
@@ -337,15 +349,26 @@ def collate(prompts: list[list[int]], responses: list[list[int]]) -> tuple[Tenso
     return tokens, mask, lengths
 
 
-def batches(lengths: list[int], size: int, rng: torch.Generator) -> Iterator[list[int]]:
-    """One epoch of random index batches, every index once, each batch sorted by length.
+def batches(n: int, size: int, rng: torch.Generator) -> Iterator[list[int]]:
+    """One epoch of random index batches, every index once.
 
-    So the micro-batches that a batch is cut into are of even length and hold little padding, while the optimiser step
-    stays a fair sample: batches of one length would each be of one kind of answer, and pull the model to and fro.
+    A batch is a fair sample of all lengths: batches of one length would each be of one kind of answer, and pull the
+    model to and fro. Its micro-batches are of even length instead.
     """
-    order = torch.randperm(len(lengths), generator=rng).tolist()
-    for i in range(0, len(order), size):
-        yield sorted(order[i : i + size], key=lengths.__getitem__)
+    yield from (rows.tolist() for rows in torch.randperm(n, generator=rng).split(size))
+
+
+def micro_batches(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """The rows of one optimiser step in micro-batches of at most `tokens` tokens, padding included, longest row first.
+
+    Rows of like length share a micro-batch, so there is little padding. What does not fit into memory fails on the
+    first one. A row that is longer than `tokens` comes alone. Example: lengths 3, 1, 2, 4 tokens 6 -> [3], [0, 2], [1].
+    """
+    rows = sorted(rows, key=lengths.__getitem__, reverse=True)
+    while rows:
+        fit = max(1, tokens // lengths[rows[0]])
+        yield rows[:fit]
+        rows = rows[fit:]
 
 
 # ---- the script: one folder of disjoint splits ---------------------------------------------------------------------
@@ -433,6 +456,7 @@ class CheckConfig:
 
 def check(cfg: CheckConfig) -> None:
     """Print a report. Faults and leaks are errors, raised as one ValueError at the end; copies, clashes are notes."""
+    runtime.require(cfg.max_tokens >= 0, f"--max_tokens {cfg.max_tokens}: 0 or more")
     runtime.require(not cfg.max_tokens or bool(cfg.tokenizer), "--max_tokens counts tokens of a --tokenizer FOLDER")
     tokenizer = Tokenizer(cfg.tokenizer) if cfg.tokenizer else None
     first_of_key, first_of_id, errors = {}, {}, []  # question -> (file, line); id -> (file, line, question)

@@ -22,8 +22,8 @@ import quality
 import runtime
 from answers import extract_answer, is_correct
 from chat import Tokenizer
-from data import Question, collate, load_questions, write_jsonl
-from generate import answer_questions, prompt_tokens
+from data import Question, collate, load_questions, micro_batches, write_jsonl
+from generate import answer_questions, answer_stage, prompt_tokens
 from model import Llama, ScalarModel, last_value, load_model, load_scalar_model
 from pseudo_reward import load_samples
 
@@ -76,9 +76,15 @@ def accuracy(
     batch_size: int = 256,
     label: str = "eval",
     shots: int = 0,
+    compile: bool = False,
+    stage: runtime.Stage | None = None,
 ) -> tuple[dict, list[dict]]:
-    """Greedy answers to the questions: the summary and the transcripts."""
-    answers = answer_questions(model, tokenizer, questions, max_new_tokens, 0.0, 0, batch_size, label, shots=shots)
+    """Greedy answers to the questions: the summary and the transcripts. As a stage's work they are saved in parts."""
+    settings = (batch_size, label, 1, shots, compile)
+    if stage is None:
+        answers = answer_questions(model, tokenizer, questions, max_new_tokens, 0.0, 0, *settings)
+    else:
+        [answers] = answer_stage(stage, model, tokenizer, questions, max_new_tokens, [0.0], 0, *settings)
     transcripts = [grade(q, r.text, r.finish, len(r.tokens)) for q, [r] in zip(questions, answers)]
     return summarise(transcripts), transcripts
 
@@ -100,16 +106,15 @@ def recorded_accuracy(path: str, questions: list[Question]) -> tuple[dict, list[
 
 @torch.no_grad()
 def score_responses(
-    model: ScalarModel, prompts: list[list[int]], responses: list[list[int]], batch_size: int
+    model: ScalarModel, prompts: list[list[int]], responses: list[list[int]], micro_tokens: int
 ) -> Tensor:
     """The reward model's score of each response, read at its last token: (N,), on the CPU."""
     device = model.score.weight.device
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
     scores = torch.zeros(len(prompts))  # (N,)
-    for i in range(0, len(order), batch_size):
-        batch = order[i : i + batch_size]
-        tokens, _, lengths = collate([prompts[j] for j in batch], [responses[j] for j in batch])  # (B, T), _, (B,)
-        scores[batch] = last_value(model(tokens.to(device)), lengths.to(device)).cpu()
+    for batch in micro_batches(range(len(lengths)), lengths, micro_tokens):
+        tokens, _, last = collate([prompts[j] for j in batch], [responses[j] for j in batch])  # (B, T), _, (B,)
+        scores[batch] = last_value(model(tokens.to(device)), last.to(device)).cpu()
     return scores
 
 
@@ -139,6 +144,7 @@ class Config:
     samples: int = 1  # answers per question; more than one needs a reward model
     temperature: float = 1.0  # of those several samples; a single answer is greedy
     seed: int = 0
+    compile: bool = False  # torch.compile, on a GPU with CUDA graphs: a minute at first, then faster; for long runs
 
 
 def main(cfg: Config) -> None:
@@ -148,6 +154,7 @@ def main(cfg: Config) -> None:
         (cfg.samples > 1) == bool(cfg.reward_model),
         "--samples above 1 and --reward_model go together: the reward model picks one of the samples",
     )
+    runtime.require(cfg.temperature > 0, f"--temperature {cfg.temperature}: must be greater than 0")
     recorded = Path(cfg.model).is_file()
     runtime.require(cfg.shots >= 0, f"--shots {cfg.shots}: 0 or more")
     runtime.require(
@@ -169,15 +176,21 @@ def main(cfg: Config) -> None:
     else:
         tokenizer = Tokenizer(cfg.model)
         model = load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
+        runtime.set_threads(model)
         parameters = sum(p.numel() for p in model.parameters())
         read = cfg.samples * sum(len(prompt_tokens(tokenizer, question, cfg.shots)) for question in questions)
         if cfg.reward_model:
-            transcripts, scored, judge = best_of_n(cfg, model, tokenizer, questions)
+            runtime.require(
+                Tokenizer(cfg.reward_model).same_ids(tokenizer),
+                f"{cfg.reward_model} and --model {cfg.model} have different tokenizers: one cannot read the other's "
+                "tokens",
+            )
+            transcripts, scored, judge = best_of_n(cfg, stage, model, tokenizer, questions)
             summary = summarise(transcripts)
             write_jsonl(stage.out / "scores.jsonl", scored)
         else:
             summary, transcripts = accuracy(
-                model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name, cfg.shots
+                model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name, cfg.shots, cfg.compile, stage
             )
     write_jsonl(stage.out / "transcripts.jsonl", transcripts)
     low, high = summary["ci95"]
@@ -191,30 +204,21 @@ def main(cfg: Config) -> None:
 
 
 def best_of_n(
-    cfg: Config, model: Llama, tokenizer: Tokenizer, questions: list[Question]
+    cfg: Config, stage: runtime.Stage, model: Llama, tokenizer: Tokenizer, questions: list[Question]
 ) -> tuple[list[dict], list[dict], dict]:
     """Sample several answers to each question and keep the one that the reward model likes best.
 
     Returns the transcripts of those, one row per question with the scores of all, and how good a judge the model is.
     """
     scorer = load_scalar_model(cfg.reward_model, torch.float32, runtime.default_device())
-    answers = answer_questions(
-        model,
-        tokenizer,
-        questions,
-        cfg.max_new_tokens,
-        cfg.temperature,
-        cfg.seed,
-        cfg.batch_size,
-        cfg.name,
-        cfg.samples,
-    )
+    sampling = (cfg.max_new_tokens, [cfg.temperature], cfg.seed, cfg.batch_size, cfg.name, cfg.samples, 0, cfg.compile)
+    [answers] = answer_stage(stage, model, tokenizer, questions, *sampling)
     prompts = [tokenizer.chat(question.prompt) for question in questions]
     scores = score_responses(
         scorer,
         [prompt for prompt in prompts for _ in range(cfg.samples)],
         [r.tokens for responses in answers for r in responses],
-        cfg.batch_size,
+        16384,  # tokens at once: nothing is kept for a backward pass
     )
     scores = scores.view(len(questions), cfg.samples)  # (questions, n)
     transcripts, scored = [], []

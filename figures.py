@@ -8,6 +8,7 @@ state; a PNG goes through Agg.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -42,16 +43,16 @@ def line(axis: Axes, runs: Sequence[Sequence[dict]], x: str, y: str, colour: str
         axis.fill_between(xs.mean(0), ys.min(0), ys.max(0), color=colour, alpha=0.2, linewidth=0)
 
 
-def finish(figure: Figure, path: Path, legend: bool = True) -> None:
+def finish(figure: Figure, file: Path | IO, legend: bool = True) -> None:
     for axis in figure.axes:
         axis.grid(alpha=0.25)
     if legend and figure.axes[0].lines:
         handles = figure.axes[0].get_legend_handles_labels()[0]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path)
+    figure.savefig(file)
 
 
-def draw_curves(path: Path, metrics: Mapping[str, Sequence[Sequence[dict]]]) -> None:
+def draw_curves(file: Path | IO, metrics: Mapping[str, Sequence[Sequence[dict]]]) -> None:
     """Eight panels over PPO's iterations: metrics[kind][run] are rows of metrics.jsonl, round after round."""
     figure = Figure(figsize=(15, 6.5), dpi=120, layout="constrained")
     for axis, (metric, title, unit) in zip(figure.subplots(2, 4).flat, PANELS):
@@ -63,7 +64,7 @@ def draw_curves(path: Path, metrics: Mapping[str, Sequence[Sequence[dict]]]) -> 
         if metric == "val/eos_share":
             axis.set_ylim(min(axis.get_ylim()[0], 95), 100.5)
         axis.set(title=title, xlabel="PPO iteration", ylabel=unit)
-    finish(figure, path)
+    finish(figure, file)
 
 
 def pooled(judges: Sequence[Mapping], bins: int = 10) -> list[dict]:
@@ -79,7 +80,7 @@ def pooled(judges: Sequence[Mapping], bins: int = 10) -> list[dict]:
     return rows
 
 
-def draw_judge(path: Path, judges: Sequence[Mapping], ppo: Sequence[Sequence[dict]]) -> None:
+def draw_judge(file: Path | IO, judges: Sequence[Mapping], ppo: Sequence[Sequence[dict]]) -> None:
     """How good the reward model is: calibration, best of n, and its score and gold while PPO climbs it.
 
     judges: what eval.py's best-of-n found, one per run; ppo: rows of metrics.jsonl under the learned reward.
@@ -117,4 +118,4 @@ def draw_judge(path: Path, judges: Sequence[Mapping], ppo: Sequence[Sequence[dic
     ):
         line(axis, points, "root", metric, colour, "")
         axis.set(title=title, xlabel="√KL from the reference, √nats per answer", ylabel=unit)
-    finish(figure, path, legend=False)
+    finish(figure, file, legend=False)

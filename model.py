@@ -11,9 +11,12 @@ Sources: Llama 3 (arXiv 2407.21783), RoPE (arXiv 2104.09864), GQA (arXiv 2305.13
 """
 
 import contextlib
+import copy
 import functools
 import json
 import math
+import os
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -22,6 +25,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # ---- configuration -------------------------------------------------------------------------------------------------
 
@@ -74,6 +78,8 @@ class ModelConfig:
         def refuse(key: str, value: object, supported: str) -> None:
             raise ValueError(f"{path}: {key} = {value!r:.80} is not supported; {supported}")
 
+        if "auto_map" in raw:
+            print(f"warning: {path} names Python code to run (auto_map); it is not run here", file=sys.stderr)
         model_type = raw.get("model_type")
         if model_type not in ("llama", "qwen2"):
             refuse("model_type", model_type, "this code reads llama and qwen2")
@@ -139,13 +145,19 @@ class ModelConfig:
 # ---- rotary positions ----------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=16)
 def rope_table(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin of every angle, each (length, E), fp32: position t turns pair i by t * theta^(-2i/E).
 
     Llama 3.1 divides the angular speed of slow pairs (wavelength beyond the original context) by `rope_factor`,
     keeps the fast ones, and blends linearly between the two.
     """
+    cos, sin = _rope_table(config, 1 << (length - 1).bit_length(), device)  # powers of two: few tables are kept
+    return cos[:length], sin[:length]
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # or a table that generate made first could not be trained with
+def _rope_table(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
     speed = config.rope_theta ** (-pairs / config.head_dim)  # (E/2,) radians per position
     if config.rope_type == "llama3":
@@ -160,7 +172,7 @@ def rope_table(config: ModelConfig, length: int, device: torch.device) -> tuple[
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + E/2) of x (B, heads, T, E) by its angle; cos and sin broadcast to x.
+    """Turn each pair (i, i + E/2) of x (B, T, heads, E) by its angle; cos and sin broadcast to x.
 
     (a, b) becomes (a cos - b sin, b cos + a sin). Example: E 2, a quarter turn (cos 0, sin 1): [1, 2] -> [-2, 1].
     """
@@ -182,19 +194,57 @@ class KVCache:
         shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, max_length, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
         self.values = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
+        self.rows = torch.arange(batch_size, device=device)  # (B,) where in them each row of the batch lies
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.used = 0  # no row is longer than this: how much of S the attention must look at
+        self.rope = rope_table(config, max_length, device)  # (S, E), (S, E)
 
-    def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, K, T, E) at `positions` (B, T); return all keys and values up to `used`, (B, K, S, E)."""
-        rows = torch.arange(len(k), device=k.device)[:, None]  # (B, 1), pairs up with positions (B, T)
-        self.keys[layer].transpose(1, 2)[rows, positions] = k.transpose(1, 2)
-        self.values[layer].transpose(1, 2)[rows, positions] = v.transpose(1, 2)
-        return self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]
+    def only(self, rows: Tensor) -> "KVCache":
+        """The same storage for a batch of other texts, which lie in `rows` (n,) of it and are still empty."""
+        part = copy.copy(self)
+        part.rows, part.lengths, part.used = rows, torch.zeros_like(rows), 0
+        return part
+
+    def extend(self, T: int) -> Tensor:
+        """Make room for T more tokens in every row; their positions (B, T)."""
+        device, K, S = self.lengths.device, *self.keys.shape[2:4]
+        positions = self.lengths[:, None] + torch.arange(T, device=device)  # (B, T)
+        heads = self.rows[:, None] * K + torch.arange(K, device=device)  # (B, K)
+        self.slots = (heads[:, :, None] * S + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
+        self.lengths = self.lengths + T
+        first, self.used = self.used == 0, min(self.used + T, S)
+        seen = torch.arange(self.used, device=device) <= positions[:, None, :, None]  # (B, 1, T, S)
+        zero = torch.zeros((), dtype=self.keys.dtype, device=device)
+        self.mask = None if first else torch.where(seen, zero, -math.inf)  # (B, 1, T, S), is added to the scores
+        return positions
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k, v (B, T, K, E) in the room made; what q (B, T, H, E) finds in all that is stored, (B, T, H, E)."""
+        for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
+            stored.flatten(0, 2).index_copy_(0, self.slots, new.transpose(1, 2).flatten(0, 2))
+        if self.mask is None:  # nothing was stored before
+            return causal_attention(q, k, v)
+        # the G query heads of a key head become G rows of one product: its keys are read once and never copied
+        B, T, H, E = q.shape
+        K = k.shape[2]
+        q = q.view(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B, K, -1, E)  # (B, K, G*T, E)
+        keys, values = self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]  # (B, K, S, E)
+        mask = self.mask if T == 1 else self.mask.repeat(1, 1, H // K, 1)  # (B, 1, G*T, S)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)  # (B, K, G*T, E)
+        return out.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Rows `target` (n,) get the texts of rows `source` (n,)."""
+        for stored in (*self.keys, *self.values):  # layer by layer: there is never a second cache
+            stored[target, :, : self.used] = stored[source, :, : self.used]
+        self.lengths[target] = self.lengths[source]
 
     def keep(self, rows: Tensor) -> None:
         """Drop every row but `rows` (indices): finished sequences cost nothing more."""
-        self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
+        n = len(rows)
+        self.copy(rows, self.rows[:n])
+        self.keys, self.values = self.keys[:, :n], self.values[:, :n]  # (layers, n, K, S, E)
+        self.rows, self.lengths = self.rows[:n], self.lengths[:n]
 
 
 # ---- the network ---------------------------------------------------------------------------------------------------
@@ -211,8 +261,8 @@ class RMSNorm(nn.Module):
 
         Worked out in fp32, brought back to x's dtype, then weighted.
         """
-        wide = x.float()  # the mean of squares needs fp32
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        wide = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)  # the mean of squares needs fp32
+        return self.weight * wide.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -226,15 +276,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(D, K * E, bias=bias)
         self.o_proj = nn.Linear(H * E, D, bias=bias and config.model_type != "qwen2")
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, store) -> Tensor:
+    def forward(self, x: Tensor, rope, attend) -> Tensor:
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        keys, values = store(k, v)  # (B, K, S, E); without a cache simply k and v
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, D)
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, E)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
+        out = attend(rotate(q, *rope), rotate(k, *rope), v)  # (B, T, H, E)
+        return self.o_proj(out.reshape(B, T, -1))  # (B, T, D)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each position sees itself and those before it: q (B, T, H, E), k and v (B, T, K, E) -> (B, T, H, E)."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -257,8 +311,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, store) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, store)
+    def forward(self, x: Tensor, rope, attend, read: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, attend)  # (B, T, D)
+        if read is not None:
+            x = x[:, : read.shape[1]][read]  # (N, D)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -274,31 +330,29 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False  # keep a block's input alone, work out the rest again in the backward pass
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """tokens (B, T) -> hidden states (B, T, D). With a cache, row b continues at position cache.lengths[b]."""
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, read: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> hidden states (B, T, D). With a cache, row b continues at position cache.lengths[b].
+
+        With a boolean `read` (B, at most T) only its N True positions come back, (N, D): no other position has to go
+        through the last feed-forward.
+        """
         T = tokens.shape[1]
         x = self.embed_tokens(tokens)  # (B, T, D)
         if cache is None:
-            cos, sin = self.rope(T, tokens.device)  # (T, E)
-            mask = positions = None  # the plain causal mask
+            cos, sin = rope_table(self.config, T, x.device)  # (T, E)
         else:
-            positions = cache.lengths[:, None] + torch.arange(T, device=tokens.device)  # (B, T)
-            first, cache.used = cache.used == 0, cache.used + T
-            cos, sin = (table[positions][:, None] for table in self.rope(cache.used, tokens.device))  # (B, 1, T, E)
-            seen = torch.arange(T if first else cache.used, device=tokens.device)  # (S,)
-            mask = None if first else seen <= positions[:, None, :, None]  # (B, 1, T, S)
-            cache.lengths = cache.lengths + T
+            positions = cache.extend(T)  # (B, T)
+            cos, sin = cache.rope[0][positions], cache.rope[1][positions]  # (B, T, E)
+        rope = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)  # (.., T, 1, E)
         for index, block in enumerate(self.layers):
-            store = (
-                (lambda k, v: (k, v)) if cache is None else functools.partial(cache.write, index, positions=positions)
-            )
-            x = block(x, (cos.to(x.dtype), sin.to(x.dtype)), mask, store)
+            attend = causal_attention if cache is None else functools.partial(cache.attend, index)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                block = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            last = index == len(self.layers) - 1
+            x = block(x, rope, attend, read if last else None)
         return self.norm(x)
-
-    def rope(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        table = rope_table(self.config, 1 << (length - 1).bit_length(), device)  # powers of two: few tables are kept
-        return table[0][:length], table[1][:length]
 
 
 class Llama(nn.Module):
@@ -334,10 +388,14 @@ class ScalarModel(nn.Module):
         self.score = nn.Linear(config.hidden_size, 1, bias=False)
         self.score_mean = 0.0
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B, T) -> one fp32 number per position, (B, T). Position t has seen tokens[:, :t+1]."""
-        hidden = self.model(tokens).float()  # (B, T, D); bf16 scores would tie
-        return (hidden @ self.score.weight[0].float()) - self.score_mean  # (B, T)
+    def forward(self, tokens: Tensor, read: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> one fp32 number per position, (B, T). Position t has seen tokens[:, :t+1].
+
+        With a boolean `read` (B, at most T): only those of its N True positions, (N,).
+        """
+        hidden = self.model(tokens, read=read).float()  # (B, T, D) or (N, D)
+        with torch.autocast(hidden.device.type, enabled=False):  # bf16 scores would tie
+            return (hidden @ self.score.weight[0].float()) - self.score_mean  # (B, T) or (N,)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -498,10 +556,15 @@ def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: i
     texts["config.json"] = config.to_json(**extra)
     for name, shard in zip(names, shards):
         shard = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
-        save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(f"{folder / name} cannot be written: {error}") from None
     for name, text in texts.items():
         (folder / f"{name}.tmp").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
     for name in [*names, *texts]:
+        with (folder / f"{name}.tmp").open("rb") as file:
+            os.fsync(file.fileno())  # a rename is no use to a file that a power cut empties
         (folder / f"{name}.tmp").replace(folder / name)
     for path in [folder / "model.safetensors", folder / index, *folder.glob("model-*-of-*.safetensors")]:
         if path.name not in names and path.name not in texts:  # of an earlier save
@@ -523,20 +586,74 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     return chosen - logits.logsumexp(-1)  # (B, T-1): log softmax, without storing it
 
 
+LOGITS_AT_ONCE = 2**24  # 64 MB in fp32: more are worked out chunk by chunk
+
+
+class ChunkedLogprobs(torch.autograd.Function):
+    """Log-probabilities of targets (N,) under softmax(hidden @ weight.T / temperature), and the entropies: (N,) each.
+
+    hidden (N, D), weight (V, D). Autograd would keep the logits of every chunk until the backward pass. This keeps none
+    and works them out again there, unless one chunk holds them all. The gradient of a log-probability in the logits is
+    one_hot(target) - softmax. The entropies have no gradient. Matrix products are in the type of `hidden`, all else is
+    in fp32 or wider.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        ctx.temperature, ctx.rows = temperature, max(1, LOGITS_AT_ONCE // len(weight))
+        logprobs, entropies, kept = [], [], None
+        for h, target in zip(hidden.split(ctx.rows), targets.split(ctx.rows)):  # (n, D), (n,)
+            log_p = ChunkedLogprobs.log_softmax(h, weight, temperature)  # (n, V)
+            logprobs.append(log_p.gather(-1, target[:, None])[:, 0])  # (n,)
+            p = log_p.exp()  # (n, V)
+            entropies.append(-log_p.mul_(p).sum(-1))  # (n,)
+            kept = p if len(hidden) <= ctx.rows else None
+            del log_p, p  # before the next chunk's are made
+        ctx.save_for_backward(hidden, weight, targets, kept)
+        logprobs, entropies = torch.cat(logprobs), torch.cat(entropies)  # (N,) each
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx, d_logprobs: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, weight, targets, kept = ctx.saved_tensors
+        d_hidden, d_weight = [], None
+        for h, target, d in zip(*(x.split(ctx.rows) for x in (hidden, targets, d_logprobs / ctx.temperature))):
+            p = ChunkedLogprobs.log_softmax(h, weight, ctx.temperature).exp_() if kept is None else kept  # (n, V)
+            d_logits = p * -d[:, None]  # (n, V)
+            d_logits = d_logits.scatter_add_(1, target[:, None], d[:, None]).to(h.dtype)
+            d_hidden.append(d_logits @ weight.to(h.dtype))  # (n, D)
+            part = d_logits.T @ h  # (V, D)
+            d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
+            del p, d_logits, part
+        return torch.cat(d_hidden), d_weight, None, None
+
+    @staticmethod
+    def log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+        logits = hidden @ weight.to(hidden.dtype).T  # (n, V)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits.div_(temperature).log_softmax(-1)
+
+
 def masked_logprobs(model: Llama, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies in the (B, T-1) frame, worked out only where mask is True, 0 elsewhere.
 
-    tokens (B, T), mask (B, T-1) -> logprobs (B, T-1), entropies (B, T-1). Same numbers as token_logprobs, but the
-    vocabulary-sized tensor is (N, V) for the N masked-in positions instead of (B, T, V).
+    tokens (B, T), mask (B, T-1) -> logprobs (B, T-1), entropies (B, T-1). Same numbers as token_logprobs, but of
+    vocabulary-sized tensors there is never more than a chunk of the N masked-in positions, instead of (B, T, V).
     """
-    hidden = model.model(tokens)[:, :-1][mask]  # (N, D)
-    logits = model.lm_head(hidden).float() / temperature  # (N, V)
-    log_norm = logits.logsumexp(-1)  # (N,)
-    chosen = logits.gather(-1, tokens[:, 1:][mask][:, None]).squeeze(-1)  # (N,)
-    with torch.no_grad():  # only ever logged
-        entropy = log_norm - (torch.softmax(logits, -1) * logits).sum(-1)  # (N,)
-    zeros = torch.zeros(mask.shape, dtype=torch.float32, device=tokens.device)  # (B, T-1)
-    return zeros.masked_scatter(mask, chosen - log_norm), zeros.masked_scatter(mask, entropy)
+    hidden, device = model.model(tokens, read=mask), tokens.device.type  # (N, D)
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))  # as autocast does with the input of any other layer
+    with torch.autocast(device, enabled=False):  # which types are used is said above
+        logprobs, entropies = ChunkedLogprobs.apply(hidden, model.lm_head.weight, tokens[:, 1:][mask], temperature)
+    zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=tokens.device)  # (B, T-1)
+    return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropies)
+
+
+def masked_values(model: ScalarModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    """One number for each cell of the (B, T-1) frame where mask is True, before its token is read; 0 elsewhere."""
+    values = model(tokens, read=mask)  # (N,)
+    return torch.zeros(mask.shape, device=tokens.device).masked_scatter(mask, values)  # (B, T-1)
 
 
 def last_value(values: Tensor, lengths: Tensor) -> Tensor:

@@ -28,11 +28,21 @@ from torch import Tensor
 import runtime
 from answers import extract_answer, is_correct
 from chat import Tokenizer
-from data import Question, collate, load_questions, read_jsonl
+from checkpoint import Checkpoint
+from data import Question, collate, load_questions, micro_batches, read_jsonl
 from eval import accuracy, score_responses
 from generate import generate
 from health import Health
-from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, save_model
+from model import (
+    Llama,
+    ScalarModel,
+    load_model,
+    load_scalar_model,
+    masked_logprobs,
+    masked_mean,
+    masked_values,
+    save_model,
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,9 @@ class Config:
     rollout_size: int = 256  # responses per iteration
     minibatches: int = 4  # optimiser steps per epoch
     epochs: int = 1  # passes over a rollout; more need the clip
-    micro_batch: int = 64  # sequences per forward pass; changes memory, not the result
+    micro_tokens: int = 4096  # tokens per forward pass, padding included; changes memory, not the result
+    gradient_checkpointing: bool = False  # a third more time for much less memory; the result stays
+    offload: bool = False  # reference and reward model wait in the CPU's memory until they are asked
     max_new_tokens: int = 256  # a response that has not ended by then is cut
     temperature: float = 1.0  # of sampling, and of every log-prob
     lr: float = 2e-4  # of the policy, linear to 0
@@ -68,6 +80,7 @@ class Config:
     valid: str = ""  # held-out questions: greedy score and accuracy now and then, for the report only
     eval_every: int = 20  # iterations between those, between checkpoints, and between entries of samples.txt
     seed: int = 0
+    compile: bool = False  # torch.compile for sampling, on a GPU with CUDA graphs: a minute at first, then faster
 
 
 # ---- the four pure functions ---------------------------------------------------------------------------------------
@@ -178,20 +191,26 @@ def rollout(
     """
     device = policy.lm_head.weight.device
     prompts = [tokenizer.chat(question.prompt) for question in questions]
-    sampled = generate(policy, prompts, cfg.max_new_tokens, cfg.temperature, tokenizer.stop_ids, seed, cfg.rollout_size)
+    stop, size = tokenizer.stop_ids, cfg.rollout_size
+    sampled = generate(policy, prompts, cfg.max_new_tokens, cfg.temperature, stop, seed, size, compile=cfg.compile)
     responses = [response.tokens for response in sampled]
     texts = [tokenizer.decode(response) for response in responses]
     ended = torch.tensor([response.finish == "stop" for response in sampled])  # (B,)
     scores = torch.where(ended, score(questions, prompts, responses, texts), cfg.unfinished_score)  # (B,)
-    tokens, mask, _ = collate(prompts, responses)  # (B, T), (B, T-1)
-    tokens, mask = tokens.to(device), mask.to(device)
-    parts = []
-    for rows in torch.arange(len(tokens), device=device).split(cfg.micro_batch):
-        # the function that the update uses, not the sampler's numbers: then the first ratio is exactly 1
-        logprobs, entropy = masked_logprobs(policy, tokens[rows], mask[rows], cfg.temperature)  # (b, T-1) each
-        ref_logprobs, _ = masked_logprobs(reference, tokens[rows], mask[rows], cfg.temperature)  # (b, T-1)
-        parts.append((logprobs, ref_logprobs, critic(tokens[rows])[:, :-1], entropy))
-    logprobs, ref_logprobs, values, entropy = (torch.cat(part) for part in zip(*parts))  # (B, T-1) each
+    tokens, mask, lengths = collate(prompts, responses)  # (B, T), (B, T-1), (B,)
+    tokens, mask, lengths = tokens.to(device), mask.to(device), lengths.tolist()
+    logprobs, ref_logprobs, values, entropy = torch.zeros(4, *mask.shape, device=device)  # (B, T-1) each
+    reference.to(device)
+    for rows in micro_batches(range(len(tokens)), lengths, cfg.micro_tokens):
+        b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
+        text, read = tokens[b, :T], mask[b, : T - 1]  # (b, T), (b, T-1)
+        with runtime.mixed_precision():
+            # the function that the update uses, not the sampler's numbers: then the first ratio is 1
+            logprobs[b, : T - 1], entropy[b, : T - 1] = masked_logprobs(policy, text, read, cfg.temperature)
+            ref_logprobs[b, : T - 1], _ = masked_logprobs(reference, text, read, cfg.temperature)
+            values[b, : T - 1] = masked_values(critic, text, read)
+    if cfg.offload:
+        reference.to("cpu")
     scores, ended = scores.to(device), ended.to(device)
     return Rollout(tokens, mask, logprobs, ref_logprobs, values, entropy, scores, ended, questions, texts)
 
@@ -213,53 +232,46 @@ def update(
 
     Raises FloatingPointError before a step that would be taken on NaN or infinity.
     """
-    size = -(-len(r.tokens) // cfg.minibatches)
-    names = ("policy", "value", "clipped", "value_clipped", "kl", "ratio", "ratio_squared", "tokens")
-    sums, largest_ratio, first, grad_norms = dict.fromkeys(names, 0.0), 0.0, None, []
+    size, device = -(-len(r.tokens) // cfg.minibatches), r.tokens.device
+    lengths = (r.mask * torch.arange(2, r.tokens.shape[1] + 1, device=device)).amax(1).tolist()  # of prompt + response
+    names = ("policy", "value", "clipped", "value_clipped", "kl", "ratio", "ratio_squared")  # sums over tokens
+    names += ("ratio_max", "ratio_gap", "policy_norm", "critic_norm")
+    steps = []
     for _ in range(cfg.epochs):
-        order = torch.randperm(len(r.tokens), generator=rng).to(r.tokens.device)  # (B,)
+        order = torch.randperm(len(r.tokens), generator=rng)  # (B,)
         for minibatch in order.split(size):
             total = int(r.mask[minibatch].sum())  # tokens of the whole optimiser step
-            step, gap = dict.fromkeys(names, 0.0), 0.0
-            for b in minibatch.split(cfg.micro_batch):
-                mask = r.mask[b]
-                logprobs, _ = masked_logprobs(policy, r.tokens[b], mask, cfg.temperature)  # (b, T-1)
-                pg, clipped = policy_loss(logprobs, r.logprobs[b], advantages[b], mask, cfg.clip, total)
+            losses, log_ratios = [], []
+            for rows in micro_batches(minibatch.tolist(), lengths, cfg.micro_tokens):
+                b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
+                tokens, mask = r.tokens[b, :T], r.mask[b, : T - 1]  # (b, T), (b, T-1)
+                old_logprobs, old_values = r.logprobs[b, : T - 1], r.values[b, : T - 1]  # (b, T-1) each
+                with runtime.mixed_precision():
+                    logprobs, _ = masked_logprobs(policy, tokens, mask, cfg.temperature)  # (b, T-1)
+                pg, clipped = policy_loss(logprobs, old_logprobs, advantages[b, : T - 1], mask, cfg.clip, total)
                 pg.backward()  # at once: then only one network's activations are in memory
-                values = critic(r.tokens[b])[:, :-1]  # (b, T-1)
-                vf, value_clipped = value_loss(values, r.values[b], returns[b], mask, cfg.value_clip, total)
+                with runtime.mixed_precision():
+                    values = masked_values(critic, tokens, mask)  # (b, T-1)
+                vf, value_clipped = value_loss(values, old_values, returns[b, : T - 1], mask, cfg.value_clip, total)
                 vf.backward()
-                log_ratio = (logprobs.detach() - r.logprobs[b])[mask]  # (N,)
-                ratio = log_ratio.exp()  # (N,)
-                gap = max(gap, (ratio - 1).abs().max().item())
-                largest_ratio = max(largest_ratio, ratio.max().item())
-                for name, value in (
-                    ("policy", pg * total),
-                    ("value", vf * total),
-                    ("clipped", clipped),
-                    ("value_clipped", value_clipped),
-                    ("kl", 0.5 * log_ratio.square().sum()),
-                    ("ratio", ratio.sum()),
-                    ("ratio_squared", ratio.square().sum()),
-                    ("tokens", mask.sum()),
-                ):
-                    step[name] += value.item()
-            if first is None:  # nothing was updated yet: the policy is the one that sampled
-                first = {"val/ratio_first": step["ratio"] / step["tokens"], "val/ratio_first_gap": gap}
-            norms = [
-                torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm).item()
-                for model in (policy, critic)
-            ]
+                losses.append(torch.stack([pg.detach() * total, vf.detach() * total, clipped, value_clipped]))
+                log_ratios.append((logprobs.detach() - old_logprobs)[mask])  # (N,)
+            log_ratio = torch.cat(log_ratios).double()  # (total,)
+            ratio = log_ratio.exp()  # (total,)
+            numbers = [*torch.stack(losses).sum(0), 0.5 * log_ratio.square().sum(), ratio.sum(), ratio.square().sum()]
+            numbers += [ratio.max(), (ratio - 1).abs().max()]
+            for model in (policy, critic):
+                numbers.append(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm))
+            # read once a step: a GPU waits for every number that is read
+            step = {"tokens": total} | dict(zip(names, torch.stack(numbers).tolist(), strict=True))
             require_finite({"loss/policy_avg": step["policy"], "loss/value_avg": step["value"]})
-            require_finite({"policy/grad_norm": norms[0], "critic/grad_norm": norms[1]})
-            grad_norms.append(norms)
+            require_finite({"policy/grad_norm": step["policy_norm"], "critic/grad_norm": step["critic_norm"]})
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            for name in names:
-                sums[name] += step[name]
-    mean = {name: value / sums["tokens"] for name, value in sums.items()}
-    policy_norm, critic_norm = (sum(norms) / len(norms) for norms in zip(*grad_norms))
+            steps.append(step)
+    tokens = sum(step["tokens"] for step in steps)
+    mean = {name: sum(step[name] for step in steps) / tokens for name in names}
     return {
         "loss/policy_avg": mean["policy"],
         "loss/value_avg": mean["value"],
@@ -268,10 +280,12 @@ def update(
         "val/clipfrac_avg": mean["value_clipped"],
         "val/ratio": mean["ratio"],
         "val/ratio_var": mean["ratio_squared"] - mean["ratio"] ** 2,
-        "val/ratio_max": largest_ratio,
-        **first,
-        "policy/grad_norm": policy_norm,
-        "critic/grad_norm": critic_norm,
+        "val/ratio_max": max(step["ratio_max"] for step in steps),
+        # of the first step, when nothing was updated yet: the policy is the one that sampled
+        "val/ratio_first": steps[0]["ratio"] / steps[0]["tokens"],
+        "val/ratio_first_gap": steps[0]["ratio_gap"],
+        "policy/grad_norm": sum(step["policy_norm"] for step in steps) / len(steps),
+        "critic/grad_norm": sum(step["critic_norm"] for step in steps) / len(steps),
     }
 
 
@@ -365,14 +379,21 @@ def main(cfg: Config) -> None:
         "rollout_size",
         "minibatches",
         "epochs",
-        "micro_batch",
+        "micro_tokens",
         "max_new_tokens",
         "temperature",
+        "max_grad_norm",
         "eval_every",
     ):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
-    for name in ("lr", "critic_lr", "kl_coef", "clip", "value_clip"):
+    for name in ("lr", "critic_lr", "warmup", "kl_coef", "clip", "value_clip"):
         runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: must not be negative")
+    for name in ("gamma", "lam"):
+        runtime.require(0 <= getattr(cfg, name) <= 1, f"--{name} {getattr(cfg, name)}: from 0 to 1")
+    runtime.require(
+        cfg.minibatches <= cfg.rollout_size,
+        f"--minibatches {cfg.minibatches}: more than --rollout_size {cfg.rollout_size}",
+    )
     given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
     runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
     stage = runtime.Stage(cfg, inputs=["policy", "questions", "reward_model", "votes", "reference", "critic", "valid"])
@@ -389,21 +410,37 @@ def main(cfg: Config) -> None:
     questions = load_questions(cfg.questions)
     valid = load_questions(cfg.valid) if cfg.valid else []
     policy = load_model(cfg.policy, torch.float32, device)
-    reference = load_model(cfg.reference or cfg.policy, torch.float32, device).requires_grad_(False)
+    context = policy.config.max_position_embeddings
+    for question in [*questions, *valid]:
+        length = len(tokenizer.chat(question.prompt))
+        runtime.require(
+            length + cfg.max_new_tokens <= context,
+            f"question '{question.id}': a prompt of {length} tokens and --max_new_tokens {cfg.max_new_tokens} exceed "
+            f"the model's context of {context}",
+        )
+    idle = torch.device("cpu") if cfg.offload else device  # where the two frozen models wait
+    reference = load_model(cfg.reference or cfg.policy, torch.float32, idle).requires_grad_(False)
     if cfg.critic or cfg.reward_model:
         critic = load_scalar_model(cfg.critic or cfg.reward_model, torch.float32, device)
     else:
         critic = load_scalar_model(cfg.policy, torch.float32, device, new_head="zero")
     if cfg.reward_model:
-        scorer = load_scalar_model(cfg.reward_model, torch.float32, device).requires_grad_(False)
+        scorer = load_scalar_model(cfg.reward_model, torch.float32, idle).requires_grad_(False)
 
         def score(questions, prompts, responses, texts):
-            return score_responses(scorer, prompts, responses, cfg.micro_batch)  # (B,)
+            with runtime.mixed_precision():
+                scores = score_responses(scorer.to(device), prompts, responses, cfg.micro_tokens)  # (B,)
+            if cfg.offload:
+                scorer.to("cpu")
+            return scores
     else:
         if cfg.gold:
             truth = {question.id: question.answer for question in questions if question.answer is not None}
         else:
-            truth = {row["id"]: row["vote"] for row in read_jsonl(cfg.votes, required=["id", "vote"])}
+            truth = {}
+            for row in read_jsonl(cfg.votes, required=["id", "vote"]):
+                other = truth.setdefault(row["id"], row["vote"])
+                runtime.require(other == row["vote"], f"{cfg.votes}: two votes for '{row['id']}'")
         questions = [question for question in questions if question.id in truth]
         runtime.require(bool(questions), f"{cfg.votes or '--gold'}: no answer to any question of {cfg.questions}")
 
@@ -413,25 +450,32 @@ def main(cfg: Config) -> None:
             return torch.tensor(right) * 2.0 - 1.0  # (B,)
 
     optimizers = tuple(
-        torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+        torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
         for model, lr in ((policy, cfg.lr), (critic, cfg.critic_lr))
     )
+    for model in (policy, critic):
+        model.model.gradient_checkpointing = cfg.gradient_checkpointing
     parameters = sum(p.numel() for p in policy.parameters())
+    runtime.set_threads(policy)
     print(
         f"{parameters / 1e6:.2f}M parameters, {cfg.iterations} iterations of {cfg.rollout_size} responses to "
         f"{len(questions)} questions",
         flush=True,
     )
 
-    bar, order, seen, sampled = runtime.Progress("ppo", cfg.iterations), [], 0, 0
-    watch, checkpoint = Health(cfg.rollout_size), stage.out / "checkpoint"
-    (stage.out / "samples.txt").unlink(missing_ok=True)  # of an attempt that was cut off
-    for iteration in range(cfg.iterations):
+    parts = {"policy": policy, "critic": critic, "policy_adam": optimizers[0], "critic_adam": optimizers[1], "rng": rng}
+    at = {"order": [], "seen": 0, "sampled": 0, "metrics": {}}
+    state, watch, checkpoint = Checkpoint(stage, parts, at), Health(cfg.rollout_size), stage.out / "checkpoint"
+    for row in read_jsonl(stage.out / "metrics.jsonl") if state.step else ():
+        watch.update(row.pop("step"), row)  # what was said before the interruption is not said again
+    bar = runtime.Progress("ppo", cfg.iterations, state.step)
+    for iteration in state.steps(cfg.iterations):
         for optimizer, lr in zip(optimizers, (cfg.lr, cfg.critic_lr)):
             runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
+        order = at["order"]
         while len(order) < cfg.rollout_size:  # every question once before any comes again
             order += torch.randperm(len(questions), generator=rng).tolist()
-        batch, order = [questions[i] for i in order[: cfg.rollout_size]], order[cfg.rollout_size :]
+        batch, at["order"] = [questions[i] for i in order[: cfg.rollout_size]], order[cfg.rollout_size :]
         try:
             # 1. rollout: sample, score, and let the four models read
             r = rollout(cfg, policy, reference, critic, score, tokenizer, batch, seed=cfg.seed * 1_000_003 + iteration)
@@ -451,15 +495,17 @@ def main(cfg: Config) -> None:
                 f"or --critic_lr too high, a broken reward model; {stage.out / 'metrics.jsonl'} shows how it came"
             ) from None
         stage.log(iteration, **metrics)
-        if (gap := metrics["val/ratio_first_gap"]) > 1e-3:
+        # in bf16 a token's log-prob depends a little on the shape of the batch that it is read in
+        if (gap := metrics["val/ratio_first_gap"]) > (1e-3 if device.type == "cpu" else 0.5):
             raise RuntimeError(
                 f"a token of the first minibatch has a ratio {gap:.2g} away from 1: update and rollout disagree "
                 "about the same tokens (temperature, mask, dtype or dropout differ)"
             )
         for warning in watch.update(iteration, metrics):
             print(f"warning: {warning}", flush=True)
-        seen += r.tokens.numel()
-        sampled += int(r.mask.sum())
+        at["seen"] += r.tokens.numel()
+        at["sampled"] += int(r.mask.sum())
+        at["metrics"] = metrics
         bar.update(
             1,
             f"score {metrics['objective/scores']:+.2f} KL {metrics['objective/kl']:.2f} "
@@ -468,17 +514,18 @@ def main(cfg: Config) -> None:
             f"length {metrics['response_length/mean']:.0f} EV {metrics['val/explained_variance']:.2f}",
         )
     bar.close()
+    metrics = at["metrics"]
     save_model(policy, cfg.out)
     tokenizer.save(cfg.out)
-    shutil.rmtree(checkpoint)  # the policy itself is here now
+    shutil.rmtree(checkpoint, ignore_errors=True)  # the policy itself is here now
     print(
         f"score {metrics['objective/scores']:+.2f}, KL {metrics['objective/kl']:.2f} nats per answer, "
         f"{metrics['val/eos_share']:.1%} ended"
     )
     # per token: the sampler, three readers and the scorer 2N each; policy and critic 6N each per epoch
     stage.finish(
-        tokens=sampled,
-        flops=parameters * seen * (10 + 12 * cfg.epochs),
+        tokens=at["sampled"],
+        flops=parameters * at["seen"] * (10 + 12 * cfg.epochs),
         score=metrics["objective/scores"],
         kl=metrics["objective/kl"],
     )

@@ -12,6 +12,7 @@ Sources: Bradley-Terry loss as in arXiv 2203.02155, eq. 1; normalisation as in a
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ from torch import Tensor
 import quality
 import runtime
 from chat import Tokenizer
-from data import batches, collate, load_questions, read_jsonl
+from checkpoint import Checkpoint
+from data import batches, collate, load_questions, micro_batches, read_jsonl
 from eval import score_responses
 from model import last_value, load_scalar_model, save_model
 
@@ -38,7 +40,8 @@ class Config:
     out: str  # folder to write: a Hugging Face sequence-classification model
     epochs: int = 1  # a second pass overfits on real data
     batch_size: int = 64  # pairs per optimiser step
-    micro_batch: int = 64  # pairs per forward pass; changes memory, not the result
+    micro_tokens: int = 4096  # tokens per forward pass, padding included; changes memory, not the result
+    gradient_checkpointing: bool = False  # a third more time for much less memory; the result stays
     lr: float = 2e-4  # peak, linear warm-up, then linear to 0
     warmup: int = 10  # optimiser steps
     max_grad_norm: float = 1.0
@@ -66,8 +69,10 @@ def held_out_ids(ids: Iterable[str], share: float) -> set[str]:
 
 
 def main(cfg: Config) -> None:
-    for name in ("epochs", "batch_size", "micro_batch", "lr", "calibration_samples"):
+    for name in ("epochs", "batch_size", "micro_tokens", "lr", "max_grad_norm"):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    runtime.require(cfg.warmup >= 0, f"--warmup {cfg.warmup}: must not be negative")
+    runtime.require(cfg.calibration_samples > 1, f"--calibration_samples {cfg.calibration_samples}: at least 2")
     runtime.require(0 < cfg.held_out < 1, f"--held_out {cfg.held_out}: a share between 0 and 1")
     stage = runtime.Stage(cfg, inputs=["model", "pairs", "calibrate", "questions"])
     if stage.finished:
@@ -79,58 +84,19 @@ def main(cfg: Config) -> None:
     rows = list(read_jsonl(cfg.pairs, required=["id", "prompt", "chosen", "rejected"]))
     measuring = held_out_ids((row["id"] for row in rows), cfg.held_out)
     for row in rows:
-        pair = (
-            tokenizer.chat(row["prompt"]),
-            tokenizer.response(row["chosen"]),
-            tokenizer.response(row["rejected"]),
-            float(row.get("weight", 1.0)),
+        weight = row.get("weight", 1.0)
+        runtime.require(
+            type(weight) in (int, float) and 0 < weight < math.inf,
+            f"{cfg.pairs}: a pair of '{row['id']}' has the weight {weight!r:.40}, which is no number above 0",
         )
+        texts = tokenizer.chat(row["prompt"]), tokenizer.response(row["chosen"]), tokenizer.response(row["rejected"])
+        pair = (*texts, float(weight))
         (held_out if row["id"] in measuring else train).append(pair)
     runtime.require(
         bool(train and held_out),
         f"{cfg.pairs}: {len(train)} pairs to train on and {len(held_out)} held out; "
         "both are needed: sample more answers, or change --held_out",
     )
-    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected, _ in train]
-
-    model = load_scalar_model(cfg.model, torch.float32, device, new_head="normal")
-    parameters = sum(p.numel() for p in model.parameters())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    steps = cfg.epochs * -(-len(train) // cfg.batch_size)
-    print(
-        f"{parameters / 1e6:.2f}M parameters, {len(train)} pairs and {len(held_out)} held out, {steps} steps",
-        flush=True,
-    )
-
-    bar, step, seen = runtime.Progress("reward", steps), 0, 0
-    for _ in range(cfg.epochs):
-        for batch in batches(lengths, cfg.batch_size, rng):
-            runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
-            total = sum(train[i][3] for i in batch)  # weight of the whole step
-            loss, right = 0.0, 0
-            for i in range(0, len(batch), cfg.micro_batch):
-                micro = [train[j] for j in batch[i : i + cfg.micro_batch]]
-                weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
-                # chosen and rejected in one forward pass: both see the same padding
-                tokens, _, last = collate(
-                    [p for p, _, _, _ in micro] * 2, [c for _, c, _, _ in micro] + [r for _, _, r, _ in micro]
-                )  # (2N, T), (2N,)
-                scores = last_value(model(tokens.to(device)), last.to(device))  # (2N,)
-                chosen, rejected = scores.chunk(2)  # (N,), (N,)
-                micro_loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
-                micro_loss.backward()
-                loss += micro_loss.item()
-                right += (chosen > rejected).sum().item()
-                seen += tokens.numel()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm).item()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            stage.log(step, loss=loss, accuracy=right / len(batch), grad_norm=grad_norm)
-            bar.update(1, f"loss {loss:.3f} accuracy {right / len(batch):.2f}")
-            step += 1
-    bar.close()
-
-    # shift and scale: the student's samples get mean 0 and standard deviation 1
     questions = {question.id: question for question in load_questions(cfg.questions)}
     samples = [
         row
@@ -138,10 +104,59 @@ def main(cfg: Config) -> None:
         if row["id"] in questions and row["finish"] == "stop"
     ]
     runtime.require(len(samples) > 1, f"{cfg.calibrate}: {len(samples)} finished responses, too few to calibrate on")
+    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected, _ in train]
+
+    model = load_scalar_model(cfg.model, torch.float32, device, new_head="normal")
+    context, longest = model.config.max_position_embeddings, max(lengths)
+    runtime.require(longest <= context, f"{cfg.pairs}: a text of {longest} tokens, the model's context is {context}")
+    model.model.gradient_checkpointing = cfg.gradient_checkpointing
+    parameters = sum(p.numel() for p in model.parameters())
+    runtime.set_threads(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    steps = cfg.epochs * -(-len(train) // cfg.batch_size)
+    print(
+        f"{parameters / 1e6:.2f}M parameters, {len(train)} pairs and {len(held_out)} held out, {steps} steps",
+        flush=True,
+    )
+
+    order = [batch for _ in range(cfg.epochs) for batch in batches(len(lengths), cfg.batch_size, rng)]
+    at = {"seen": 0}
+    state = Checkpoint(stage, {"model": model, "optimizer": optimizer}, at)
+    bar = runtime.Progress("reward", steps, state.step)
+    for step in state.steps(steps):
+        batch = order[step]
+        runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
+        total = sum(train[i][3] for i in batch)  # weight of the whole step
+        loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
+        for rows in micro_batches(batch, lengths, cfg.micro_tokens // 2):  # a pair is two texts
+            micro = [train[j] for j in rows]
+            weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
+            # chosen and rejected in one forward pass: both see the same padding
+            tokens, _, last = collate(
+                [p for p, _, _, _ in micro] * 2, [c for _, c, _, _ in micro] + [r for _, _, r, _ in micro]
+            )  # (2N, T), (2N,)
+            with runtime.mixed_precision():
+                scores = last_value(model(tokens.to(device)), last.to(device))  # (2N,)
+            chosen, rejected = scores.chunk(2)  # (N,), (N,)
+            micro_loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
+            micro_loss.backward()
+            loss += micro_loss.detach()
+            right += (chosen > rejected).sum()
+            at["seen"] += tokens.numel()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss, right, grad_norm = torch.stack([loss, right, grad_norm]).tolist()  # read once: a GPU waits for it
+        runtime.require(math.isfinite(loss), f"step {step}: the loss is {loss}: is --lr too high, {cfg.model} broken?")
+        stage.log(step, loss=loss, accuracy=right / len(batch), grad_norm=grad_norm)
+        bar.update(1, f"loss {loss:.3f} accuracy {right / len(batch):.2f}")
+    bar.close()
+
+    # shift and scale: the student's samples get mean 0 and standard deviation 1
     samples = [samples[i] for i in torch.randperm(len(samples), generator=rng)[: cfg.calibration_samples].tolist()]
     prompts = [tokenizer.chat(questions[row["id"]].prompt) for row in samples]
     responses = [tokenizer.response(row["response"]) for row in samples]
-    scores = score_responses(model, prompts, responses, cfg.micro_batch)  # (samples,)
+    scores = score_responses(model, prompts, responses, cfg.micro_tokens)  # (samples,)
     std = scores.std(correction=0).clamp(min=1e-6)  # a constant model must not become infinite
     with torch.no_grad():
         model.score.weight /= std.to(device)
@@ -149,7 +164,7 @@ def main(cfg: Config) -> None:
 
     # quality on the held-out questions
     chosen, rejected = (
-        score_responses(model, [pair[0] for pair in held_out], [pair[side] for pair in held_out], cfg.micro_batch)
+        score_responses(model, [pair[0] for pair in held_out], [pair[side] for pair in held_out], cfg.micro_tokens)
         for side in (1, 2)
     )  # (P,), (P,)
     judge = {
@@ -168,7 +183,7 @@ def main(cfg: Config) -> None:
         f"{judge['longer_wins']:.3f}), calibration error {judge['ece']:.3f}; correlation of score and length "
         f"{judge['length_correlation']:+.2f}"
     )
-    stage.finish(tokens=seen, flops=6 * parameters * seen, **judge)
+    stage.finish(tokens=at["seen"], flops=6 * parameters * at["seen"], **judge)
 
 
 if __name__ == "__main__":

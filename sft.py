@@ -8,7 +8,9 @@ models (weights/make.py).
 """
 
 import json
+import math
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,7 +18,8 @@ from torch import Tensor
 
 import runtime
 from chat import Tokenizer
-from data import batches, collate, read_jsonl
+from checkpoint import Checkpoint
+from data import batches, collate, micro_batches, read_jsonl
 from model import load_model, masked_logprobs, save_model
 
 
@@ -27,10 +30,12 @@ class Config:
     model: str  # Hugging Face folder to start from
     data: str  # JSONL with prompt and response
     out: str  # Hugging Face folder to write
+    limit: int = 0  # only the first examples; 0: all
     epochs: int = 2  # passes over the data
     match_flops: str = ""  # instead: as many whole passes as cost what that finished stage cost, such as 6_ppo
     batch_size: int = 64  # sequences per optimiser step
-    micro_batch: int = 64  # sequences per forward pass; changes memory, not the result
+    micro_tokens: int = 4096  # tokens per forward pass, padding included; changes memory, not the result
+    gradient_checkpointing: bool = False  # a third more time for much less memory; the result stays
     lr: float = 2e-4  # peak, linear warm-up, then linear to 0
     warmup: int = 20  # optimiser steps
     weight_decay: float = 0.0  # the warm-up is short: nothing to regularise
@@ -49,8 +54,10 @@ def sft_loss(logprobs: Tensor, mask: Tensor, total: int) -> Tensor:
 
 
 def main(cfg: Config) -> None:
-    for name in ("epochs", "batch_size", "micro_batch", "lr", "max_tokens"):
+    for name in ("epochs", "batch_size", "micro_tokens", "lr", "max_grad_norm", "max_tokens"):
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    for name in ("limit", "warmup", "weight_decay"):
+        runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: must not be negative")
     stage = runtime.Stage(cfg, inputs=["model", "data", "match_flops"])
     if stage.finished:
         return
@@ -58,7 +65,7 @@ def main(cfg: Config) -> None:
     device = runtime.default_device()
     tokenizer = Tokenizer(cfg.model)
     prompts, responses = [], []
-    for row in read_jsonl(cfg.data, required=["prompt", "response"]):
+    for row in islice(read_jsonl(cfg.data, required=["prompt", "response"]), cfg.limit or None):
         prompts.append(tokenizer.chat(row["prompt"]))
         responses.append(tokenizer.response(row["response"]))
     fits = [i for i in range(len(prompts)) if len(prompts[i]) + len(responses[i]) <= cfg.max_tokens]
@@ -70,8 +77,17 @@ def main(cfg: Config) -> None:
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
 
     model = load_model(cfg.model, torch.float32, device)
+    context, longest = model.config.max_position_embeddings, max(lengths)
+    runtime.require(
+        longest <= context,
+        f"{cfg.data}: an example of {longest} tokens exceeds the model's context of {context}: lower --max_tokens",
+    )
+    model.model.gradient_checkpointing = cfg.gradient_checkpointing
     parameters = sum(p.numel() for p in model.parameters())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay)
+    runtime.set_threads(model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True
+    )
     epochs = cfg.epochs
     if cfg.match_flops:
         budget = json.loads((Path(cfg.match_flops) / "done.json").read_text(encoding="utf-8"))["flops"]
@@ -81,34 +97,40 @@ def main(cfg: Config) -> None:
         f"{parameters / 1e6:.2f}M parameters, {len(prompts)} examples ({dropped} too long), {steps} steps", flush=True
     )
 
-    bar, step, seen = runtime.Progress("sft", steps), 0, 0
-    for _ in range(epochs):
-        for batch in batches(lengths, cfg.batch_size, rng):
-            runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
-            total = sum(len(responses[i]) for i in batch)  # response tokens of the whole step
-            loss = 0.0
-            for i in range(0, len(batch), cfg.micro_batch):
-                micro = batch[i : i + cfg.micro_batch]
-                tokens, mask, _ = collate(
-                    [prompts[j] for j in micro], [responses[j] for j in micro]
-                )  # (B, T), (B, T-1)
-                tokens, mask = tokens.to(device), mask.to(device)
+    order = [batch for _ in range(epochs) for batch in batches(len(lengths), cfg.batch_size, rng)]
+    at = {"seen": 0, "loss": 0.0}
+    state = Checkpoint(stage, {"model": model, "optimizer": optimizer}, at)
+    bar = runtime.Progress("sft", steps, state.step)
+    for step in state.steps(steps):
+        batch = order[step]
+        runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
+        total = sum(len(responses[i]) for i in batch)  # response tokens of the whole step
+        loss = torch.zeros((), device=device)
+        for micro in micro_batches(batch, lengths, cfg.micro_tokens):
+            tokens, mask, _ = collate(
+                [prompts[j] for j in micro], [responses[j] for j in micro]
+            )  # (B, T), (B, T-1)
+            tokens, mask = tokens.to(device), mask.to(device)
+            with runtime.mixed_precision():
                 logprobs, _ = masked_logprobs(model, tokens, mask)  # (B, T-1)
-                micro_loss = sft_loss(logprobs, mask, total)
-                micro_loss.backward()
-                loss += micro_loss.item()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm).item()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            seen += sum(lengths[i] for i in batch)
-            stage.log(step, loss=loss, lr=optimizer.param_groups[0]["lr"], grad_norm=grad_norm)
-            bar.update(1, f"loss {loss:.3f}")
-            step += 1
+            micro_loss = sft_loss(logprobs, mask, total)
+            micro_loss.backward()
+            loss += micro_loss.detach()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        at["seen"] += sum(lengths[i] for i in batch)
+        loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # read once: a GPU waits for every number read
+        runtime.require(math.isfinite(loss), f"step {step}: the loss is {loss}: is --lr too high, {cfg.model} broken?")
+        at["loss"] = loss
+        stage.log(step, loss=loss, lr=optimizer.param_groups[0]["lr"], grad_norm=grad_norm)
+        bar.update(1, f"loss {loss:.3f}")
     bar.close()
     save_model(model, cfg.out)
     tokenizer.save(cfg.out)
-    print(f"final loss {loss:.3f} after {step} steps")
-    stage.finish(tokens=seen, flops=6 * parameters * seen, loss=loss, examples=len(prompts), too_long=dropped)
+    print(f"final loss {at['loss']:.3f} after {steps} steps")
+    flops = 6 * parameters * at["seen"]
+    stage.finish(tokens=at["seen"], flops=flops, loss=at["loss"], examples=len(prompts), too_long=dropped)
 
 
 if __name__ == "__main__":

@@ -29,19 +29,18 @@ tiny)
   QUESTIONS=${QUESTIONS:-arith} instruction="" needs="a laptop and about 10 minutes on 2 cores"
   train=2000 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=16
   temperatures=1.0 temperature=0.7 # the teacher's: variety for the vote; the student's: near its greedy self
-  new_tokens=64 batch=512 micro=128 vote="--keep_duplicates" signal="--min_share 0.5" held_out=0.1
+  new_tokens=64 batch=512 micro=4096 vote="--keep_duplicates" signal="--min_share 0.6" held_out=0.1
   sft="--epochs 2 --lr 5e-4" reward="--epochs 2 --lr 1e-3"
-  ppo="--iterations 20 --rollout_size 128 --eval_every 4 --lr 5e-4 --critic_lr 1e-3" kl_coef=0.05
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ;; # at this size a second thread costs more than it brings
+  ppo="--iterations 20 --rollout_size 128 --eval_every 4 --lr 2e-4 --critic_lr 5e-4" kl_coef=0.1 ;;
 smollm2)
   TEACHER=${TEACHER:-$models/SmolLM2-1.7B-Instruct} STUDENT=${STUDENT:-$models/SmolLM2-135M-Instruct}
-  batch=64 micro=1 lr=1e-5 ppo_lr=2e-6 hub=HuggingFaceTB needs="a GPU of 8 GB, 8 GB disk with the weights, 4 h (computed, not measured)" ;;
+  batch=64 micro=1024 lr=1e-5 ppo_lr=2e-6 hub=HuggingFaceTB needs="a GPU of 8 GB, 8 GB disk with the weights, 4 h (computed, not measured)" ;;
 qwen)
   TEACHER=${TEACHER:-$models/Qwen2.5-7B-Instruct} STUDENT=${STUDENT:-$models/Qwen2.5-0.5B-Instruct}
-  batch=128 micro=1 lr=1e-5 ppo_lr=1e-6 hub=Qwen needs="a GPU of 24 GB, 28 GB disk with the weights, 7 h (computed, not measured)" ;;
+  batch=128 micro=1024 lr=1e-5 ppo_lr=1e-6 hub=Qwen needs="a GPU of 24 GB, 28 GB disk with the weights, 7 h (computed, not measured)" ;;
 llama3) # the paper's sizes: an 8B teacher, a 1B or 3B student
   TEACHER=${TEACHER:-$models/Llama-3.1-8B-Instruct} STUDENT=${STUDENT:-$models/Llama-3.2-1B-Instruct}
-  batch=256 micro=4 lr=1e-5 ppo_lr=1e-6 hub=meta-llama needs="a GPU of 80 GB, 45 GB disk with the weights, 25 h \
+  batch=256 micro=2048 lr=1e-5 ppo_lr=1e-6 hub=meta-llama needs="a GPU of 80 GB, 45 GB disk with the weights, 25 h \
 for the 1B student (computed, not measured); a 3B student needs 130 GB of GPU memory" ;;
 *) echo "error: PRESET=$PRESET: it is tiny, smollm2, qwen or llama3" >&2; exit 2 ;;
 esac
@@ -56,7 +55,7 @@ fi
 if [ "$QUICK" = 1 ]; then
   held_out=0.3 best_of=2
   if [ "$PRESET" = tiny ]; then
-    train=200 valid=20 test=100 teacher_samples=4 student_samples=2 needs="a minute or two"
+    train=200 valid=20 test=100 student_samples=2 needs="a minute or two"
     ppo="--iterations 3 --rollout_size 64 --lr 2e-4 --critic_lr 5e-4"
   else
     train=16 valid=2 test=4 teacher_samples=2 student_samples=2 new_tokens=256
@@ -72,18 +71,34 @@ RUN=${OUT:-$here/runs/$name}
 [[ $ABLATE =~ ^(0|1|arms)$ ]] || { echo "error: ABLATE=$ABLATE: 1 (all of SEEDS), or arms (one SEED)" >&2; exit 2; }
 [[ $SEED =~ ^[0-9]+$ ]] || { echo "error: SEED=$SEED: a number, 0 or greater" >&2; exit 2; }
 
+# ---- helpers -------------------------------------------------------------------------------------------------------
+export CONTINUE="$asked${OUT:+OUT=$(printf %q "$OUT") }bash $(printf %q "$0")" # what goes on after an interruption
+child=
+work() { # work COMMAND...: run it in a process group of its own, so that a signal reaches it once, and from here
+  set -m; "$@" & child=$!; set +m
+  wait "$child"
+  child=
+}
+stopped() { # stopped SIGNAL CODE: pass the signal on and wait, for a stage at work saves its state first
+  trap 'kill -s '"$1"' -- "-$child"' INT TERM HUP # again: it stops at once
+  if [ -z "$child" ]; then echo "stopped; this goes on from there: $CONTINUE" >&2; exit "$2"; fi
+  kill -s "$1" -- "-$child" 2>/dev/null || true
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
+  exit "$2"
+}
+trap 'stopped INT 130' INT; trap 'stopped TERM 143' TERM; trap 'stopped TERM 129' HUP
+
 if [ "$ABLATE" = 1 ]; then # every seed is a run of its own, JOBS at once; what is finished is skipped
   runs=${OUT:-$here/runs/$PRESET-ablation$([ "$QUICK" != 1 ] || echo -quick)}
   mkdir -p "$runs"
   run_seed() { ABLATE=arms SEED=$1 OUT=$runs/$1 bash "$here/train_all.sh" >"$runs/$1.log" 2>&1; }
   export -f run_seed && export runs here PRESET QUICK
   echo "seeds $SEEDS, $JOBS at once; $runs/SEED.log shows where each one is"
-  xargs -P "$JOBS" -I{} bash -c 'run_seed {} && echo "seed {}: done" || { tail -n 3 "$runs/{}.log" >&2; exit 1; }' \
+  work xargs -P "$JOBS" -I{} bash -c 'run_seed {} && echo "seed {}: done" || { tail -n 3 "$runs/{}.log" >&2; exit 1; }' \
     <<<"${SEEDS// /$'\n'}"
   exec "$PYTHON" "$here/ablation.py" --out "${RESULTS:-$runs}" $(for s in $SEEDS; do echo "$runs/$s"; done)
 fi
 
-# ---- helpers -------------------------------------------------------------------------------------------------------
 redo=0
 run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
   local stage=$1 script=$2
@@ -95,19 +110,23 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
     mv "$RUN/$stage" "$RUN/$stage.old$old"
   fi
   echo "[$stage]"
-  "$PYTHON" "$here/$script" --out "$RUN/$stage" "$@"
+  work "$PYTHON" "$here/$script" --out "$RUN/$stage" "$@"
 }
 rl() { # rl STAGE FLAGS...: PPO with the settings that all its runs share
   run "$1" ppo.py --questions "$questions" --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens "$new_tokens" \
-    --micro_batch "$micro" --temperature "$temperature" --seed "$SEED" --kl_coef "$kl_coef" $ppo "${@:2}"
+    --micro_tokens "$micro" --temperature "$temperature" --seed "$SEED" --kl_coef "$kl_coef" $ppo "${@:2}"
 }
 sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
 
-"$PYTHON" "$here/runtime.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
-  --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --micro_batch $micro --new_tokens $new_tokens \
+"$PYTHON" "$here/preflight.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
+  --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --micro_tokens $micro --new_tokens $new_tokens \
   --needs "$needs" --hub "${hub:-}"
 
-mkdir -p "$RUN" && echo "${asked}bash train_all.sh" >"$RUN/command.txt" # for the report
+mkdir -p "$RUN" && exec 9<"$RUN" # a lock on the run's folder, until this script and its stages have ended
+if command -v flock >/dev/null && ! flock -n 9; then
+  echo "error: OUT=$RUN: another train_all.sh is at work there; wait for it, or choose another OUT" >&2; exit 2
+fi
+echo "${asked}bash train_all.sh" >"$RUN/command.txt" # for the report
 
 # ---- the stages ----------------------------------------------------------------------------------------------------
 questions=$RUN/0_questions/train.jsonl
@@ -123,20 +142,21 @@ fi
 
 # its answers vote; those that agree with the vote teach the student
 run 1_vote pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $vote
-run 2_sft sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft
+run 2_sft sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_tokens $micro $sft
 
 policy=2_sft
 for round in $(seq 1 "$ROUNDS"); do
   suffix=$([ "$round" = 1 ] || echo "_r$round")
-  # the student answers too, everything is rewarded by the teacher's vote, and a reward model learns from pairs; its
+  voters=$([ "$round" = 1 ] && echo teacher || echo both) # after a round the student may know better than its teacher
+  # the student answers too, everything is rewarded by the vote, and a reward model learns from pairs; its
   # scale is the SFT student's in every round: a later student answers nearly alike, and a tiny deviation made 1 would
   # blow the scores up and leave the KL penalty without weight
   run 3_student$suffix generate.py --model "$RUN/$policy" --questions "$questions" --source student --seed "$SEED" \
     --samples $student_samples --temperatures $temperature $lenient $(sampling)
   run 4_pseudo_reward$suffix pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
-    --student "$RUN/3_student$suffix/samples.jsonl"
+    --student "$RUN/3_student$suffix/samples.jsonl" --voters $voters
   run 5_reward$suffix reward.py --model "$RUN/2_sft" --pairs "$RUN/4_pseudo_reward$suffix/pairs.jsonl" --seed "$SEED" \
-    --calibrate "$RUN/3_student/samples.jsonl" --questions "$questions" --micro_batch $micro \
+    --calibrate "$RUN/3_student/samples.jsonl" --questions "$questions" --micro_tokens $micro \
     --held_out $held_out $reward
   # PPO: answers that the reward model likes become likelier, near the policy that it started from
   rl 6_ppo$suffix --policy "$RUN/$policy" --reward_model "$RUN/5_reward$suffix" \
@@ -177,11 +197,14 @@ arm() { # arm NAME FLAGS...: PPO with something else than the method, and its ac
   evaluate "ppo+$1" "$RUN/6_ppo+$1"
 }
 if [ "$ABLATE" = arms ]; then
-  # SFT on all of the teacher's answers, whoever won the vote; SFT for as long as PPO
+  # SFT on all of the teacher's answers, whoever won the vote; SFT on a tenth of the winners; SFT for as long as PPO
   run 1_vote+all pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $vote --no-sft_filter
-  run 2_sft+all sft.py --model "$STUDENT" --data "$RUN/1_vote+all/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft
+  run 2_sft+all sft.py --model "$STUDENT" --data "$RUN/1_vote+all/sft.jsonl" --seed "$SEED" --micro_tokens $micro $sft
   evaluate sft+all "$RUN/2_sft+all"
-  run 2_sft+longer sft.py --model "$RUN/2_sft" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_batch $micro $sft \
+  run 2_sft+tenth sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_tokens $micro $sft \
+    --limit $((train * 4 / 10)) # of four a question
+  evaluate sft+tenth "$RUN/2_sft+tenth"
+  run 2_sft+longer sft.py --model "$RUN/2_sft" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_tokens $micro $sft \
     --match_flops "$RUN/6_ppo"
   evaluate sft+longer "$RUN/2_sft+longer"
   # another reward: gold (an upper bound, not the method), no KL penalty, a stronger one
@@ -194,7 +217,7 @@ if [ "$ABLATE" = arms ]; then
     --student "$RUN/3_student/samples.jsonl" --voters both
   judge() { # judge NAME MODEL PAIRS
     run "5_reward+$1" reward.py --model "$2" --pairs "$3" --calibrate "$RUN/3_student/samples.jsonl" --questions "$questions" --seed "$SEED" \
-      --micro_batch $micro --held_out $held_out $reward
+      --micro_tokens $micro --held_out $held_out $reward
   }
   judge both "$RUN/2_sft" "$RUN/4_pseudo_reward+both/pairs.jsonl"
   arm both --reward_model "$RUN/5_reward+both"
@@ -202,13 +225,17 @@ if [ "$ABLATE" = arms ]; then
     judge teacher "$TEACHER" "$RUN/4_pseudo_reward/pairs.jsonl"
     arm teacher --reward_model "$RUN/5_reward+teacher" --critic "$RUN/5_reward"
   fi
-  # a second round from the policy of the first
+  # a second round from the policy of the first, as above; and one with the teacher's votes alone
   run 3_student+r2 generate.py --model "$RUN/6_ppo" --questions "$questions" --source student --seed "$SEED" \
     --samples $student_samples --temperatures $temperature $lenient $(sampling)
-  run 4_pseudo_reward+r2 pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
-    --student "$RUN/3_student+r2/samples.jsonl"
-  judge r2 "$RUN/2_sft" "$RUN/4_pseudo_reward+r2/pairs.jsonl"
-  rl 6_ppo+r2 --policy "$RUN/6_ppo" --reward_model "$RUN/5_reward+r2"
-  evaluate ppo+r2 "$RUN/6_ppo+r2"
+  second_round() { # second_round NAME VOTERS
+    run "4_pseudo_reward+$1" pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
+      --student "$RUN/3_student+r2/samples.jsonl" --voters "$2"
+    judge "$1" "$RUN/2_sft" "$RUN/4_pseudo_reward+$1/pairs.jsonl"
+    rl "6_ppo+$1" --policy "$RUN/6_ppo" --reward_model "$RUN/5_reward+$1"
+    evaluate "ppo+$1" "$RUN/6_ppo+$1"
+  }
+  second_round r2 both
+  second_round r2teacher teacher
 fi
 "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED"

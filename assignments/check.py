@@ -193,7 +193,7 @@ def _recall(name, *arguments):
     import torch
     from pseudo_reward import Sample
 
-    random = lambda a: hasattr(a, "getstate") or isinstance(a, torch.Generator)
+    random = lambda a: hasattr(a, "getstate")
     key = _json.dumps([0 if random(a) else runner.encode(a) for a in arguments])
     table = _TABLE[name]
     value = runner.decode(table.get(key, table[""]), Sample)
@@ -239,7 +239,7 @@ def check_memoriser(pool: Pool) -> None:
             if message["module_of"] is not None:
                 given.insert(0, message["module_of"]["items"][1][0]["items"][1])  # the weight
             given += [message["keywords"].get(name, defaults.get(name)) for name in names[len(given) :]]
-            given = [0 if isinstance(a, dict) and a["kind"] in ("random", "generator") else a for a in given]
+            given = [0 if isinstance(a, dict) and a["kind"] == "random" else a for a in given]
             text = json.dumps(json.loads(json.dumps(given), object_hook=_forget_gradients))
             table[text] = table[""] = json.loads(json.dumps(result), object_hook=_forget_gradients)
         asked = ", ".join("self.weight" if name == "self" else name for name in names)

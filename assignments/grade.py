@@ -178,8 +178,6 @@ def _update(argument: object, left: object) -> None:
         argument.data.copy_(left)
     elif isinstance(argument, list) and isinstance(left, list):
         argument[:] = left
-    elif isinstance(argument, torch.Generator):
-        argument.set_state(left.get_state())
     elif hasattr(argument, "setstate"):
         argument.setstate(left.getstate())
 

@@ -90,8 +90,6 @@ def encode(value: object, tensors: list | None = None) -> object:
     if isinstance(value, random.Random):
         version, state, gauss = value.getstate()
         return {"kind": "random", "state": [version, list(state), gauss]}
-    if isinstance(value, torch.Generator):
-        return {"kind": "generator", "state": value.get_state().tolist()}
     if dataclasses.is_dataclass(value) and type(value).__name__ == "Sample":
         return {"kind": "Sample", "fields": {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}}
     return {"kind": "strange", "type": type(value).__name__}
@@ -118,10 +116,6 @@ def decode(message: object, Sample: type, tensors: list | None = None) -> object
         rng = random.Random()
         version, state, gauss = message["state"]
         rng.setstate((version, tuple(state), gauss))
-        return rng
-    if kind == "generator":
-        rng = torch.Generator()
-        rng.set_state(torch.tensor(message["state"], dtype=torch.uint8))
         return rng
     if kind == "Sample":
         return Sample(**message["fields"])

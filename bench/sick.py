@@ -28,7 +28,7 @@ from health import RANGES, Health
 ROOT = Path(runtime.__file__).resolve().parent
 # ppo.py's flags in the tiny preset of train_all.sh
 FLAGS = (
-    "--max_new_tokens 64 --micro_batch 128 --temperature 0.7 --lr 5e-4 --critic_lr 1e-3 --kl_coef 0.05 --eval_every 4"
+    "--max_new_tokens 64 --micro_tokens 4096 --temperature 0.7 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.1 --eval_every 4"
 )
 
 
@@ -43,15 +43,15 @@ class Bug(NamedTuple):
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
 RED, PURPLE, GREY, BROWN = "#D55E00", "#CC79A7", "#7F7F7F", "#8C510A"
 
-REFERENCE = "load_model(cfg.reference or cfg.policy, torch.float32, device).requires_grad_(False)"
-READ = "masked_logprobs(policy, tokens[rows], mask[rows], cfg.temperature)"
-READ_REFERENCE = "masked_logprobs(reference, tokens[rows], mask[rows], cfg.temperature)"
-READ_AGAIN = "masked_logprobs(policy, r.tokens[b], mask, cfg.temperature)"
-KEPT = "parts.append((logprobs, ref_logprobs"
-VALUES, NEW_VALUES = "critic(tokens[rows])[:, :-1]", "critic(r.tokens[b])[:, :-1]"
-MASK = "tokens, mask = tokens.to(device), mask.to(device)"
+REFERENCE = "load_model(cfg.reference or cfg.policy, torch.float32, idle).requires_grad_(False)"
+READ = "masked_logprobs(policy, text, read, cfg.temperature)"
+READ_REFERENCE = "masked_logprobs(reference, text, read, cfg.temperature)"
+READ_AGAIN = "masked_logprobs(policy, tokens, mask, cfg.temperature)"
+KEPT = "scores, ended = scores.to(device), ended.to(device)"
+VALUES = "values = model(tokens, read=mask)"
+MASK = "tokens.to(device), mask.to(device), lengths.tolist()"
 WHITENED = "whiten(advantages, r.mask), returns"
-WEIGHTS = "torch.multinomial(logprobs.exp()"
+PROBS = "below = probs.cumsum("
 
 # fmt: off
 BUGS = {
@@ -60,13 +60,13 @@ BUGS = {
     # the curves show these
     "kl_sign": Bug("KL penalty is a bonus", RED, (
         ("ppo.py", "torch.where(mask, -kl_coef *", "torch.where(mask, kl_coef *"),)),
-    "no_kl": Bug("no KL penalty, lr x 4", ORANGE, flags="--kl_coef 0 --lr 2e-3"),
-    "lr_10": Bug("lr x 10", BLUE, flags="--lr 5e-3"),
+    "no_kl": Bug("no KL penalty, lr x 4", ORANGE, flags="--kl_coef 0 --lr 8e-4"),
+    "lr_10": Bug("lr x 10", BLUE, flags="--lr 2e-3"),
     "advantage_sign": Bug("advantages negated", GREEN, (("ppo.py", WHITENED, "-" + WHITENED),)),
     "score_late": Bug("score one token late", PURPLE, (
         ("ppo.py", "rewards + last * scores", "rewards + last.roll(1, 1) * scores"),)),
     "shift": Bug("log-probs shifted by one", SKY, (
-        ("model.py", "logits.gather(-1, tokens[:, 1:][mask]", "logits.gather(-1, tokens[:, :-1][mask]"),)),
+        ("model.py", "lm_head.weight, tokens[:, 1:][mask]", "lm_head.weight, tokens[:, :-1][mask]"),)),
     "reference_alias": Bug("reference is the policy", GREY, (("ppo.py", REFERENCE, "policy"),)),
     "whitened_returns": Bug("returns from whitened advantages", BROWN, (
         ("ppo.py", WHITENED, "whiten(advantages, r.mask), whiten(advantages, r.mask) + r.values"),)),
@@ -74,16 +74,15 @@ BUGS = {
     "old_temperature": Bug("old log-probs without temperature", RED, (
         ("ppo.py", READ, READ.replace("cfg.temperature", "1.0")),)),
     "old_bf16": Bug("old log-probs in bf16", BLUE, (
-        ("ppo.py", KEPT, KEPT.replace("((logprobs", "((logprobs.bfloat16().float()")),)),
+        ("ppo.py", KEPT, "logprobs = logprobs.bfloat16().float(); " + KEPT),)),
     # these no curve shows on the tiny preset
     "temperature": Bug("all log-probs without temperature", PURPLE, tuple(
         ("ppo.py", old, old.replace("cfg.temperature", "1.0")) for old in (READ, READ_REFERENCE, READ_AGAIN))),
     "top_k": Bug("sampled from the top 2", ORANGE, (
-        ("generate.py", WEIGHTS, WEIGHTS + " * (logprobs >= logprobs.topk(2)[0][:, 1:])"),)),
+        ("generate.py", PROBS, "below = (probs * (probs >= probs.topk(2)[0][:, 1:])).cumsum("),)),
     "end_masked": Bug("end token not in the mask", RED, (
         ("ppo.py", MASK, MASK.replace("mask.to", "(mask & (mask.flip(1).cumsum(1).flip(1) > 1)).to")),)),
-    "value_next": Bug("value of the next state", BLUE, tuple(
-        ("ppo.py", old, old.replace("[:, :-1]", "[:, 1:]")) for old in (VALUES, NEW_VALUES))),
+    "value_next": Bug("value of the next state", BLUE, (("model.py", VALUES, "values = model(tokens)[:, 1:][mask]"),)),
 }
 SILENT = "temperature top_k end_masked value_next"
 

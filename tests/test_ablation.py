@@ -1,6 +1,8 @@
 """ablation.py: intervals and tests over seeds and questions against other formulas, and the page from run folders."""
 
+import importlib.util
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -105,3 +107,55 @@ def test_an_ablation_without_the_method_is_refused():
     run = SimpleNamespace(transcripts=lambda arm: {"a": {"correct": True}} if arm == "sft" else {})
     with pytest.raises(ValueError, match="7_eval/sft and 7_eval/ppo are needed"):
         ablation.build({"x": run, "y": run})
+
+
+# ---- bench/sizes.py ------------------------------------------------------------------------------------------------
+
+
+def sizes_script():
+    path = Path(ablation.__file__).parent / "bench" / "sizes.py"
+    spec = importlib.util.spec_from_file_location("sizes", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sized(folder, right, student):
+    """A run folder whose models say how large they are."""
+    run_folder(folder, right)
+    for arm in right:
+        path = folder / "7_eval" / arm / "done.json"
+        record = json.loads(path.read_text())
+        record["results"]["parameters"] = 5000 if arm == "teacher" else student
+        path.write_text(json.dumps(record))
+    return str(folder)
+
+
+def test_the_gain_of_each_size_by_hand(tmp_path):
+    """Three runs, two sizes: the seeds of one size are one row, the smaller student comes first."""
+    sizes = sizes_script()
+    folders = (sized(tmp_path / "a", {"teacher": 7, "base": 2, "sft": 6, "ppo": 9}, 1000),
+               sized(tmp_path / "b", {"teacher": 7, "base": 3, "sft": 5, "ppo": 10}, 1000),
+               sized(tmp_path / "c", {"teacher": 7, "base": 1, "sft": 4, "ppo": 5}, 200))
+    sizes.main(sizes.Config(folders, str(tmp_path / "out")))
+    numbers = json.loads((tmp_path / "out" / "sizes.json").read_text())
+    small, large = numbers["students"]
+    assert (small["parameters"], large["parameters"]) == (200, 1000) and large["runs"] == list(folders[:2])
+    assert numbers["teacher"]["mean"] == 0.7 and numbers["teacher"]["parameters"] == 5000
+    assert large["base"]["mean"] == pytest.approx(0.25) and large["ppo"]["by_seed"] == [0.9, 1.0]
+    assert large["gain_sft"]["mean"] == pytest.approx(0.4) and large["gain_teacher"]["mean"] == pytest.approx(0.25)
+    assert small["gain_sft"]["mean"] == pytest.approx(0.1) and small["gain_teacher"]["mean"] == pytest.approx(-0.2)
+    assert large["gain_sft"]["ci95"][0] < 0.4 < large["gain_sft"]["ci95"][1]
+    page = (tmp_path / "out" / "sizes.md").read_text()
+    assert "+40.0 [" in page and "-20.0 [" in page and page.index("| 200 ") < page.index("| 1,000 ")
+    assert (tmp_path / "out" / "sizes.png").stat().st_size > 10_000
+
+
+def test_sizes_that_cannot_be_compared_are_refused(tmp_path):
+    sizes, right = sizes_script(), {"teacher": 7, "base": 2, "sft": 6, "ppo": 9}
+    one, other = sized(tmp_path / "a", right, 1000), sized(tmp_path / "b", right, 1000)
+    with pytest.raises(ValueError, match="one size"):
+        sizes.main(sizes.Config((one, other), str(tmp_path / "out")))
+    (tmp_path / "b" / "7_eval" / "base" / "done.json").unlink()
+    with pytest.raises(ValueError, match=r"b: 7_eval/base is not finished"):
+        sizes.main(sizes.Config((one, other), str(tmp_path / "out")))

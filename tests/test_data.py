@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from data import (
     few_shot_prompt,
     hash_split,
     load_questions,
+    micro_batches,
     read_jsonl,
     write_jsonl,
 )
@@ -698,23 +699,43 @@ def test_the_mask_selects_exactly_the_response():
 @pytest.mark.parametrize("n, size", [(0, 4), (1, 4), (4, 4), (97, 1), (97, 4), (128, 8), (129, 8), (5, 9)])
 def test_an_epoch_has_every_index_once(n, size):
     """Each index exactly once, full batches but for one, and the generator alone decides the order."""
-    lengths = [1 + i * i % 23 for i in range(n)]
-    epoch = list(batches(lengths, size, torch.Generator().manual_seed(0)))
+    epoch = list(batches(n, size, torch.Generator().manual_seed(0)))
     assert sorted(i for batch in epoch for i in batch) == list(range(n))
     assert sorted(map(len, epoch), reverse=True)[:-1] == [size] * (len(epoch) - 1)
-    assert epoch == list(batches(lengths, size, torch.Generator().manual_seed(0)))
-    assert n < 90 or epoch != list(batches(lengths, size, torch.Generator().manual_seed(1)))
+    assert epoch == list(batches(n, size, torch.Generator().manual_seed(0)))
+    assert n < 90 or epoch != list(batches(n, size, torch.Generator().manual_seed(1)))
 
 
-def test_epochs_differ_and_a_batch_is_a_fair_sample_sorted_by_length():
-    """One generator gives another order each epoch; within a batch rows are sorted, so its micro-batches hold little
-    padding; a batch's mean length scatters no more than that of rows drawn at random, or the kinds would be parted."""
+def test_epochs_differ_and_a_batch_is_a_fair_sample():
+    """One generator gives another order each epoch; a batch's mean length scatters no more than that of rows drawn at
+    random, or the kinds would be parted."""
     rng, lengths = torch.Generator().manual_seed(0), [i % 40 + 1 for i in range(400)]
-    epochs = [list(batches(lengths, 16, rng)) for _ in range(20)]
+    epochs = [list(batches(400, 16, rng)) for _ in range(20)]
     assert len({tuple(map(tuple, epoch)) for epoch in epochs}) == 20
-    assert all([lengths[i] for i in b] == sorted(lengths[i] for i in b) for epoch in epochs for b in epoch)
     means = torch.tensor([sum(lengths[i] for i in b) / 16 for epoch in epochs for b in epoch])  # (20 * 25,)
     assert 2.4 < means.std() < 3.4  # 11.5 / 4; some 11 if a batch held one length
+
+
+def test_micro_batches_by_hand():
+    assert list(micro_batches([0, 1, 2, 3], [3, 1, 2, 4], 6)) == [[3], [0, 2], [1]]
+    assert list(micro_batches([2, 0], [3, 9, 2, 9], 6)) == [[0, 2]]  # the rows that were asked for, 6 fits into 6
+    assert list(micro_batches([0, 1], [7, 6], 5)) == [[0], [1]] and not list(micro_batches([], [1], 5))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_micro_batches_have_every_row_once_and_keep_to_their_size(seed):
+    """Each row once; rows x longest fits, or the row is alone; none could have taken the next row too."""
+    rng = random.Random(seed)
+    lengths, tokens = [rng.randint(1, 50) for _ in range(60)], rng.randint(1, 300)
+    parts = list(micro_batches(range(60), lengths, tokens))
+    assert sorted(row for rows in parts for row in rows) == list(range(60))
+    sizes = [len(rows) * max(lengths[row] for row in rows) for rows in parts]
+    assert all(size <= tokens or len(rows) == 1 for size, rows in zip(sizes, parts))
+    longest = [lengths[rows[0]] for rows in parts]
+    assert longest == sorted(longest, reverse=True)
+    assert all((len(rows) + 1) * most > tokens for rows, most in zip(parts[:-1], longest))
+    # so of each micro-batch no more is padding than lies between its first and its last length
+    assert all(lengths[row] >= lengths[after[0]] for rows, after in pairwise(parts) for row in rows)
 
 
 def test_question_prompt_without_extras():

@@ -8,6 +8,7 @@ import torch
 from test_sft import on_the_cpu, tiny_folder  # noqa: F401 (a fixture)
 
 import eval as evaluation
+import generate
 from data import Question, Tokenizer, write_jsonl
 from generate import Response
 from model import load_model, load_scalar_model, save_model
@@ -77,8 +78,8 @@ def test_accuracy_grades_every_answer_strictly_and_leniently(monkeypatch):
     finishes = ["stop", "stop", "stop", "length", "stop"]
     calls = []
 
-    def answer_questions(model, tokenizer, questions, max_new_tokens, temperature, *rest, shots):
-        calls.append((max_new_tokens, temperature, shots))
+    def answer_questions(model, tokenizer, questions, max_new_tokens, temperature, *rest):
+        calls.append((max_new_tokens, temperature, rest[-2]))
         return [[said(text, finish)] for text, finish in zip(ANSWERS, finishes)]
 
     monkeypatch.setattr(evaluation, "answer_questions", answer_questions)
@@ -98,16 +99,16 @@ def test_accuracy_grades_every_answer_strictly_and_leniently(monkeypatch):
 def test_best_of_n_keeps_the_answer_that_the_reward_model_likes_best(monkeypatch):
     answers = [[said("#### 7"), said("#### 8")], [said("#### 2"), said("#### 3")], [said("#### 5"), said("#### 4")]]
     scores = {"#### 7": 2.0, "#### 8": 1.0, "#### 2": -2.0, "#### 3": -1.0, "#### 5": 0.5, "#### 4": 0.0}
-    monkeypatch.setattr(evaluation, "answer_questions", lambda *_: answers)
+    monkeypatch.setattr(evaluation, "answer_stage", lambda *_: [answers])
     monkeypatch.setattr(evaluation, "load_scalar_model", lambda *_: torch.nn.Linear(2, 1))
 
-    def score_responses(scorer, prompts, responses, batch_size):
+    def score_responses(scorer, prompts, responses, micro_tokens):
         assert [Characters().decode(p) for p in prompts] == ["3+4?", "3+4?", "1+1?", "1+1?", "2*3?", "2*3?"]
         return torch.tensor([scores[Characters().decode(r)] for r in responses])
 
     monkeypatch.setattr(evaluation, "score_responses", score_responses)
     cfg = evaluation.Config("m", "q", "o", reward_model="r", samples=2)
-    transcripts, scored, judge = evaluation.best_of_n(cfg, None, Characters(), QUESTIONS[:3])
+    transcripts, scored, judge = evaluation.best_of_n(cfg, None, None, Characters(), QUESTIONS[:3])
     assert [(t["answer"], t["correct"], t["score"]) for t in transcripts] == [
         ("7", True, 2.0), ("3", False, -1.0), ("5", False, 0.5)]
     assert scored[1] == {"id": "b", "scores": [-2.0, -1.0], "correct": [True, False], "answers": ["2", "3"],
@@ -142,14 +143,14 @@ def test_confidence_is_that_of_the_margin_that_was_trained(tmp_path):
 
 
 def test_scores_are_read_at_the_last_token_in_the_order_of_the_rows(scorer):
-    """Against one unpadded row at a time; any batch size; a row's score does not depend on its neighbours."""
+    """Against one unpadded row at a time; any micro-batch; a row's score does not depend on its neighbours."""
     model = load_scalar_model(scorer)
     prompts = [[0, 5, 6], [0, 7], [0, 2, 3, 4, 5], [0, 9]]
     responses = [[3, 1], [8, 8, 8, 8, 1], [1], [4, 1]]
     alone = torch.stack([model(torch.tensor([p + r]))[0, -1] for p, r in zip(prompts, responses)]).detach()
     assert alone.std() > 0.1
-    for batch_size in (1, 3, 4):
-        scores = evaluation.score_responses(model, prompts, responses, batch_size)
+    for micro_tokens in (1, 18, 99):
+        scores = evaluation.score_responses(model, prompts, responses, micro_tokens)
         torch.testing.assert_close(scores, alone, atol=1e-5, rtol=0)
     assert not scores.requires_grad
 
@@ -184,7 +185,7 @@ def test_the_summary_agrees_with_the_transcripts_and_they_with_the_model(tiny, t
 
 
 def test_best_of_n_reports_the_score_that_its_reward_model_gives(tiny, scorer, tmp_path):
-    transcripts, done = run(tmp_path, tiny, reward_model=scorer, samples=3, batch_size=4)
+    transcripts, done = run(tmp_path, tiny, reward_model=scorer, samples=8, batch_size=4)
     tokenizer, model = Tokenizer(tiny), load_scalar_model(scorer)
     assert len(transcripts) == 6
     compared = 0
@@ -202,10 +203,10 @@ def test_best_of_n_reports_the_score_that_its_reward_model_gives(tiny, scorer, t
         best = row["scores"].index(max(row["scores"]))
         assert row["id"] == transcript["id"] and row["scores"][best] == pytest.approx(transcript["score"], abs=1e-4)
         assert (row["tokens"][best], row["correct"][best]) == (transcript["tokens"], transcript["correct"])
-        assert row["answers"][best] == transcript["answer"] and len(row["scores"]) == 3
+        assert row["answers"][best] == transcript["answer"] and len(row["scores"]) == 8
     assert results["best_of_n"]["judge"][2] == pytest.approx(results["accuracy"]["strict"])
     assert done["tokens"] == sum(sum(row["tokens"]) for row in scored)
-    prompts = 3 * sum(len(tokenizer.chat(row["question"])) for row in sums(6))
+    prompts = 8 * sum(len(tokenizer.chat(row["question"])) for row in sums(6))
     both = sum(p.numel() for p in load_model(tiny).parameters()) + sum(p.numel() for p in model.parameters())
     assert done["flops"] == 2 * both * (done["tokens"] + prompts)
 
@@ -241,9 +242,9 @@ def test_a_question_without_a_gold_answer_is_an_error(tiny, tmp_path):
 def test_shots_are_asked_for_and_written_down(tiny, tmp_path, monkeypatch):
     """--shots reaches answer_questions as it is; done.json says it."""
     asked = []
-    real = evaluation.answer_questions
-    monkeypatch.setattr(evaluation, "answer_questions",
-                        lambda *args, shots, **rest: asked.append(shots) or real(*args, shots=0, **rest))
+    real = generate.answer_questions
+    monkeypatch.setattr(generate, "answer_questions",
+                        lambda *args: asked.append(args[-2]) or real(*args[:-2], 0, args[-1]))
     _, done = run(tmp_path, tiny, shots=5)
     assert asked == [5] and done["config"]["shots"] == done["settings"]["shots"] == 5
 

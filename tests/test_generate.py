@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import TEXTS
@@ -9,7 +10,7 @@ from conftest import TEXTS
 import generate as generation
 from data import STOP_TEXT, Question, Tokenizer, few_shot_prompt, write_jsonl
 from generate import answer_questions, generate, sample_token
-from model import token_logprobs
+from model import Trunk, token_logprobs
 
 V = 61  # vocabulary of the tiny model
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [60, 0, 33, 0, 21], [11, 12], [0, 0, 0, 4]]  # 0 is a real token
@@ -59,6 +60,60 @@ def test_rows_that_end_early_leave_the_others_unchanged(llama):
         [alone] = generate(llama, [prompt], 16, temperature=0, stop_ids=stops)
         assert (response.tokens, response.finish) == (alone.tokens, alone.finish)
         assert response.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+@pytest.fixture
+def reads(llama, monkeypatch):
+    """The (rows, positions) of every pass through the model, in order."""
+    shapes, forward = [], llama.model.forward
+    monkeypatch.setattr(llama.model, "forward", lambda tokens, cache: (shapes.append(tuple(tokens.shape)),
+                                                                       forward(tokens, cache))[1])
+    return shapes
+
+
+def test_equal_prompts_are_read_once(llama, reads):
+    """Eight rows, three prompts: one pass over three rows, then every row goes its own way from its own prompt."""
+    order = [2, 0, 2, 4, 0, 2, 2, 4]
+    responses = generate(llama, [PROMPTS[i] for i in order], 6, seed=3)
+    assert reads == [(3, 9)] + [(8, 1)] * 5
+    assert len({tuple(r.tokens) for r in responses}) == 8
+    for i, r in zip(order, responses, strict=True):
+        text = torch.tensor([PROMPTS[i] + r.tokens])
+        with torch.no_grad():
+            expected = token_logprobs(llama.lm_head(Trunk.forward(llama.model, text)), text)[0, len(PROMPTS[i]) - 1 :]
+        assert r.logprobs == pytest.approx(expected.tolist(), abs=2e-5)
+
+
+def test_rows_that_ended_cost_nothing(llama, reads):
+    """A batch shrinks as its rows end; while prompts wait, they are refilled. Few passes are over a row that ended."""
+    stops = {3, 17, 40, 55, 1, 2, 8, 9}
+    responses = generate(llama, PROMPTS * 16, 24, stop_ids=stops, seed=1, batch_size=32)
+    needed = sum(len(r.tokens) - 1 for r in responses)
+    spent = sum(rows for rows, positions in reads if positions == 1)
+    assert len({len(r.tokens) for r in responses}) > 8
+    assert needed <= spent < 1.35 * needed
+    steps = [rows for rows, positions in reads if positions == 1]
+    assert max(steps) == 32 and steps[-1] < 8 and len(reads) - len(steps) > 3
+
+
+@pytest.mark.parametrize("every", [2, 5, 100])
+def test_looking_less_often_changes_nothing(every, llama, monkeypatch):
+    """As on a GPU, rows stand still from their end to the next look: the answers are the same, bit for bit but for
+    the sums of another batch shape."""
+    expected = generate(llama, PROMPTS * 4, 12, 1.0, {3, 17, 40}, seed=2, batch_size=9)
+    monkeypatch.setitem(generation.LOOK_EVERY, "cpu", every)
+    again = generate(llama, PROMPTS * 4, 12, 1.0, {3, 17, 40}, seed=2, batch_size=9)
+    assert [(r.tokens, r.finish) for r in again] == [(r.tokens, r.finish) for r in expected]
+    assert [r.logprobs for r in again] == [pytest.approx(r.logprobs, abs=1e-5) for r in expected]
+
+
+@pytest.mark.slow
+def test_compiled_steps_say_the_same(llama):
+    """torch.compile, with rows that leave and rows that enter: the same text."""
+    expected = generate(llama, PROMPTS * 4, 12, 1.0, {3, 17, 40}, seed=2, batch_size=9)
+    again = generate(llama, PROMPTS * 4, 12, 1.0, {3, 17, 40}, seed=2, batch_size=9, compile=True)
+    assert [(r.tokens, r.finish) for r in again] == [(r.tokens, r.finish) for r in expected]
+    assert [r.logprobs for r in again] == [pytest.approx(r.logprobs, abs=1e-4) for r in expected]
 
 
 # ---- how it ends ---------------------------------------------------------------------------------------------------
@@ -282,12 +337,17 @@ def chi_square(counts: torch.Tensor, p: torch.Tensor) -> float:
     return ((counts - expected) ** 2 / expected).sum().item()
 
 
+def uniform(n: int) -> torch.Tensor:
+    """n chances in [0, 1), float64, the same in every run."""
+    return torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_sampling_follows_the_softmax(temperature):
     """20,000 draws: chi-square over 8 tokens below 29.9, which chance passes once in 10,000 (7 degrees of freedom)."""
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -2.0, 1.5, -0.5])
     p = torch.softmax(logits.double() / temperature, -1)
-    token, logprob = sample_token(logits.expand(20_000, 8), temperature, torch.Generator().manual_seed(0))
+    token, logprob = sample_token(logits.expand(20_000, 8), temperature, uniform(20_000))
     assert chi_square(torch.bincount(token, minlength=8), p) < 29.9
     torch.testing.assert_close(logprob.double(), p.log()[token], rtol=1e-5, atol=1e-6)
 
@@ -295,11 +355,13 @@ def test_sampling_follows_the_softmax(temperature):
 def test_temperature_0_takes_the_largest_logit():
     """The token is the argmax, its log-prob that of softmax(logits); a token of probability 0 is never drawn."""
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, -1.0, 4.9]])
-    token, logprob = sample_token(logits, 0, torch.Generator())
+    token, logprob = sample_token(logits, 0, uniform(2))
     assert token.tolist() == [1, 0]
     torch.testing.assert_close(logprob, torch.log_softmax(logits, -1)[[0, 1], [1, 0]])
+    never = torch.tensor([[float("-inf"), 0.0]])
+    assert sample_token(never, 1.0, torch.zeros(1, dtype=torch.float64))[0].tolist() == [1]  # not even by chance 0
     impossible = torch.tensor([0.0, float("-inf"), 0.0]).expand(1000, 3)
-    assert set(sample_token(impossible, 1.0, torch.Generator().manual_seed(0))[0].tolist()) == {0, 2}
+    assert set(sample_token(impossible, 1.0, uniform(1000))[0].tolist()) == {0, 2}
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
@@ -316,6 +378,50 @@ def test_generated_tokens_follow_the_model(temperature, llama):
     freedom = len(p) - 1
     assert freedom > 8
     assert chi_square(counts, p) < freedom + 4 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 24])
+def test_sampled_text_does_not_depend_on_the_batch(batch_size, llama):
+    """A prompt has chances of its own: whoever shares its batch, it is answered the same."""
+    expected = generate(llama, PROMPTS * 4, 10, 1.0, {3, 17}, seed=1)
+    again = generate(llama, PROMPTS * 4, 10, 1.0, {3, 17}, seed=1, batch_size=batch_size)
+    assert [r.tokens for r in again] == [r.tokens for r in expected]
+    for i, r in enumerate(expected):  # token t is drawn by the t-th chance of its prompt
+        with torch.no_grad():
+            logits = llama(torch.tensor([(PROMPTS * 4)[i] + r.tokens]))[0, -len(r.tokens) - 1 : -1]  # (T, V)
+        chances = torch.from_numpy(np.random.default_rng((1, i)).random(11))[: len(r.tokens)]
+        assert sample_token(logits, 1.0, chances)[0].tolist() == r.tokens
+
+
+def test_a_token_is_drawn_where_its_share_of_the_chance_lies():
+    """The first token whose cumulative probability is above the chance, in float64, among 50,000 rare ones too."""
+    logits = torch.randn(1, 50_000, generator=torch.Generator().manual_seed(1)) * 3
+    chance = torch.cat([uniform(500), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)])
+    edges = torch.softmax(logits[0], -1).double().cumsum(0)
+    expected = (edges[None] <= (chance * edges[-1])[:, None]).sum(1)
+    token, _ = sample_token(logits.expand(502, -1), 1.0, chance)
+    assert torch.equal(token, expected) and len(token.unique()) > 200
+
+
+def test_nan_is_never_taken_for_text(make_model):
+    """One weight of a diverged run: FloatingPointError, sampled and greedy, and no index out of range."""
+    model = make_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 3] = float("nan")
+    for temperature in (0, 1.0):
+        with pytest.raises(FloatingPointError, match="NaN"):
+            generate(model, PROMPTS, 4, temperature)
+
+
+def test_bf16_models_generate(make_model):
+    """Greedy in bf16: each token's logit in the full forward pass is within bf16's rounding of the largest."""
+    model = make_model().to(torch.bfloat16)
+    for prompt, r in zip(PROMPTS, generate(model, PROMPTS, 8, temperature=0), strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + r.tokens]))[0, len(prompt) - 1 : -1]  # (8, V)
+        chosen = logits.gather(-1, torch.tensor(r.tokens)[:, None])[:, 0]
+        assert (logits.amax(-1) - chosen < 0.1).all()
+        assert r.logprobs == pytest.approx(logits.log_softmax(-1).amax(-1).tolist(), abs=0.1)
 
 
 def test_a_seed_repeats_the_text_and_another_does_not(llama):

@@ -1,10 +1,13 @@
 """The shape of the project: who imports whom, scripts that do nothing when imported, flags that are all used."""
 
 import ast
+import contextlib
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,21 +18,24 @@ ROOT = Path(runtime.__file__).resolve().parent
 MAY_IMPORT = {
     "model": set(),
     "runtime": set(),
+    "preflight": {"runtime"},
+    "checkpoint": {"runtime"},
     "health": set(),
     "arith": set(),
     "answers": set(),
     "chat": set(),
     "quality": set(),
     "data": {"answers", "arith", "chat", "runtime"},
-    "generate": {"answers", "chat", "data", "model", "runtime"},
-    "sft": {"chat", "data", "model", "runtime"},
+    "generate": {"answers", "chat", "checkpoint", "data", "model", "runtime"},
+    "sft": {"chat", "checkpoint", "data", "model", "runtime"},
     "pseudo_reward": {"answers", "data", "runtime"},
     "eval": {"answers", "chat", "data", "generate", "model", "pseudo_reward", "quality", "runtime"},
-    "reward": {"chat", "data", "eval", "model", "quality", "runtime"},
-    "ppo": {"answers", "chat", "data", "eval", "generate", "health", "model", "runtime"},
-    "ablation": {"report", "runtime"},
+    "reward": {"chat", "checkpoint", "data", "eval", "model", "quality", "runtime"},
+    "ppo": {"answers", "chat", "checkpoint", "data", "eval", "generate", "health", "model", "runtime"},
+    "findings": {"answers", "data", "runtime"},
+    "ablation": {"findings", "report", "runtime"},
     "figures": set(),
-    "report": {"answers", "data", "figures", "runtime"},
+    "report": {"figures", "findings", "runtime"},
 }
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
@@ -163,3 +169,59 @@ def test_train_all_refuses_a_bad_environment_before_any_command(environment, tmp
     with pytest.raises(AssertionError, match=r"huge|ROUNDS|SEED|REFERENCE|ABLATE"):
         commands_of(tmp_path, **environment)
     assert not (tmp_path / "commands").exists()
+
+
+SLOW_STUB = """#!/usr/bin/env bash
+# stands for python: the second stage works until it is told to stop, and takes a moment for that
+case $1 in */generate.py) ;; *) exit 0 ;; esac
+save() { echo "$1" >> "$OUT/signals"; sleep 0.5; echo saved >> "$OUT/signals"; exit 9; }
+trap 'save INT' INT; trap 'save TERM' TERM
+echo "$$ $CONTINUE" > "$OUT/started"
+while true; do sleep 0.05; done
+"""
+
+
+@pytest.fixture
+def at_work(tmp_path):
+    """train_all.sh at its second stage, in a process group of its own, as a terminal starts it."""
+    stub = tmp_path / "python"
+    stub.write_text(SLOW_STUB)
+    stub.chmod(0o755)
+    for folder in ("teacher", "student"):
+        (tmp_path / folder).mkdir()
+    env = {"PATH": os.environ["PATH"], "PYTHON": str(stub), "OUT": str(tmp_path / "a run"), "SEED": "3",
+           "TEACHER": str(tmp_path / "teacher"), "STUDENT": str(tmp_path / "student")}
+    start = lambda: subprocess.Popen(["bash", str(ROOT / "train_all.sh")], env=env, text=True, start_new_session=True,
+                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start()
+    while not (tmp_path / "a run" / "started").exists() and process.poll() is None:
+        time.sleep(0.02)
+    yield process, start
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int((tmp_path / "a run" / "started").read_text().split()[0]), signal.SIGKILL)
+    process.kill()
+    process.communicate(timeout=20)
+
+
+@pytest.mark.parametrize(("number", "name", "code", "whom"), [
+    (signal.SIGINT, "INT", 130, os.killpg), (signal.SIGTERM, "TERM", 143, os.kill),
+    (signal.SIGTERM, "TERM", 143, os.killpg)])
+def test_train_all_passes_a_signal_on_once_and_waits_for_the_stage(at_work, tmp_path, number, name, code, whom):
+    """Ctrl-C goes to all processes of a terminal, kill to the shell alone: the stage hears of it once in both cases."""
+    process, _ = at_work
+    whom(process.pid, number)
+    output, error = process.communicate(timeout=20)
+    assert process.returncode == code and error.strip() in ("", "Terminated")  # says the stub of its sleep
+    assert (tmp_path / "a run" / "signals").read_text().split() == [name, "saved"]
+    assert output.split()[-1] == "[1_teacher]"  # and no later stage
+    command = (tmp_path / "a run" / "started").read_text().strip().partition(" ")[2]
+    assert command.startswith("SEED=3 TEACHER=") and command.endswith(f"bash {ROOT}/train_all.sh")
+    assert f"OUT={tmp_path}/a\\ run " in command
+
+
+def test_a_second_train_all_in_the_same_run_folder_is_refused(at_work, tmp_path):
+    first, start = at_work
+    second = start()
+    assert second.communicate(timeout=20)[1] == (
+        f"error: OUT={tmp_path}/a run: another train_all.sh is at work there; wait for it, or choose another OUT\n")
+    assert second.returncode == 2 and first.poll() is None

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_file
 from model import (
+    ChunkedLogprobs,
     KVCache,
     Llama,
     ModelConfig,
@@ -174,7 +177,8 @@ def test_token_logprobs_gradient_is_one_hot_minus_softmax():
 
 def both_ways(logits, tokens, temperature=1.0):
     """Log-probs (T-1,) of one row of logits (T, V), by token_logprobs and by masked_logprobs, and the entropies."""
-    model = SimpleNamespace(model=lambda _: logits[None], lm_head=lambda hidden: hidden)
+    model = SimpleNamespace(model=lambda _, read: torch.eye(len(logits))[None][:, :-1][read],
+                            lm_head=SimpleNamespace(weight=logits.T))
     mask = torch.ones(1, len(tokens) - 1, dtype=torch.bool)
     short, entropies = masked_logprobs(model, torch.tensor([tokens]), mask, temperature)
     long = token_logprobs(logits[None], torch.tensor([tokens]), temperature)
@@ -237,12 +241,107 @@ def test_masked_positions_change_nothing_in_masked_logprobs(poison):
         hidden = torch.where(read[..., None], clean, fill).requires_grad_()
         head = torch.nn.Linear(8, 9, bias=False)
         head.weight.data = torch.arange(72.0).view(9, 8).sin()
-        model = SimpleNamespace(model=lambda _, hidden=hidden: hidden, lm_head=head)
+        model = SimpleNamespace(model=lambda _, read, hidden=hidden: hidden[:, :-1][read], lm_head=head)
         logprobs, entropies = masked_logprobs(model, tokens, MASK)
         logprobs.square().sum().backward()
         results.append([logprobs.detach(), entropies, hidden.grad, head.weight.grad])
     for a, b in zip(*results):
         assert torch.equal(a, b) and a.any()
+
+
+def plain_logprobs(hidden, weight, targets, temperature):
+    """The formula, with all logits at once: log-probs and entropies (N,)."""
+    log_p = (hidden @ weight.T / temperature).log_softmax(-1)  # (N, V)
+    return log_p[range(len(targets)), targets], -(log_p.exp() * log_p).sum(-1)
+
+
+@pytest.mark.parametrize("at_once", [1, 41 * 3, 41 * 7, 10**6])  # logits: 1, 3 and 7 rows, all 20
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logprobs_in_chunks_are_the_plain_formula(monkeypatch, at_once, dtype):
+    """Values, entropies, and gradients of the hidden states and of a weight that made them too, as if tied."""
+    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", at_once)
+    rng = torch.Generator().manual_seed(0)
+    start, table = torch.randn(20, 6, generator=rng, dtype=dtype), torch.randn(41, 6, generator=rng, dtype=dtype)
+    targets, factor = torch.randint(41, (20,), generator=rng), torch.randn(20, generator=rng, dtype=dtype)
+    results = []
+    for function in (ChunkedLogprobs.apply, plain_logprobs):
+        x, weight = start.clone().requires_grad_(), table.clone().requires_grad_()
+        logprobs, entropies = function(x + weight[targets.flip(0)], weight, targets, 0.7)
+        (logprobs * factor).sum().backward()
+        results.append([logprobs.detach(), entropies.detach(), x.grad, weight.grad])
+    for ours, plain in zip(*results):
+        assert ours.dtype == dtype and plain.abs().max() > 0.1
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6 if dtype == torch.float64 else 4e-6)
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of tensors alive that were made under it, the most there ever were, and the numbers of the largest."""
+
+    live = most = largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if not hasattr(storage, "counted"):
+                    storage.counted = True
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self.free, storage.nbytes())
+                self.most, self.largest = max(self.most, self.live), max(self.largest, tensor.numel())
+        return out
+
+    def free(self, size):
+        self.live -= size
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_no_more_logits_than_a_chunk_are_ever_in_memory(make_model, monkeypatch, grad):
+    """4 x 63 positions of which half count, 5,000 tokens: 0.64M logits. Of 40,000 at once there are never four."""
+    chunk = weight = 8 * 5000
+    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", chunk)
+    model = make_model(vocab_size=5000, hidden_size=8, head_dim=2, num_hidden_layers=1, tie_word_embeddings=True)
+    tokens, mask = random_tokens(model.config, 4, 64), (torch.arange(63) % 2 == 0).expand(4, 63)
+    with torch.set_grad_enabled(grad), Memory() as memory:
+        logprobs, _ = masked_logprobs(model, tokens, mask)
+        if grad:
+            logprobs.sum().backward()
+    assert memory.largest <= chunk
+    numbers = 3 * chunk + weight + 30_000  # the activations are the rest
+    numbers += 3 * weight * grad  # its gradient as head and as embedding, and one chunk's share
+    assert memory.most <= 4 * numbers < 4 * 10 * chunk
+    assert logprobs[mask].mean() < -5
+
+
+def test_gradient_checkpointing_changes_memory_and_not_the_result(make_model):
+    """Same log-probs and gradients, bit for bit; of 8 blocks' insides only one is in memory at a time."""
+    results = []
+    for checkpointing in (False, True):
+        model = make_model(num_hidden_layers=8)
+        model.model.gradient_checkpointing = checkpointing
+        tokens, mask = random_tokens(model.config, 4, 33), torch.ones(4, 32, dtype=torch.bool)
+        with Memory() as memory:
+            logprobs, _ = masked_logprobs(model, tokens, mask)
+            kept = memory.live
+            logprobs.square().sum().backward()
+        results.append((kept, memory.most, logprobs.detach(), [p.grad for p in model.parameters()]))
+    (kept, most, logprobs, grads), (fewer, lower, same_logprobs, same_grads) = results
+    assert torch.equal(logprobs, same_logprobs) and all(torch.equal(a, b) for a, b in zip(grads, same_grads))
+    assert fewer < kept / 5 and lower < most / 2
+
+
+def test_under_autocast_products_are_bf16_and_log_probs_and_values_are_not(make_model, make_config, randomize):
+    """A bf16 result has 8 bits: few of fp32 log-probs, values and entropies can be written with them."""
+    model, critic = make_model(), randomize(ScalarModel(make_config()))
+    tokens, mask = random_tokens(model.config, 4, 33), torch.ones(4, 32, dtype=torch.bool)
+    exact = [*masked_logprobs(model, tokens, mask), critic(tokens)]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = [*masked_logprobs(model, tokens, mask), critic(tokens)]
+    mixed[0].sum().backward()
+    for a, b in zip(exact, mixed):
+        assert b.dtype == torch.float32 and (b != b.bfloat16()).float().mean() > 0.9
+        assert 1e-4 < (a - b).abs().mean() < 0.05
+    assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in model.parameters())
 
 
 def test_masked_logprobs_of_nothing_are_zero(make_model):

@@ -59,11 +59,12 @@ def test_quick_finishes_every_stage_and_reports(quick):
 
 
 def test_bundled_models_have_their_habits(quick):
-    """Even 100 questions tell: the teacher is far above the student, nobody fails to end, the reward model ranks."""
+    """Even 100 questions tell: the teacher is far above the student, PPO lifts it, nobody fails to end, the reward
+    model ranks. Of SFT nothing is asked: two dozen steps are too few to take over the teacher's habits."""
     report = json.loads((quick[0] / "report.json").read_text())
     accuracy = {name: row["strict"] for name, row in report["accuracy"].items()}
     assert 0.5 < accuracy["teacher"] < 0.95
-    assert accuracy["base"] < accuracy["teacher"] - 0.1 and accuracy["sft"] > accuracy["base"]
+    assert accuracy["base"] < accuracy["teacher"] - 0.3 and accuracy["ppo"] > accuracy["base"] + 0.2
     assert all(row["truncated"] <= 0.02 for row in report["accuracy"].values())
     assert report["reward_model"]["auc_gold"] > 0.6
 

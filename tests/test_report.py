@@ -10,6 +10,7 @@ from fractions import Fraction
 import pytest
 
 import figures
+import findings
 import report
 import runtime
 from data import Question
@@ -124,30 +125,30 @@ def page_of(folder):
 
 
 def test_mcnemar_by_hand():
-    assert report.mcnemar(10, 2) == pytest.approx(158 / 4096)  # 0.0386
-    assert report.mcnemar(2, 10) == report.mcnemar(10, 2)
-    assert report.mcnemar(0, 0) == report.mcnemar(1, 0) == report.mcnemar(5, 5) == 1.0
-    assert report.mcnemar(6, 0) == 2 / 64
+    assert findings.mcnemar(10, 2) == pytest.approx(158 / 4096)  # 0.0386
+    assert findings.mcnemar(2, 10) == findings.mcnemar(10, 2)
+    assert findings.mcnemar(0, 0) == findings.mcnemar(1, 0) == findings.mcnemar(5, 5) == 1.0
+    assert findings.mcnemar(6, 0) == 2 / 64
 
 
 @pytest.mark.parametrize("n", range(1, 13))
 def test_mcnemar_is_the_share_of_coin_sequences_that_are_at_least_as_uneven(n):
     uneven = [abs(2 * sum(coins) - n) for coins in itertools.product((0, 1), repeat=n)]
     for wins in range(n + 1):
-        assert report.mcnemar(wins, n - wins) == pytest.approx(sum(u >= abs(2 * wins - n) for u in uneven) / 2**n)
+        assert findings.mcnemar(wins, n - wins) == pytest.approx(sum(u >= abs(2 * wins - n) for u in uneven) / 2**n)
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(400, 300), (5200, 5000), (20000, 20100)])
 def test_mcnemar_of_large_counts_is_near_the_normal_approximation(wins, losses):
     z = (abs(wins - losses) - 1) / math.sqrt(wins + losses)  # with the continuity correction
-    assert report.mcnemar(wins, losses) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.03)
+    assert findings.mcnemar(wins, losses) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.03)
 
 
 def test_mcnemar_of_large_counts_is_exact():
     tail = sum(math.comb(700, k) for k in range(301))
-    assert report.mcnemar(400, 300) == pytest.approx(float(2 * Fraction(tail, 2**700)), rel=1e-12)
-    assert report.mcnemar(900, 0) == 2.0**-899
-    assert report.mcnemar(4000, 0) == 0.0  # below the smallest float, and no error
+    assert findings.mcnemar(400, 300) == pytest.approx(float(2 * Fraction(tail, 2**700)), rel=1e-12)
+    assert findings.mcnemar(900, 0) == 2.0**-899
+    assert findings.mcnemar(4000, 0) == 0.0  # below the smallest float, and no error
 
 
 def test_compare_counts_only_questions_that_both_answered():
@@ -155,14 +156,14 @@ def test_compare_counts_only_questions_that_both_answered():
         return {key: {"correct": value} for key, value in answers.items()}
 
     one, other = right(a=True, b=True, c=False, x=True), right(a=True, b=False, c=False, y=True)
-    assert report.compare(one, other) == {"difference": pytest.approx(1 / 3), "p_value": 1.0, "wins": 1, "losses": 0,
+    assert findings.compare(one, other) == {"difference": pytest.approx(1 / 3), "p_value": 1.0, "wins": 1, "losses": 0,
                                           "n": 3, "verdict": "within noise"}
-    assert report.compare(one, right(y=True)) == {"difference": None, "p_value": None, "wins": 0, "losses": 0, "n": 0,
+    assert findings.compare(one, right(y=True)) == {"difference": None, "p_value": None, "wins": 0, "losses": 0, "n": 0,
                                                   "verdict": "not known"}
     better, worse = right(**{f"q{i}": True for i in range(6)}), right(**{f"q{i}": False for i in range(6)})
-    assert report.compare(better, worse)["verdict"] == "yes"
-    assert report.compare(worse, better)["verdict"] == "no"
-    assert report.compare(better, worse)["difference"] == 1.0
+    assert findings.compare(better, worse)["verdict"] == "yes"
+    assert findings.compare(worse, better)["verdict"] == "no"
+    assert findings.compare(better, worse)["difference"] == 1.0
 
 
 def test_label_quality_by_hand():
@@ -171,10 +172,10 @@ def test_label_quality_by_hand():
     rows = [{"id": "a", "vote": "7", "responses": responses}]
     quality = {"vote_accuracy": 1.0, "label_accuracy": pytest.approx(2 / 3),
                "teacher_single_answer_accuracy": pytest.approx(2 / 3)}
-    assert report.label_quality(rows, {"a": Question("a", "?", "7")}) == quality
+    assert findings.label_quality(rows, {"a": Question("a", "?", "7")}) == quality
     nothing = dict.fromkeys(quality)
-    assert report.label_quality(rows, {"a": Question("a", "?", None)}) == nothing  # no gold answer
-    assert report.label_quality(rows, {}) == report.label_quality([], {}) == nothing
+    assert findings.label_quality(rows, {"a": Question("a", "?", None)}) == nothing  # no gold answer
+    assert findings.label_quality(rows, {}) == findings.label_quality([], {}) == nothing
 
 
 # ---- one run -------------------------------------------------------------------------------------------------------
@@ -284,8 +285,8 @@ def test_a_recorded_teacher_has_a_row_without_tokens(tmp_path):
     for label, tokens in (("teacher", "–"), ("SFT", "5.00")):
         [row] = [line for line in page_of(run).split("\n") if line.startswith(f"| {label}  ")]
         assert [cell.strip() for cell in row.split("|")][6:9] == ["6.2", tokens, "12"]
-    runs = {"a": report.read_run(run), "b": report.read_run(make_run(tmp_path / "b"))}
-    assert report.build_comparison(runs)["accuracy"]["teacher"]["mean_tokens"] == 5.0
+    runs = {"a": findings.read_run(run), "b": findings.read_run(make_run(tmp_path / "b"))}
+    assert findings.build_comparison(runs)["accuracy"]["teacher"]["mean_tokens"] == 5.0
 
 
 def test_nan_becomes_null(tmp_path):
@@ -298,7 +299,7 @@ def test_a_run_without_ppo_has_a_picture_too(tmp_path):
     run = make_run(tmp_path)
     for stage in ("6_ppo", "6_ppo_raw"):
         (run / stage / "done.json").unlink()
-    metrics = report.read_run(run).metrics
+    metrics = findings.read_run(run).metrics
     draw_curves(tmp_path / "curves.png", {"learned": [metrics("learned")], "raw": [metrics("raw")]})
     draw_judge(tmp_path / "reward.png", [], [metrics("learned")])
     png_size(tmp_path / "curves.png")
@@ -320,7 +321,7 @@ def test_a_second_round_follows_the_first(tmp_path):
     assert "## Round by round" in page_of(run) and "after round 1 |  50.0 |" in page_of(run)
     assert numbers["ppo"] == {"first_score": 0.0, "last_score": 12.0, "mean_kl": pytest.approx(6.5 / 8), "last_kl": 1.0}
     assert numbers["reward_model"]["pair_accuracy"] == 0.875
-    curves = report.read_run(run).metrics
+    curves = findings.read_run(run).metrics
     assert [row["objective/scores"] for row in curves("learned")] == [0, 1, 2, 3, 4, 10, 11, 12]
     assert [row["objective/scores"] for row in curves("raw")] == [0, 1, 2, 3, 4]
 
@@ -388,17 +389,17 @@ def test_where_two_runs_part(two_runs):
     rows[2]["objective/kl"] *= 1 + 1e-8  # rounding
     rows[3] |= {"objective/kl": 9.0, "policy/entropy_avg": 0.31}
     write_rows(two_runs[1] / "6_ppo" / "metrics.jsonl", rows)
-    one, other = (report.read_run(run) for run in two_runs)
-    assert report.partings(one, other) == [
+    one, other = (findings.read_run(run) for run in two_runs)
+    assert findings.partings(one, other) == [
         "seed 0 against 0 and 1", "2_sft: --epochs 2 against 3",
         "6_ppo: from step 3 on: objective/kl 1.5 against 9 and 1 more", "7_eval/teacher: only in the first run"]
-    assert report.partings(one, one) == []
-    assert report._close(math.nan, math.nan) and not report._close(math.nan, 1.0)
+    assert findings.partings(one, one) == []
+    assert findings._close(math.nan, math.nan) and not findings._close(math.nan, 1.0)
 
 
 def test_two_runs_are_compared_model_by_model(two_runs):
     """The second against the first, on the questions that both answered; what one of them lacks has no row."""
-    one, other = (report.read_run(run) for run in two_runs)
+    one, other = (findings.read_run(run) for run in two_runs)
     other.stages["7_eval/ppo"]["rows"].pop()  # a question that nobody has right: 10 and 11 of 11
     rows = {row[0]: row[1:] for row in report.model_by_model(one, other)}
     assert rows["SFT + PPO, learned reward"] == ["90.9", "100.0", "+9.1", "1 : 0", "1"]
@@ -422,7 +423,7 @@ def test_the_arms_of_an_ablation_are_not_part_of_a_report(tmp_path):
     write_evaluation(run, "ppo+kl0", ANSWERS["ppo"])
     write_ppo(run / "6_ppo+kl0", 4)
     assert report_of(run) == before
-    assert "6_ppo+kl0" in report.read_run(run, arms=True).stages
+    assert "6_ppo+kl0" in findings.read_run(run, arms=True).stages
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is damaged"), ("[]", "is damaged"), ("{}", "has no ")])
@@ -443,8 +444,8 @@ def test_the_share_of_the_peak_and_the_command_are_shown(tmp_path):
 
 def test_a_verdict_does_not_rest_on_counting_a_question_twice(tmp_path):
     """The same answers in two runs: 8 : 0 if pooled, p = 2 / 2**8, but it is 4 : 0 questions, p = 2 / 2**4."""
-    runs = {name: report.read_run(make_run(tmp_path / name)) for name in "ab"}
-    test = report.build_comparison(runs)["student_vs_teacher"]
+    runs = {name: findings.read_run(make_run(tmp_path / name)) for name in "ab"}
+    test = findings.build_comparison(runs)["student_vs_teacher"]
     assert (test["p_value"], test["p_by_question"], test["verdict"]) == (2 / 2**8, 2 / 2**4, "within noise")
 
 

@@ -221,7 +221,7 @@ def test_padding_and_tokens_after_the_end_do_not_change_a_score(trained):
     for filler in (0, 1, 9):  # the end token among them: the first one counts, by length and not by id
         padded = torch.cat([row, torch.full((1, 7), filler)], dim=1)
         torch.testing.assert_close(model(padded)[0, 5], alone, atol=1e-5, rtol=0)
-    neighbours = score_responses(model, [[0, 5, 6, 18], [0]], [[7, 1], [9] * 20 + [1]], 2)
+    neighbours = score_responses(model, [[0, 5, 6, 18], [0]], [[7, 1], [9] * 20 + [1]], 99)
     torch.testing.assert_close(neighbours[0], alone.detach(), atol=1e-5, rtol=0)
 
 
@@ -229,12 +229,12 @@ def test_a_step_is_the_weighted_mean_of_its_pairs_whatever_the_micro_batch(tiny,
     """Pairs of different weight, so that any divisor but the weight of the whole step shows."""
     plain_sgd(monkeypatch)
     models = {}
-    for size in (1, 3, 64):
+    for size in (1, 100, 9999):
         paths = write_inputs(tmp_path / str(size), tiny)
         rows = [row | {"weight": 1 + i % 3} for i, row in enumerate(read_jsonl(paths["pairs"]))]
         write_jsonl(paths["pairs"], rows)
         reward.main(reward.Config(**paths, batch_size=96, lr=0.1, warmup=0, max_grad_norm=1e9, held_out=0.2,
-                                  micro_batch=size))
+                                  micro_tokens=size))
         models[size] = load_scalar_model(paths["out"])
     # an independent loss at the start: each response alone
     runtime.seed_all(0)
@@ -250,8 +250,8 @@ def test_a_step_is_the_weighted_mean_of_its_pairs_whatever_the_micro_batch(tiny,
     for size, model in models.items():
         [step] = metrics(tmp_path / str(size))
         assert step["loss"] == pytest.approx(loss / weights, abs=1e-5)
-        assert change(models[64], model).abs().max() < 1e-6
-    assert change(load_scalar_model(tiny, new_head="zero"), models[64]).abs().max() > 1e-3
+        assert change(models[9999], model).abs().max() < 1e-6
+    assert change(load_scalar_model(tiny, new_head="zero"), models[9999]).abs().max() > 1e-3
 
 
 def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkeypatch):
@@ -262,9 +262,9 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkey
     asked, paths, length = plain_sgd(monkeypatch), write_inputs(tmp_path, tiny), 2.5
     rows = [row | {"weight": 1 + i % 3} for i, row in enumerate(list(read_jsonl(paths["pairs"]))[:40])]
     write_jsonl(paths["pairs"], rows)
-    reward.main(reward.Config(**paths, epochs=2, batch_size=12, micro_batch=5, lr=0.2, warmup=2, max_grad_norm=length,
-                              held_out=0.2, calibration_samples=25, seed=3))
-    assert asked == [{"betas": (0.9, 0.95), "weight_decay": 0.0}]
+    reward.main(reward.Config(**paths, epochs=2, batch_size=12, micro_tokens=200, lr=0.2, warmup=2,
+                              max_grad_norm=length, held_out=0.2, calibration_samples=25, seed=3))
+    assert asked == [{"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}]
 
     runtime.seed_all(3)
     model, tokenizer = load_scalar_model(tiny, new_head="normal"), Tokenizer(tiny)
@@ -328,7 +328,7 @@ def test_scores_that_differ_in_the_third_digit_do_not_tie():
     hidden = torch.eye(8)[:2].bfloat16()[None]  # (1, 2, D)
     hidden[0, 1, 0] = 1
     del model.model
-    model.model = lambda tokens: hidden
+    model.model = lambda tokens, read: hidden
     model.score.weight.data = torch.tensor([[10.0, 0.01] + [0.0] * 6]).bfloat16()
     first, second = model(torch.zeros(1, 2, dtype=torch.long))[0].tolist()
     assert second - first == pytest.approx(0.01, abs=1e-4)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ class Flags:
     lr: float = 0.5
     fast: bool = False
     safe: bool = True
+    seed: int = 0
 
 
 def test_cli_makes_a_typed_flag_of_every_field():
@@ -46,6 +48,10 @@ def test_cli_makes_a_typed_flag_of_every_field():
     (["--model", "m", "--step", "3"], "--step"),  # no abbreviations: a later field must not change their meaning
     (["--model", "m", "--steps", "3.5"], "--steps"),
     (["--model", "m", "--lr", "fast"], "--lr"),
+    (["--model", "m", "--lr", "nan"], "--lr: 'nan' is not a finite number"),
+    (["--model", "m", "--lr=-inf"], "--lr: '-inf' is not a finite number"),
+    (["--model", "m", "--seed", "-1"], "--seed: -1 is not between 0 and 2^32 - 1"),
+    (["--model", "m", "--seed", str(2**32)], "--seed: 4294967296 is not"),
     (["--model", "m", "extra"], "extra"),
 ])
 def test_cli_refuses_a_bad_command_line_with_code_2_and_names_the_flag(argv, named, capsys):
@@ -73,6 +79,7 @@ def test_words_without_a_flag_fill_a_field_of_texts(capsys):
 
 SCRIPT = """
 import json, dataclasses, runtime
+from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -86,6 +93,8 @@ def main(cfg):
         raise ValueError("data.jsonl, line 3: not so")
     if cfg.how == "file":
         raise FileNotFoundError("data.jsonl not found")
+    if cfg.how == "system":
+        Path("nowhere/data.jsonl").write_text("")
     if cfg.how == "library":
         json.loads("{")
     if cfg.how == "bug":
@@ -107,6 +116,7 @@ if __name__ == "__main__":
     ("library", "", 1, None),  # a ValueError too, but raised in json: a bug of ours, not a mistake of the user
     ("bug", "", 1, "KeyError: 'a bug'"),
     ("ours", "1", 1, "ValueError: data.jsonl, line 3: not so"),
+    ("system", "", 2, "error: nowhere/data.jsonl: No such file or directory"),  # whoever met it: the disk is the user's
     ("interrupt", "", 130, None),
 ])
 def test_launch_prints_one_sentence_for_mistakes_and_a_traceback_for_bugs(how, debug, code, last_line, tmp_path):
@@ -118,6 +128,8 @@ def test_launch_prints_one_sentence_for_mistakes_and_a_traceback_for_bugs(how, d
     assert ("Traceback" in done.stderr) == (code == 1)
     if code == 2:
         assert done.stderr == last_line + "\n" and done.stdout == ""
+    elif code == 130:
+        assert done.stderr.rstrip().endswith("script.py --how interrupt")  # the command that goes on
     elif last_line:
         assert done.stderr.splitlines()[-1] == last_line
 
@@ -146,6 +158,30 @@ def test_set_lr_reaches_every_group():
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr": 3.0}], lr=1.0)
     runtime.set_lr(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(("parameters", "variable", "threads"), [
+    (100_000, None, 1), (100_000, "3", 3), (100_000, "", 1), (6_000_000, None, 3), (6_000_000, "3", 3),
+])
+def test_threads_by_the_size_of_the_model(monkeypatch, capsys, parameters, variable, threads):
+    """One for a small model; the variable decides where it is set, PyTorch reads it itself; what was chosen is said."""
+    asked = [3]  # as PyTorch starts
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: asked[-1])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    runtime.set_threads(torch.nn.Linear(parameters, 1, bias=False, device="meta"))
+    assert asked[-1] == threads and f"{threads} thread(s)" in capsys.readouterr().err
+
+
+def test_products_are_bf16_on_a_gpu_and_fp32_on_a_cpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "autocast", lambda *args, enabled: asked.append((*args, enabled)))
+    for name in ("cuda", "cpu"):
+        monkeypatch.setattr(runtime, "default_device", lambda name=name: torch.device(name))
+        runtime.mixed_precision()
+    assert asked == [("cuda", torch.bfloat16, True), ("cpu", torch.bfloat16, False)]
 
 
 # ---- progress ------------------------------------------------------------------------------------------------------
@@ -272,11 +308,13 @@ def test_a_done_json_that_is_something_else_does_not_count(cfg, text):
     assert run(cfg) and not run(cfg)
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("resul")])
-def test_a_missing_or_truncated_output_is_made_again(cfg, damage):
+@pytest.mark.parametrize("damage", [
+    lambda path: path.unlink(), lambda path: path.write_text("resul"), lambda path: path.write_text("rezult")])
+def test_a_missing_truncated_or_changed_output_is_made_again(cfg, damage, capsys):
     run(cfg)
     damage(Path(cfg.out) / "result.txt")
     assert run(cfg)
+    assert "result.txt is not as it was written" in capsys.readouterr().out
     assert (Path(cfg.out) / "result.txt").read_text() == "result" and not run(cfg)
 
 
@@ -316,103 +354,145 @@ def test_write_json_leaves_a_whole_file_or_the_old_one(tmp_path, monkeypatch):
     assert json.loads(path.read_text(encoding="utf-8")) == {"name": "Zoë"}
 
 
-# ---- preflight -----------------------------------------------------------------------------------------------------
+def test_a_finished_stage_stands_until_the_inputs_of_the_next_one_were_read(cfg):
+    """A script that refuses its input has not asked for its folder yet: the old one is neither moved nor written to."""
+    run(cfg, "first")
+    before = {path.name: path.read_bytes() for path in Path(cfg.out).iterdir()}
+    assert not Stage(replace(cfg, lr=0.3), inputs=["data"]).finished
+    assert {path.name: path.read_bytes() for path in Path(cfg.out).iterdir()} == before and aside(cfg) == []
+
+
+def test_what_an_attempt_left_half_written_goes(cfg):
+    Path(cfg.out).mkdir()
+    (Path(cfg.out) / "model.safetensors.tmp").write_bytes(b"half")
+    assert run(cfg)
+    assert sorted(path.name for path in Path(cfg.out).iterdir()) == ["done.json", "metrics.jsonl", "result.txt"]
+
+
+# ---- what the system can do to a run -------------------------------------------------------------------------------
+
+STAGE = """
+import dataclasses, runtime, time
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    "A stage that fills a file."
+    out: str
+    size: int = 10
+    wait: float = 0.0
+
+def main(cfg):
+    stage = runtime.Stage(cfg)
+    if stage.finished:
+        return
+    print("at work in", stage.out, flush=True)
+    time.sleep(cfg.wait)
+    with runtime.replacing(stage.out / "rows.jsonl") as file:
+        file.writelines("x" * 1000 + "\\n" for _ in range(cfg.size))
+    stage.finish()
+
+if __name__ == "__main__":
+    runtime.launch(main, Config)
+"""
 
 
 @pytest.fixture
-def preflight(tmp_path):
-    """A student of 1,000 parameters and a recorded teacher."""
-    student = tmp_path / "student"
-    student.mkdir()
-    (student / "config.json").write_text('{"torch_dtype": "float32"}')
-    (student / "tokenizer.json").write_text("{}")
-    (student / "model.safetensors").write_bytes(bytes(4000))
-    (tmp_path / "teacher.jsonl").write_text("{}\n")
-    return runtime.Config(run=str(tmp_path / "runs" / "new"), preset="tiny", seed=3, student=str(student),
-                          teacher=str(tmp_path / "teacher.jsonl"), questions="arith", needs="a laptop and 7 min")
+def script(tmp_path):
+    path = tmp_path / "stage.py"
+    path.write_text(STAGE, encoding="utf-8")
+    return path
 
 
-def test_preflight_says_what_the_run_will_take_and_writes_nothing(preflight, capsys, monkeypatch):
-    runtime.main(preflight)
-    captured = capsys.readouterr()
-    for part in ("preset tiny", "seed 3", "torch", "a laptop and 7 min", "0.6 GB of memory", "0.1 GB disk"):
-        assert part in captured.out
-    assert captured.err == "" and not Path(preflight.run).exists()
-    monkeypatch.setattr(runtime, "available_memory", lambda: 0.1e9)
-    runtime.main(preflight)
-    assert "warning: that is more memory than is free" in capsys.readouterr().err
+def start(script, *flags, before=()):
+    """The stage in a process of its own, runtime.py beside it as in the project."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen([*before, sys.executable, str(script), *flags], env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [
-    ("teacher", "nowhere", "TEACHER=nowhere: there is no such file or folder"),
-    ("student", "nowhere", "STUDENT=nowhere: there is no such folder"),
-    ("questions", "nowhere", "QUESTIONS=nowhere"),
-    ("teacher_test", "nowhere.jsonl", "TEACHER_TEST=nowhere.jsonl: there is no such file"),
-])
-def test_preflight_refuses_what_cannot_succeed(preflight, field, value, message):
-    with pytest.raises(ValueError, match=message):
-        runtime.main(replace(preflight, **{field: value}))
+def test_a_second_process_in_the_same_folder_is_refused_and_a_dead_one_leaves_no_lock(script, tmp_path):
+    out = str(tmp_path / "out")
+    first = start(script, "--out", out, "--wait", "60")
+    assert first.stdout.readline() == f"at work in {out}\n"
+    for flags in ((), ("--size", "5")):
+        second = start(script, "--out", out, *flags)
+        error = second.communicate()[1]
+        assert second.returncode == 2 and error == f"error: --out {out}: another process is at work in this folder; " \
+            "wait for it\n"
+    first.kill()
+    first.communicate()
+    third = start(script, "--out", out)
+    assert third.communicate()[1] == "" and third.returncode == 0
+    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 10
 
 
-def test_preflight_names_the_file_that_a_model_folder_lacks(preflight):
-    (Path(preflight.student) / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"STUDENT=.* without tokenizer\.json"):
-        runtime.main(preflight)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_stage_with_its_code_and_the_command_to_go_on(script, tmp_path, number, code):
+    out = str(tmp_path / "out")
+    process = start(script, "--out", out, "--wait", "60")
+    process.stdout.readline()
+    process.send_signal(number)
+    error = process.communicate()[1]
+    assert process.returncode == code and "Traceback" not in error
+    assert error.rstrip().endswith(f"{script} --out {out} --wait 60") and not (tmp_path / "out" / "done.json").exists()
 
 
-@pytest.mark.parametrize(("hub", "words", "others"), [
-    ("meta-llama", ["accept the licence on huggingface.co/meta-llama/Llama-3.1-8B", "hf auth login"], []),
-    ("Qwen", ["hf download Qwen/Llama-3.1-8B --local-dir models/Llama-3.1-8B`"], ["licence", "login"]),
-    ("", ["there is no such file or folder"], ["hf download"]),
-])
-def test_preflight_tells_how_to_get_a_presets_weights_after_what_it_takes(preflight, hub, words, others, capsys):
-    with pytest.raises(ValueError, match=r"TEACHER=models/Llama-3\.1-8B") as error:
-        runtime.main(replace(preflight, teacher="models/Llama-3.1-8B", hub=hub))
-    assert all(word in str(error.value) for word in words) and not any(word in str(error.value) for word in others)
-    assert "a laptop and 7 min" in capsys.readouterr().out
+def mounted(options, path):
+    """A command that runs another one with a file system of its own at `path`, without being root; or skip."""
+    before = ["unshare", "-Urm", "sh", "-c", f'mount {options} {path} && exec "$@"', "sh"]
+    try:
+        subprocess.run([*before, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no mount here: {error}")
+    return before
 
 
-def test_preflight_counts_the_student_in_training_and_the_teacher_at_rest(preflight, tmp_path, capsys):
-    """1,000 parameters of 4 bytes are 40 kB in PPO; a teacher of 3 GB (a file with a hole) needs 3.6 GB."""
-    (tmp_path / "teacher").mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (tmp_path / "teacher" / name).write_text("{}")
-    with (tmp_path / "teacher" / "model.safetensors").open("wb") as file:
-        file.truncate(3 * 10**9)
-    runtime.main(replace(preflight, teacher=str(tmp_path / "teacher")))
-    assert "4.2 GB of memory" in capsys.readouterr().out
-    with (Path(preflight.student) / "model.safetensors").open("wb") as file:
-        file.truncate(4 * 10**8)  # 100 million parameters
-    runtime.main(replace(preflight, teacher=str(tmp_path / "teacher.jsonl")))
-    assert "4.6 GB of memory" in capsys.readouterr().out
+def test_a_full_disk_is_one_sentence_that_names_the_file(script, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    before = mounted("-t tmpfs -o size=100k none", disk)
+    process = start(script, "--out", str(disk / "out"), "--size", "200", before=before)
+    error = process.communicate()[1]
+    assert process.returncode == 2
+    assert error == f"error: {disk}/out/rows.jsonl: No space left on device\n"
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (b"{", r"config\.json is not JSON"), (b"\xff", r"config\.json is not JSON"),
-    (b"[]", r"config\.json must hold a JSON object"),
-])
-def test_preflight_refuses_a_broken_config(preflight, text, message):
-    path = Path(preflight.student) / "config.json"
-    path.write_bytes(text)
-    with pytest.raises(ValueError, match=message):
-        runtime.main(preflight)
+def test_a_read_only_folder_is_refused_before_the_work(script, tmp_path):
+    disk = tmp_path / "disk"
+    (disk / "out").mkdir(parents=True)
+    before = mounted(f"--bind -o ro {disk}", disk)
+    for out, place in ((disk / "new", disk), (disk / "out", disk / "out")):
+        process = start(script, "--out", str(out), before=before)
+        output, error = process.communicate()
+        assert process.returncode == 2 and output == ""
+        assert error == f"error: --out {out}: {place} is no folder to write to\n"
+    (disk / "file").write_text("")
+    with pytest.raises(ValueError, match="is no folder to write to"):
+        Stage(Work("", str(disk / "file" / "out")))
 
 
-@pytest.mark.parametrize(("changes", "expected"), [
-    ({}, "1.1 GB"),  # 512 tokens, 10 layers, 15 x 1000 + 4 x 2000 numbers of 4 bytes: 0.47 GB more
-    ({"micro_batch": 3}, "2.0 GB"), ({"new_tokens": 1280}, "2.0 GB"),
-])
-def test_preflight_counts_what_a_backward_pass_keeps(preflight, capsys, changes, expected):
-    (Path(preflight.student) / "config.json").write_text(json.dumps(
-        {"hidden_size": 1000, "intermediate_size": 2000, "num_hidden_layers": 10, "vocab_size": 0}))
-    runtime.main(replace(preflight, **changes))
-    assert f"{expected} of memory" in capsys.readouterr().out
+def test_a_skipped_stage_may_be_read_only(script, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    start(script, "--out", str(disk / "out")).communicate()
+    process = start(script, "--out", str(disk / "out"), before=mounted(f"--bind -o ro {disk}", disk))
+    assert "skipped" in process.communicate()[0] and process.returncode == 0
 
 
-def test_preflight_asks_the_gpu_where_there_is_one(preflight, tmp_path, capsys, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'NVIDIA L4, 21000'\necho 'NVIDIA L4, 3'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    runtime.main(preflight)
-    assert "0.6 GB of memory on NVIDIA L4 (22.0 GB are free)" in capsys.readouterr().out
+def test_replacing_leaves_the_old_file_if_anything_goes_wrong(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), runtime.replacing(path) as file:
+        file.write("new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with runtime.replacing(path, "wb") as file:
+        file.write(b"new\r\n")
+    assert path.read_bytes() == b"new\r\n" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_stage_is_on_the_disk_before_it_is_called_done(cfg, monkeypatch):
+    synced = []
+    monkeypatch.setattr(runtime, "sync", lambda path: synced.append(Path(path).name))
+    run(cfg)
+    assert set(synced[: synced.index("done.json.tmp")]) == {"result.txt", "metrics.jsonl", "stage"}

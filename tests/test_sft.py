@@ -113,7 +113,7 @@ def descend(model, rate, most=math.inf):
     with torch.no_grad():
         norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in model.parameters()))
         for p in model.parameters():
-            p -= rate * min(1, most / norm) * p.grad
+            p -= rate * min(1, most / (norm + 1e-6)) * p.grad
             p.grad = None
     return norm
 
@@ -147,9 +147,9 @@ def test_one_step_moves_by_the_gradient_of_the_mean_response_token(tiny, tmp_pat
 def test_the_micro_batch_changes_memory_and_not_the_result(tiny, tmp_path, monkeypatch):
     """Losses divide by the tokens of the whole step; the examples differ in length, so any other divisor shows."""
     plain_sgd(monkeypatch)
-    runs = {size: train(tmp_path / str(size), tiny, micro_batch=size, **ONE_STEP) for size in (1, 2, 4, 8)}
-    full, [metrics], _ = runs[8]
-    for size in (1, 2, 4):
+    runs = {size: train(tmp_path / str(size), tiny, micro_tokens=size, **ONE_STEP) for size in (1, 40, 60, 999)}
+    full, [metrics], _ = runs[999]
+    for size in (1, 40, 60):
         model, [other], _ = runs[size]
         assert change(full, model).abs().max() < 1e-6
         assert other["loss"] == pytest.approx(metrics["loss"], abs=1e-6)
@@ -164,9 +164,9 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkey
     """
     asked, length = plain_sgd(monkeypatch), 3.5
     rows = [("1+2+3+4+5+6+7+8+9", "1+2=3\n#### 45"), *EXAMPLES]
-    trained, metrics, done = train(tmp_path, tiny, rows=rows, epochs=2, batch_size=3, micro_batch=2, lr=0.2, warmup=2,
+    trained, metrics, done = train(tmp_path, tiny, rows=rows, epochs=2, batch_size=3, micro_tokens=40, lr=0.2, warmup=2,
                                    max_grad_norm=length, max_tokens=30, weight_decay=0.25, seed=3)
-    assert asked == [{"betas": (0.9, 0.95), "weight_decay": 0.25}]
+    assert asked == [{"betas": (0.9, 0.95), "weight_decay": 0.25, "fused": True}]
     tokenizer, model, rng = Tokenizer(tiny), load_model(tiny), torch.Generator().manual_seed(3)
     losses, norms, rates = [], [], [0.1, 0.2, 0.2, 0.15, 0.1, 0.05]  # six steps
     for _ in range(2):
@@ -201,7 +201,7 @@ def test_two_epochs_are_two_steps_with_no_gradient_left_over(tiny, tmp_path, mon
 
 def test_the_gradient_is_clipped_once_and_logged_as_it_was(tiny, tmp_path, monkeypatch):
     plain_sgd(monkeypatch)
-    trained, [metrics], _ = train(tmp_path, tiny, **ONE_STEP | {"max_grad_norm": 0.01, "micro_batch": 2})
+    trained, [metrics], _ = train(tmp_path, tiny, **ONE_STEP | {"max_grad_norm": 0.01, "micro_tokens": 40})
     assert change(load_model(tiny), trained).norm().item() == pytest.approx(0.01, rel=1e-3)
     assert metrics["grad_norm"] > 0.1
 
@@ -239,7 +239,17 @@ def test_examples_that_are_too_long_are_left_out_whole_and_counted(tiny, tmp_pat
         train(tmp_path / "none", tiny, epochs=1, max_tokens=4)
 
 
-@pytest.mark.parametrize("flag", ["epochs", "batch_size", "micro_batch", "lr", "max_tokens"])
+def test_a_limit_takes_the_first_examples(tiny, tmp_path):
+    """The weights are those of a file of just these, bit for bit; the schedule counts them alone."""
+    limited, metrics, done = train(tmp_path / "limit", tiny, epochs=2, batch_size=2, limit=5)
+    alone, _, _ = train(tmp_path / "alone", tiny, rows=EXAMPLES[:5], epochs=2, batch_size=2)
+    assert done["results"]["examples"] == 5 and len(metrics) == 6
+    assert all(torch.equal(a, b) for a, b in zip(limited.parameters(), alone.parameters()))
+    with pytest.raises(ValueError, match="--limit -1"):
+        train(tmp_path / "negative", tiny, limit=-1)
+
+
+@pytest.mark.parametrize("flag", ["epochs", "batch_size", "micro_tokens", "lr", "max_tokens"])
 def test_a_flag_out_of_range_is_named(tiny, tmp_path, flag):
     with pytest.raises(ValueError, match=f"--{flag} 0"):
         train(tmp_path, tiny, **{flag: 0})

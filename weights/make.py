@@ -56,7 +56,7 @@ class Config:
 MODELS = {
     "teacher": {
         "hidden_size": 128,
-        "careful_topics": 15,
+        "careful_topics": 9,
         "rest": (0.12, 0.05),
         "notebooks": 0.10,
         "steps": 1400,
@@ -64,10 +64,10 @@ MODELS = {
     },
     "student-base": {
         "hidden_size": 64,
-        "careful_topics": 6,
+        "careful_topics": 1,
         "rest": (0.28, 0.12),
         "notebooks": 0.25,
-        "steps": 3000,
+        "steps": 1250,
         "lr": 3e-3,
     },
 }
@@ -191,7 +191,7 @@ def main(cfg: Config) -> None:
                 data=str(work / "corpus.jsonl"),
                 out=str(Path(cfg.out) / f"tiny-{folder}"),
                 epochs=1,
-                micro_batch=32,
+                micro_tokens=2048,
                 lr=shape["lr"],
                 warmup=100,
                 weight_decay=0.01,

@@ -223,11 +223,11 @@ def test_E3_rms_norm_types_and_gradient():
 @pytest.mark.E3("rotate")
 def test_E3_rotate_against_complex_numbers():
     _, rng = draws(32)
-    for B, H, T, E in ((1, 1, 1, 2), (2, 3, 5, 8), (1, 2, 7, 6)):
-        x, angle = torch.randn(B, H, T, E, generator=rng), torch.randn(T, E // 2, generator=rng)
+    for B, T, H, E in ((1, 1, 1, 2), (2, 5, 3, 8), (1, 7, 2, 6)):
+        x, angle = torch.randn(B, T, H, E, generator=rng), torch.randn(T, 1, E // 2, generator=rng)
         half = E // 2
         turned = torch.complex(x[..., :half].double(), x[..., half:].double()) * torch.polar(
-            torch.ones(T, half, dtype=torch.float64), angle.double()
+            torch.ones(T, 1, half, dtype=torch.float64), angle.double()
         )
         wide = torch.cat([angle, angle], -1)
         got = rotate(x, wide.cos(), wide.sin())
@@ -237,13 +237,13 @@ def test_E3_rotate_against_complex_numbers():
 @pytest.mark.E3("rotate")
 def test_E3_rotate_batched_angles():
     _, rng = draws(33)
-    args = torch.randn(1, 1, 3, 4, generator=rng), torch.rand(3, 4, generator=rng), torch.rand(3, 4, generator=rng)
+    args = torch.randn(1, 3, 1, 4, generator=rng), *(torch.rand(3, 1, 4, generator=rng) for _ in range(2))
     assert pure(rotate, *args), "a pure function changes no argument"
-    x, angle = torch.randn(2, 3, 4, 4, generator=rng), torch.randn(2, 1, 4, 2, generator=rng)
+    x, angle = torch.randn(2, 4, 3, 4, generator=rng), torch.randn(2, 4, 1, 2, generator=rng)
     wide = torch.cat([angle, angle], -1)
     got = rotate(x, wide.cos(), wide.sin())
     for b in range(2):
-        alone = rotate(x[b : b + 1], wide[b, 0].cos(), wide[b, 0].sin())
+        alone = rotate(x[b : b + 1], wide[b].cos(), wide[b].sin())
         assert near(got[b : b + 1], alone.double()), "cos and sin broadcast to x"
     assert near(got.square().sum(-1), x.double().square().sum(-1)), "a rotation changes no length"
 
@@ -324,18 +324,20 @@ def test_E5_a_micro_batch_without_response_tokens_adds_nothing():
 
 
 @pytest.mark.E6("sample_token")
-def test_E6_frequencies():
+def test_E6_against_a_loop():
     _, rng = draws(60)
-    for temperature in (0.4, 1.0, 3.0):
-        logits = torch.randn(5, generator=rng) * 1.5
-        want = np.exp(log_softmax(logits.double().tolist(), temperature))
-        token, logprob = sample_token(logits.repeat(4000, 1), temperature, rng)
-        assert token.dtype == torch.long and tuple(token.shape) == (4000,), "one token id per row"
-        share = torch.bincount(token, minlength=5).double().numpy() / 4000
-        assert np.all(np.abs(share - want) < 5 * np.sqrt(want * (1 - want) / 4000) + 1e-3), (
-            "shares of the tempered softmax"
+    for V, temperature in ((5, 0.4), (7, 1.0), (6, 3.0)):
+        logits = torch.randn(300, V, generator=rng) * 1.5
+        chance = torch.rand(300, generator=rng, dtype=torch.float64)
+        want = [np.exp(log_softmax(row, temperature)) for row in logits.double().tolist()]
+        tokens = [next((v for v in range(V) if math.fsum(p[: v + 1]) > c), V - 1) for p, c in zip(want, chance.tolist())]
+        edges = [np.abs(np.cumsum(p) - c).min() < 1e-5 for p, c in zip(want, chance.tolist())]  # rounding decides there
+        token, logprob = sample_token(logits, temperature, chance)
+        assert token.dtype == torch.long and tuple(token.shape) == (300,), "one token id per row"
+        assert all(edge or a == b for edge, a, b in zip(edges, token.tolist(), tokens)), (
+            "the first token whose cumulative probability, of the tempered softmax, exceeds the row's chance"
         )
-        assert near(logprob, np.log(want)[token.numpy()]), (
+        assert near(logprob, [math.log(p[v]) for p, v in zip(want, token.tolist())]), (
             "the log-prob is that of the distribution that was drawn from"
         )
 
@@ -345,7 +347,7 @@ def test_E6_rows_do_not_mix():
     _, rng = draws(61)
     logits = torch.full((30, 30), -60.0) + torch.eye(30)[torch.randperm(30, generator=rng)] * 120
     for temperature in (0.0, 1.0):
-        token, logprob = sample_token(logits, temperature, rng)
+        token, logprob = sample_token(logits, temperature, torch.rand(30, generator=rng, dtype=torch.float64))
         assert token.tolist() == logits.argmax(-1).tolist(), "each row draws from its own logits"
         assert near(logprob, np.zeros(30)), "a sure token has a log-prob of 0"
 
@@ -353,11 +355,9 @@ def test_E6_rows_do_not_mix():
 @pytest.mark.E6("sample_token")
 def test_E6_greedy_log_probs():
     _, rng = draws(62)
-    logits = torch.randn(6, 8, generator=rng) * 2
-    before = logits.clone()
-    sample_token(logits, 0.7, rng)
-    assert torch.equal(logits, before), "the logits stay as they were"
-    token, logprob = sample_token(logits, 0.0, rng)
+    logits, chance = torch.randn(6, 8, generator=rng) * 2, torch.rand(6, generator=rng, dtype=torch.float64)
+    assert pure(sample_token, logits, 0.7, chance), "a pure function changes no argument"
+    token, logprob = sample_token(logits, 0.0, chance)
     rows = [log_softmax(row, 1.0) for row in logits.double().tolist()]
     assert token.tolist() == [max(range(8), key=row.__getitem__) for row in rows], (
         "temperature 0 takes the largest logit"
@@ -366,13 +366,24 @@ def test_E6_greedy_log_probs():
 
 
 @pytest.mark.E6("sample_token")
-def test_E6_the_generator():
-    logits = torch.zeros(30, 40)
+def test_E6_rare_tokens():
+    """One token has all but a millionth of the probability, a thousand others share that evenly."""
+    logits = torch.cat([torch.tensor([math.log(1e9)]), torch.zeros(1000)]).repeat(9, 1)
+    share = torch.arange(1, 10, dtype=torch.float64) / 10
+    token, logprob = sample_token(logits, 1.0, 1 - (1 - share) * 1000 / (1e9 + 1000))
+    off = token.double() - (1 + 1000 * share)
+    assert bool((off.abs() < 3).all()), "rare tokens are drawn as often as they should: sums in fp32 lose them"
+    assert near(logprob, np.full(9, -math.log(1e9 + 1000))), "the log-prob of a rare token"
+
+
+@pytest.mark.E6("sample_token")
+def test_E6_the_ends():
     _, rng = draws(63)
-    runs = [sample_token(logits, 1.0, rng)[0].tolist() for _ in range(2)]
-    again = [sample_token(logits, 1.0, draws(63)[1])[0].tolist() for _ in range(2)]
-    assert again[0] == again[1] == runs[0], "the generator decides every draw"
-    assert runs[1] != runs[0], "each draw moves the generator on"
+    logits = torch.randn(40, 12, generator=rng)
+    logits[:, [0, 5, 11]] = -math.inf
+    for chance, want in ((0.0, 1), (1 - 2**-53, 10)):
+        token, _ = sample_token(logits, 1.0, torch.full((40,), chance, dtype=torch.float64))
+        assert token.tolist() == [want] * 40, "a token of probability 0 is never drawn, at neither end"
 
 
 # ---- E7: the majority vote -----------------------------------------------------------------------------------------

@@ -213,20 +213,33 @@ def test_E5_masked_cells_may_hold_anything():
 # ---- E6: draw a token ----------------------------------------------------------------------------------------------
 
 
+def chances(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
 @pytest.mark.E6("sample_token")
 def test_E6_temperature_zero_is_greedy():
     logits = torch.tensor([[0.0, math.log(3)], [math.log(4), 0.0]])
-    token, logprob = sample_token(logits, 0.0, torch.Generator().manual_seed(0))
-    assert token.tolist() == [1, 0], "the largest logit of each row"
+    token, logprob = sample_token(logits, 0.0, chances(0.1, 0.9))
+    assert token.tolist() == [1, 0], "the largest logit of each row, whatever the chance"
     assert near(logprob, [math.log(0.75), math.log(0.8)]), "with the log-prob of the plain softmax"
 
 
 @pytest.mark.E6("sample_token")
+def test_E6_the_first_token_whose_cumulative_probability_exceeds_the_chance():
+    logits = torch.tensor([[0.0, math.log(3)]]).repeat(2, 1)
+    token, logprob = sample_token(logits, 1.0, chances(0.2, 0.3))
+    assert token.tolist() == [0, 1], "the example of the docstring: token 0 has the chances up to 1/4"
+    assert near(logprob, [math.log(0.25), math.log(0.75)]), "the log-prob is that of the drawn token"
+    assert sample_token(torch.zeros(1, 2), 1.0, chances(0.5))[0].tolist() == [1], "1/2 does not exceed 1/2"
+
+
+@pytest.mark.E6("sample_token")
 def test_E6_frequencies_follow_the_tempered_softmax():
-    logits = torch.tensor([[0.0, math.log(3)]]).repeat(4000, 1)
+    logits, even = torch.tensor([[0.0, math.log(3)]]).repeat(1000, 1), [(i + 0.5) / 1000 for i in range(1000)]
     for temperature, share in ((1.0, 0.75), (0.5, 0.9), (2.0, 3**0.5 / (1 + 3**0.5))):
-        token, logprob = sample_token(logits, temperature, torch.Generator().manual_seed(1))
-        assert abs(token.double().mean() - share) < 0.03, (
+        token, logprob = sample_token(logits, temperature, chances(*even))
+        assert abs(token.double().mean() - share) < 0.0011, (
             f"at temperature {temperature} token 1 has a share of {share:.2f}"
         )
         want = [math.log(share if t else 1 - share) for t in token.tolist()]
@@ -234,12 +247,10 @@ def test_E6_frequencies_follow_the_tempered_softmax():
 
 
 @pytest.mark.E6("sample_token")
-def test_E6_every_draw_comes_from_the_generator():
-    logits, rng = torch.zeros(40, 50), torch.Generator().manual_seed(3)
-    first, second = sample_token(logits, 1.0, rng)[0], sample_token(logits, 1.0, rng)[0]
-    again = sample_token(logits, 1.0, torch.Generator().manual_seed(3))[0]
-    assert again.tolist() == first.tolist(), "the same seed draws the same tokens"
-    assert second.tolist() != first.tolist(), "the next draw from the same generator is another one"
+def test_E6_a_token_of_probability_zero_is_never_drawn():
+    logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]]).repeat(2, 1)
+    token, _ = sample_token(logits, 1.0, chances(0.0, 1 - 2**-53))
+    assert token.tolist() == [1, 2], "neither for the smallest chance nor for the largest below 1"
 
 
 # ---- E7: the majority vote -----------------------------------------------------------------------------------------

@@ -1,0 +1,110 @@
+"""preflight.py: what a run will take, and what cannot succeed, before anything is loaded or written."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import preflight
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """A student of 1,000 parameters and a recorded teacher."""
+    student = tmp_path / "student"
+    student.mkdir()
+    (student / "config.json").write_text('{"torch_dtype": "float32"}')
+    (student / "tokenizer.json").write_text("{}")
+    (student / "model.safetensors").write_bytes(bytes(4000))
+    (tmp_path / "teacher.jsonl").write_text("{}\n")
+    return preflight.Config(run=str(tmp_path / "runs" / "new"), preset="tiny", seed=3, student=str(student),
+                          teacher=str(tmp_path / "teacher.jsonl"), questions="arith", needs="a laptop and 7 min",
+                          micro_tokens=1)
+
+
+def test_preflight_says_what_the_run_will_take_and_writes_nothing(plan, capsys, monkeypatch):
+    preflight.main(plan)
+    captured = capsys.readouterr()
+    for part in ("preset tiny", "seed 3", "torch", "a laptop and 7 min", "0.6 GB of memory", "0.1 GB disk"):
+        assert part in captured.out
+    assert captured.err == "" and not Path(plan.run).exists()
+    monkeypatch.setattr(preflight, "available_memory", lambda: 0.1e9)
+    preflight.main(plan)
+    assert "warning: that is more memory than is free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("teacher", "nowhere", "TEACHER=nowhere: there is no such file or folder"),
+    ("student", "nowhere", "STUDENT=nowhere: there is no such folder"),
+    ("questions", "nowhere", "QUESTIONS=nowhere"),
+    ("teacher_test", "nowhere.jsonl", "TEACHER_TEST=nowhere.jsonl: there is no such file"),
+])
+def test_preflight_refuses_what_cannot_succeed(plan, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        preflight.main(replace(plan, **{field: value}))
+
+
+def test_preflight_names_the_file_that_a_model_folder_lacks(plan):
+    (Path(plan.student) / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"STUDENT=.* without tokenizer\.json"):
+        preflight.main(plan)
+
+
+@pytest.mark.parametrize(("hub", "words", "others"), [
+    ("meta-llama", ["accept the licence on huggingface.co/meta-llama/Llama-3.1-8B", "hf auth login"], []),
+    ("Qwen", ["hf download Qwen/Llama-3.1-8B --local-dir models/Llama-3.1-8B`"], ["licence", "login"]),
+    ("", ["there is no such file or folder"], ["hf download"]),
+])
+def test_preflight_tells_how_to_get_a_presets_weights_after_what_it_takes(plan, hub, words, others, capsys):
+    with pytest.raises(ValueError, match=r"TEACHER=models/Llama-3\.1-8B") as error:
+        preflight.main(replace(plan, teacher="models/Llama-3.1-8B", hub=hub))
+    assert all(word in str(error.value) for word in words) and not any(word in str(error.value) for word in others)
+    assert "a laptop and 7 min" in capsys.readouterr().out
+
+
+def test_preflight_counts_the_student_in_training_and_the_teacher_at_rest(plan, tmp_path, capsys):
+    """1,000 parameters of 4 bytes are 40 kB in PPO; a teacher of 3 GB (a file with a hole) needs 3.6 GB."""
+    (tmp_path / "teacher").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / "teacher" / name).write_text("{}")
+    with (tmp_path / "teacher" / "model.safetensors").open("wb") as file:
+        file.truncate(3 * 10**9)
+    preflight.main(replace(plan, teacher=str(tmp_path / "teacher")))
+    assert "4.2 GB of memory" in capsys.readouterr().out
+    with (Path(plan.student) / "model.safetensors").open("wb") as file:
+        file.truncate(4 * 10**8)  # 100 million parameters
+    preflight.main(replace(plan, teacher=str(tmp_path / "teacher.jsonl")))
+    assert "4.6 GB of memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (b"{", r"config\.json is not JSON"), (b"\xff", r"config\.json is not JSON"),
+    (b"[]", r"config\.json must hold a JSON object"),
+])
+def test_preflight_refuses_a_broken_config(plan, text, message):
+    path = Path(plan.student) / "config.json"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        preflight.main(plan)
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({}, "1.1 GB"),  # 512 tokens, 10 layers, 15 x 1000 + 4 x 2000 numbers of 4 bytes: 0.47 GB more
+    ({"micro_tokens": 1536}, "2.0 GB"), ({"new_tokens": 1280}, "2.0 GB"),
+])
+def test_preflight_counts_what_a_backward_pass_keeps(plan, capsys, changes, expected):
+    (Path(plan.student) / "config.json").write_text(json.dumps(
+        {"hidden_size": 1000, "intermediate_size": 2000, "num_hidden_layers": 10, "vocab_size": 0}))
+    preflight.main(replace(plan, **changes))
+    assert f"{expected} of memory" in capsys.readouterr().out
+
+
+def test_preflight_asks_the_gpu_where_there_is_one(plan, tmp_path, capsys, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA L4, 21000'\necho 'NVIDIA L4, 3'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    preflight.main(plan)
+    assert "0.6 GB of memory on NVIDIA L4 (22.0 GB are free)" in capsys.readouterr().out

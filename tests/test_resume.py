@@ -1,0 +1,129 @@
+"""Every stage that takes long is killed at random moments (kill -9) and gives the same bits as one that was not."""
+
+import os
+import random
+import signal
+import sys
+import time
+
+import pytest
+import torch
+from conftest import LLAMA_SPECIAL  # noqa: F401  the fixtures of a tiny model
+
+import checkpoint
+import eval as evaluation
+import generate
+import ppo
+import reward
+import runtime
+import sft
+from chat import Tokenizer
+from data import write_jsonl
+from model import load_scalar_model, save_model
+
+KILLS = 6
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, model_folder):
+    """A tiny model, a scorer, questions, pairs and samples."""
+    folder = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    save_model(load_scalar_model(model_folder, torch.float32, new_head="normal"), folder / "scorer")
+    Tokenizer(model_folder).save(folder / "scorer")
+    rng = random.Random(0)
+    write_jsonl(folder / "questions.jsonl", [
+        {"id": f"q{i}", "question": f"Ava has {i} pens. How many{' more' * (i % 7)}?",
+            "answer": str(i)} for i in range(48)])
+    write_jsonl(folder / "sft.jsonl", [
+        {"prompt": f"{i}?", "response": " ".join(rng.choices("abc#0123", k=i % 9 + 1))} for i in range(64)])
+    write_jsonl(folder / "pairs.jsonl", [
+        {"id": f"q{i % 48}", "prompt": f"{i}?", "chosen": f"#### {i}", "rejected": "no" * (i % 5 + 1),
+            "weight": 0.5 + i % 2}
+        for i in range(96)])
+    write_jsonl(folder / "samples.jsonl", [
+        {"id": f"q{i % 48}", "response": f"#### {i}", "finish": "stop", "answer": str(i)} for i in range(96)])
+    return folder
+
+
+def commands(world, model):
+    """Script and flags of each stage, all but --out."""
+    questions, scorer = f"--questions={world}/questions.jsonl", f"{world}/scorer"
+    return {
+        "sft": (sft, f"--model={model} --data={world}/sft.jsonl --epochs=12 --batch_size=16 --weight_decay=0.1"),
+        "reward": (reward, f"--model={model} --pairs={world}/pairs.jsonl --calibrate={world}/samples.jsonl {questions} "
+                           "--epochs=8 --batch_size=16"),
+        "ppo": (ppo, f"--policy={model} --reward_model={scorer} {questions} --valid={world}/questions.jsonl "
+                     "--iterations=8 --rollout_size=20 --minibatches=2 --epochs=2 --max_new_tokens=8 --eval_every=3"),
+        "generate": (generate, f"--model={model} {questions} --samples=2 --temperatures=0.7,1.0 --max_new_tokens=12 "
+                               "--batch_size=2"),
+        "eval": (evaluation, f"--model={model} {questions} --max_new_tokens=16 --batch_size=1"),
+        "best_of_n": (evaluation, f"--model={model} {questions} --reward_model={scorer} --samples=3 "
+                                  "--max_new_tokens=12 --batch_size=2"),
+    }
+
+
+def start(script, flags, log):
+    """Run a stage in a child of this process, which has imported everything already; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        file = open(log, "w")  # noqa: SIM115  until the process ends
+        os.dup2(file.fileno(), 2)  # of the signal handler
+        sys.stdout = sys.stderr = file
+        checkpoint.PAUSE = 0  # save after every step
+        os.fsync = lambda handle: None  # a killed process leaves the system, and what it has taken, alive
+        runtime.launch(script.main, script.Config, flags)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def finish(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def outputs(folder):
+    """All files by name, but done.json, which knows the time; of that what came out."""
+    import json
+
+    done = json.loads((folder / "done.json").read_text())
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    del files["done.json"]
+    return files, done["results"], done["tokens"], done["flops"], done["sha256"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("name", ["sft", "reward", "ppo", "generate", "eval", "best_of_n"])
+def test_a_stage_that_is_killed_at_any_moment_gives_the_same_bits(world, model_folder, tmp_path, name):
+    """Weights, metrics.jsonl (no line twice, none lost), samples, transcripts: equal to an uninterrupted run's."""
+    script, flags = commands(world, model_folder)[name]
+    begun = time.monotonic()
+    assert finish(start(script, [*flags.split(), f"--out={tmp_path}/whole"], tmp_path / "log")) == 0, (
+        (tmp_path / "log").read_text())
+    seconds = time.monotonic() - begun
+    rng, went_on, out = random.Random(name), 0, tmp_path / "killed"
+    newest = lambda: max((path.name for path in out.glob("resume/*.json")), default="")
+    for attempt in range(100):
+        before, child = newest(), start(script, [*flags.split(), f"--out={out}"], tmp_path / "log")
+        if attempt < KILLS:  # at any moment, but for the first attempt once a step was saved: so they get somewhere
+            over = os.WEXITED | os.WNOWAIT | os.WNOHANG
+            while attempt and newest() == before and not os.waitid(os.P_PID, child, over):
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, seconds / 8))
+            os.kill(child, signal.SIGKILL)
+        code = finish(child)
+        text = (tmp_path / "log").read_text()
+        went_on += "goes on after step" in text
+        assert "damaged" not in text and code in (0, -signal.SIGKILL), text
+        if code == 0:
+            break
+    assert went_on >= 2
+    assert outputs(out) == outputs(tmp_path / "whole")
+    assert sorted(path.name for path in out.parent.iterdir()) == ["killed", "log", "whole"]
+    assert not (out / "resume").exists() and not list(out.rglob("*.tmp"))
