@@ -330,8 +330,9 @@ def test_E6_against_a_loop():
         logits = torch.randn(300, V, generator=rng) * 1.5
         chance = torch.rand(300, generator=rng, dtype=torch.float64)
         want = [np.exp(log_softmax(row, temperature)) for row in logits.double().tolist()]
-        tokens = [next((v for v in range(V) if math.fsum(p[: v + 1]) > c), V - 1) for p, c in zip(want, chance.tolist())]
-        edges = [np.abs(np.cumsum(p) - c).min() < 1e-5 for p, c in zip(want, chance.tolist())]  # rounding decides there
+        pairs = list(zip(want, chance.tolist()))
+        tokens = [next((v for v in range(V) if math.fsum(p[: v + 1]) > c), V - 1) for p, c in pairs]
+        edges = [np.abs(np.cumsum(p) - c).min() < 1e-5 for p, c in pairs]  # rounding decides there
         token, logprob = sample_token(logits, temperature, chance)
         assert token.dtype == torch.long and tuple(token.shape) == (300,), "one token id per row"
         assert all(edge or a == b for edge, a, b in zip(edges, token.tolist(), tokens)), (
