@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
-import runtime
 import sick
+
+import runtime
 
 LAB = Path(__file__).resolve().parent
 RUNS = {
