@@ -74,6 +74,8 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
 
     Strict: an answer that is stated ('#### 7', 'A: 7', 'the answer is (C)', '\\boxed{7}'). Lenient: that, else the
     last number or the last lone capital letter. Example: ('3+4=7\\n#### 1,007.', 'number') -> '1007'.
+    The patterns read '\\n' and the _plain text after the first '</think>'. STATED has the strongest mark first. Of one
+    mark the first statement counts that is not TAKEN_BACK within 100 characters, else the last. Group 'answer' is it.
     """
     text = "\n" + _plain(text.split("</think>")[:2][-1])  # what a reasoning model thought is no answer
     for mark in STATED[kind]:

@@ -130,8 +130,11 @@ def prefill(model: Llama, cache: KVCache, rows: Tensor, prompts: list[list[int]]
 def sample_token(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token per row from softmax(logits / temperature), or the largest logit if temperature is 0.
 
-    logits (B, V), chance (B,) uniform in [0, 1) -> token (B,), its log-probability (B,) under the distribution it was
-    drawn from. The token is the first whose cumulative probability exceeds the chance: one draw per row instead of V.
+    logits (B, V) in fp32, chance (B,) in float64, uniform in [0, 1) -> token (B,), its log-probability (B,) in fp32
+    under the distribution it was drawn from; for temperature 0 under softmax(logits). The token is the first whose
+    cumulative probability exceeds the chance: one draw per row instead of V. Sums are in float64, and the chance is a
+    share of the last of them, so that no token is lost and none of probability 0 is drawn.
+    Example: [0, ln 3], temperature 1: chance 0.2 -> token 0, ln 1/4 = -1.3863; chance 0.3 -> token 1, ln 3/4 = -0.2877.
     """
     probs = torch.softmax(logits / (temperature or 1.0), dim=-1)  # (B, V)
     if temperature == 0:

@@ -172,7 +172,10 @@ def _rope_table(config: ModelConfig, length: int, device: torch.device) -> tuple
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + E/2) of x (B, T, heads, E) by its angle; cos and sin broadcast to x."""
+    """Turn each pair (i, i + E/2) of x (B, T, heads, E) by its angle; cos and sin broadcast to x.
+
+    (a, b) becomes (a cos - b sin, b cos + a sin). Example: E 2, a quarter turn (cos 0, sin 1): [1, 2] -> [-2, 1].
+    """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -254,6 +257,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> weight * x / sqrt(mean of x^2 over D + eps), (..., D). Example: [3, 4] -> [0.8485, 1.1314].
+
+        Worked out in fp32, brought back to x's dtype, then weighted.
+        """
         wide = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)  # the mean of squares needs fp32
         return self.weight * wide.to(x.dtype)
 
@@ -570,7 +577,8 @@ def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: i
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of each next token: logits (B, T, V), tokens (B, T) -> (B, T-1), fp32 or wider.
 
-    Entry t scores tokens[:, t+1] under softmax(logits[:, t] / temperature).
+    Entry t scores tokens[:, t+1] under softmax(logits[:, t] / temperature), finite for any finite logits.
+    Example: V 2, logits[:, 0] [0, ln 3], next token 1 -> ln 3/4 = -0.2877.
     """
     logits = logits[:, :-1] if logits.dtype == torch.float64 else logits[:, :-1].float()
     logits = logits / temperature  # (B, T-1, V)
@@ -649,7 +657,10 @@ def masked_values(model: ScalarModel, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 def last_value(values: Tensor, lengths: Tensor) -> Tensor:
-    """The value at each row's last real token: values (B, T), lengths (B,) -> (B,). Never [:, -1]: that is padding."""
+    """The value at each row's last real token: values (B, T), lengths (B,) -> (B,). Never [:, -1]: that is padding.
+
+    Example: values [[1, 2, 9], [3, 9, 9]], lengths [2, 1] -> [2, 3].
+    """
     return values.gather(1, lengths[:, None] - 1)[:, 0]
 
 

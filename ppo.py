@@ -115,7 +115,10 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 (biased) over the True cells of (B, T-1), 0 elsewhere. Example: [1, 2, 3] -> +-1.2247."""
+    """Mean 0 and variance 1 (biased) over the True cells of (B, T-1), 0 elsewhere. Example: [1, 2, 3] -> +-1.2247.
+
+    All rows together, not row by row. Equal cells, or a single one, give 0.
+    """
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
     return torch.where(mask, (x - mean) * torch.rsqrt(variance + 1e-8), 0.0)
@@ -127,7 +130,8 @@ def policy_loss(
     """Clipped surrogate (arXiv 1707.06347, eq. 7): all (B, T-1) -> loss, count of clipped tokens.
 
     sum over True cells of max(-A * ratio, -A * clamp(ratio, 1 - clip, 1 + clip)), over `total`, the number of True
-    cells in the whole optimiser step. Example: A = 1, ratio 1.5, clip 0.2 -> loss -1.2, gradient 0.
+    cells in the whole optimiser step. Clipped is a token whose second term is the larger; the log of the ratio stays
+    within +-20, so that nothing overflows. Example: A = 1, ratio 1.5, clip 0.2 -> loss -1.2, gradient 0.
     """
     ratio = torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-20, 20).exp()  # (B, T-1)
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)  # (B, T-1), (B, T-1)
@@ -140,7 +144,8 @@ def value_loss(
 ) -> tuple[Tensor, Tensor]:
     """Half the squared error to the returns, pessimistically clipped: all (B, T-1) -> loss, count of clipped tokens.
 
-    Example: old value 0, value 1, return 1, clip 0.2 -> 0.5 * 0.8^2 = 0.32, gradient 0.
+    sum over True cells of 0.5 * max((V - R)^2, (near - R)^2), over `total`, where near is V kept within +-clip of the
+    old value. Example: old value 0, value 1, return 1, clip 0.2 -> 0.5 * 0.8^2 = 0.32, gradient 0.
     """
     # 0 where masked, before the arithmetic: the gradient of a NaN would be NaN even behind the mask
     values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))  # (B, T-1) each

@@ -58,7 +58,10 @@ def majority_vote(
 
 
 def pseudo_rewards(samples: Sequence[Sample], vote: str) -> list[int]:
-    """1 for a response that ended and whose answer is the vote, else 0. One number per sample, in order."""
+    """1 for a response that ended and whose answer is the vote, else 0. One number per sample, in order.
+
+    Example: vote '7', answers '7', '8', None, and a '7' that was cut off -> [1, 0, 0, 0].
+    """
     return [int(sample.ended and sample.answer == vote) for sample in samples]
 
 
@@ -70,6 +73,7 @@ def make_pairs(
     A response that was cut off is in no pair: PPO never shows one to the reward model. Pairs with a response of the
     student come first: its text is what the reward model will judge in PPO. Which ones are taken is drawn by `rng`
     from all combinations, so a text that was sampled often is met often.
+    Example: rewards [1, 0, 1], all ended, different texts, most 4 -> (0, 1) and (2, 1), in either order.
     """
     chosen = [sample for sample, reward in zip(samples, rewards, strict=True) if reward == 1]
     rejected = [sample for sample, reward in zip(samples, rewards) if reward == 0 and sample.ended]
@@ -85,8 +89,8 @@ def make_pairs(
 def winners(samples: Sequence[Sample], rewards: Sequence[int], most: int, keep_duplicates: bool = False) -> list[str]:
     """Up to `most` texts of the teacher that won the vote: the SFT targets of one question.
 
-    Different ones, or, with keep_duplicates, as often as they were sampled: then imitation also copies how often the
-    teacher answers in which way.
+    Different ones in the order of the samples, or, with keep_duplicates, as often as they were sampled: then imitation
+    also copies how often the teacher answers in which way. Example: the teacher's a, b, a won -> [a, b], or [a, b, a].
     """
     won = [s.response for s, reward in zip(samples, rewards, strict=True) if reward == 1 and s.source == "teacher"]
     return (won if keep_duplicates else list(dict.fromkeys(won)))[:most]
