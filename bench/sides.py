@@ -226,7 +226,7 @@ def ours_sft(job: Job) -> None:
         model=f"{job.folder}/model",
         data=f"{job.folder}/sft.jsonl",
         out=f"{job.folder}/out",
-        epochs=10**6,  # of one step each
+        epochs=10**4,  # of one step each
         batch_size=B,
         micro_tokens=B * T,  # one pass
         lr=1e-5,
