@@ -377,7 +377,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("votes and answers are opposites", "return torch.tensor(right) * 2.0 - 1.0",
          "return 1.0 - torch.tensor(right) * 2.0", "a_whole_run_is_the_loop_that_is_written_out_here[votes]"),
         ("lenient is ignored", "extract_answer(text, q.kind, cfg.lenient) for q, text",
-         "extract_answer(text, q.kind) for q, text", "a_whole_run_is_the_loop_that_is_written_out_here[votes]"),
+         "extract_answer(text, q.kind) for q, text", "votes_instead_of_a_reward_model_give_plus_and_minus_one"),
         ("held-out questions are trained on", "questions = load_questions(cfg.questions)\n"
          "    valid", "questions = load_questions(cfg.valid or cfg.questions)\n"
          "    valid", "a_whole_run_is_the_loop_that_is_written_out_here[reward_model]"),
