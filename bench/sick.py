@@ -79,7 +79,7 @@ BUGS = {
     "temperature": Bug("all log-probs without temperature", PURPLE, tuple(
         ("ppo.py", old, old.replace("cfg.temperature", "1.0")) for old in (READ, READ_REFERENCE, READ_AGAIN))),
     "top_k": Bug("sampled from the top 2", ORANGE, (
-        ("generate.py", PROBS, "below = (probs * (probs >= probs.topk(2)[0][:, 1:])).cumsum("),)),
+        ("decode.py", PROBS, "below = (probs * (probs >= probs.topk(2)[0][:, 1:])).cumsum("),)),
     "end_masked": Bug("end token not in the mask", RED, (
         ("ppo.py", MASK, MASK.replace("mask.to", "(mask & (mask.flip(1).cumsum(1).flip(1) > 1)).to")),)),
     "value_next": Bug("value of the next state", BLUE, (("model.py", VALUES, "values = model(tokens)[:, 1:][mask]"),)),

@@ -247,7 +247,7 @@ def ours_score(job: Job) -> None:
 
 
 def ours_generate(job: Job) -> None:
-    from generate import generate
+    from decode import generate
 
     turn = Turns(job)
     model, (prompts, _) = ours_model(job), job.texts()
