@@ -15,7 +15,7 @@ from answers import extract_answer
 from chat import Tokenizer
 from checkpoint import Checkpoint
 from data import STOP_TEXT, Question, few_shot_prompt, load_questions, write_jsonl
-from decode import Response, generate
+from decode import Response, generate, lay_out_for_one_row
 from model import Llama, load_model
 
 
@@ -151,6 +151,8 @@ def main(cfg: Config) -> None:
         return
     questions = [Question("--ask", cfg.ask)] if cfg.ask else load_questions(cfg.questions, cfg.limit or None)
     tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
+    if runtime.default_device().type == "cpu" and (cfg.ask or cfg.batch_size == 1):
+        lay_out_for_one_row(model)
     runtime.set_threads(model, say=not cfg.ask)  # --ask prints an answer and nothing else
     if cfg.ask:
         [[response]] = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)

@@ -36,6 +36,7 @@ class Config:
     batch_size: int = 64  # sequences per optimiser step
     micro_tokens: int = 4096  # tokens per forward pass, padding included; changes memory, not the result
     gradient_checkpointing: bool = False  # a third more time for much less memory; the result stays
+    compile: bool = False  # torch.compile for the blocks: a minute at first, then a sixth faster; for long runs
     lr: float = 2e-4  # peak, linear warm-up, then linear to 0
     warmup: int = 20  # optimiser steps
     weight_decay: float = 0.0  # the warm-up is short: nothing to regularise
@@ -83,6 +84,8 @@ def main(cfg: Config) -> None:
         f"{cfg.data}: an example of {longest} tokens exceeds the model's context of {context}: lower --max_tokens",
     )
     model.model.gradient_checkpointing = cfg.gradient_checkpointing
+    for block in model.model.layers[:-1] if cfg.compile else ():  # the last one's shapes follow from the data
+        block.compile(dynamic=True)
     parameters = sum(p.numel() for p in model.parameters())
     runtime.set_threads(model)
     optimizer = torch.optim.AdamW(

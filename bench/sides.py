@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
+from checkpoint import Checkpoint
 from model import Llama, ModelConfig, ScalarModel, load_model, masked_logprobs, save_model
 
 CUDA = torch.cuda.is_available()
@@ -37,13 +38,14 @@ class Shape:
     score: int  # sequences of prompt + new tokens
     generate: tuple[int, ...]  # batch sizes
     ragged: tuple[int, ...]  # batch sizes
-    ppo: tuple[int, int, int]  # sequences of a rollout, minibatches, sequences of a forward pass
+    ppo: tuple[int, int, int]  # sequences of a rollout, minibatches, sequences of the peer's forward passes
+    micro_tokens: int  # of ours: they are sorted by length, and smaller ones stay in a core's own cache
 
     @property
     def rows(self) -> list[str]:
         """The rows of the table."""
         generate = [f"generate {size}" for size in self.generate] + [f"generate {size} ragged" for size in self.ragged]
-        return ["sft", "score", *generate, "ppo"]
+        return ["sft", "compiled sft", "score", *generate, "ppo"]
 
 
 def llama(vocab: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, head: int, tied: bool = True):
@@ -52,9 +54,10 @@ def llama(vocab: int, hidden: int, inner: int, layers: int, heads: int, kv_heads
 
 
 LARGE = dict(prompt=128, new=256, sft=(4, 1024), score=8, generate=(1, 256), ragged=(256,), ppo=(512, 4, 8))
+LARGE |= dict(micro_tokens=3072)
 SHAPES = {
-    "tiny": Shape(llama(480, 96, 256, 4, 6, 3, 16), 24, 32, (64, 48), 64, (1, 32, 256), (32,), (256, 4, 256)),
-    "smollm2": Shape(llama(49152, 576, 1536, 30, 9, 3, 64), 64, 32, (4, 128), 8, (1, 32), (32,), (8, 2, 8)),
+    "tiny": Shape(llama(480, 96, 256, 4, 6, 3, 16), 24, 32, (64, 48), 64, (1, 32, 256), (32,), (256, 4, 256), 2048),
+    "smollm2": Shape(llama(49152, 576, 1536, 30, 9, 3, 64), 64, 32, (4, 128), 8, (1, 32), (32,), (8, 2, 8), 384),
     "llama-1b": Shape(llama(128256, 2048, 8192, 16, 32, 8, 64), **LARGE),
     "llama-3b": Shape(llama(128256, 3072, 8192, 28, 24, 8, 128), **LARGE),
     "llama-8b": Shape(llama(128256, 4096, 14336, 32, 32, 8, 128, tied=False), **LARGE),
@@ -79,14 +82,14 @@ class Job:
     @property
     def size(self) -> int:
         """Sequences."""
-        kind, *size = self.row.split()
+        kind, *size = self.row.removeprefix("compiled ").split()
         return {"sft": self.shape.sft[0], "score": self.shape.score, "ppo": self.shape.ppo[0]}.get(kind) or int(size[0])
 
     def texts(self) -> tuple[list[list[int]], list[list[int]]]:
         """Prompts and responses as token ids, a response of `sft` with the end token."""
         texts = json.loads(Path(self.folder, "texts.json").read_text(encoding="utf-8"))
         responses = [response[: self.shape.new] for response in texts["responses"]]
-        if self.row == "sft":
+        if self.row.endswith("sft"):
             length, end = self.shape.sft[1] - self.shape.prompt, self.shape.model.eos_token_id
             responses = [[*response[: length - 1], end] for response in texts["responses"]]
         return texts["prompts"][: self.size], responses[: self.size]
@@ -214,6 +217,7 @@ def ours_loop(job: Job, turn: Turns, main, cfg, result) -> None:
         turn(**result(metrics))
 
     runtime.Stage.log = log_and_pause
+    Checkpoint.save = lambda self: None  # nor does the peer save
     turn()
     main(cfg)
 
@@ -231,6 +235,7 @@ def ours_sft(job: Job) -> None:
         micro_tokens=B * T,  # one pass
         lr=1e-5,
         warmup=1,
+        compile=job.row.startswith("compiled"),
     )
     ours_loop(job, Turns(job), sft.main, cfg, lambda metrics: {"lengths": [T] * B, "check": metrics["loss"]})
 
@@ -247,10 +252,12 @@ def ours_score(job: Job) -> None:
 
 
 def ours_generate(job: Job) -> None:
-    from decode import generate
+    from decode import generate, lay_out_for_one_row
 
     turn = Turns(job)
     model, (prompts, _) = ours_model(job), job.texts()
+    if job.size == 1 and not CUDA:  # as generate.py does
+        lay_out_for_one_row(model)
     stop = [job.shape.model.eos_token_id] if "ragged" in job.row else []
     turn()
     for seed in itertools.count():
@@ -278,7 +285,7 @@ def ours_ppo(job: Job) -> None:
 
     for name in ("generate", "rollout", "update"):
         setattr(ppo, name, timed(name))
-    rollout, minibatches, micro = job.shape.ppo
+    rollout, minibatches, _ = job.shape.ppo
     cfg = ppo.Config(
         policy=f"{job.folder}/model",
         reward_model=f"{job.folder}/reward",
@@ -288,7 +295,7 @@ def ours_ppo(job: Job) -> None:
         eval_every=10**6,
         rollout_size=rollout,
         minibatches=minibatches,
-        micro_tokens=micro * (job.shape.prompt + job.shape.new),
+        micro_tokens=job.shape.micro_tokens,
         max_new_tokens=job.shape.new,
         lr=1e-6,  # lengths stay what they are
         critic_lr=1e-6,
@@ -309,6 +316,9 @@ def transformers_model(job: Job, dtype: torch.dtype):
 def transformers_sft(job: Job) -> None:
     turn, model = transformers_model(job, torch.float32)
     model.train()
+    if job.row.startswith("compiled"):
+        for layer in model.model.layers:
+            layer.compile(dynamic=True)
     tokens, mask = collated(job)
     labels = tokens.clone()  # (B, T)
     labels[:, 1:][~mask] = labels[:, 0] = -100
@@ -394,4 +404,5 @@ if __name__ == "__main__":
     together = (files, machine)  # one for all kinds of rows
     alone = (ours_sft, ours_score, ours_generate, ours_ppo, transformers_sft, transformers_score, transformers_generate)
     work = {function.__name__: function for function in together + alone}
-    work[side if side in ("files", "machine") else f"{side}_{job.row.split()[0]}"](job)
+    kind = job.row.removeprefix("compiled ").split()[0]
+    work[side if side in ("files", "machine") else f"{side}_{kind}"](job)

@@ -123,6 +123,19 @@ def test_equal_prompts_are_read_once(llama, reads):
         assert r.logprobs == pytest.approx(expected.tolist(), abs=2e-5)
 
 
+def test_long_groups_are_read_in_parts(llama, reads, monkeypatch):
+    """Of 20 tokens at most, longest prompts first, a longer one alone: the same text as if read at once."""
+    expected = generate(llama, PROMPTS, 8, seed=3)
+    reads.clear()
+    monkeypatch.setitem(decode.READ_AT_ONCE, "cpu", 20)
+    again = generate(llama, PROMPTS, 8, seed=3)
+    assert [shape for shape in reads if shape[1] > 1] == [(2, 9), (2, 4), (2, 2)]
+    assert [r.tokens for r in again] == [r.tokens for r in expected]
+    assert [r.logprobs for r in again] == [pytest.approx(r.logprobs, abs=1e-5) for r in expected]
+    monkeypatch.setitem(decode.READ_AT_ONCE, "cpu", 2)
+    assert [r.tokens for r in generate(llama, PROMPTS, 8, seed=3)] == [r.tokens for r in expected]
+
+
 def test_rows_that_ended_cost_nothing(llama, reads):
     """A batch shrinks as its rows end; while prompts wait, they are refilled. Few passes are over a row that ended."""
     stops = {3, 17, 40, 55, 1, 2, 8, 9}
@@ -133,6 +146,21 @@ def test_rows_that_ended_cost_nothing(llama, reads):
     assert needed <= spent < 1.35 * needed
     steps = [rows for rows, positions in reads if positions == 1]
     assert max(steps) == 32 and steps[-1] < 8 and len(reads) - len(steps) > 3
+
+
+def test_a_layout_for_one_row_changes_no_number(make_model):
+    """Tall matrices lie by columns, a tied table once; the model says the same, and what is saved is the same."""
+    for tied in (False, True):
+        model = make_model(tie_word_embeddings=tied)
+        expected, before = generate(model, PROMPTS, 10, seed=3), {k: v.clone() for k, v in model.state_dict().items()}
+        decode.lay_out_for_one_row(model)
+        assert not model.model.layers[0].mlp.up_proj.weight.is_contiguous()
+        assert model.model.layers[0].mlp.down_proj.weight.is_contiguous()
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        again = generate(model, PROMPTS, 10, seed=3, batch_size=1)
+        assert [r.tokens for r in again] == [r.tokens for r in expected]
+        assert [r.logprobs for r in again] == [pytest.approx(r.logprobs, abs=1e-5) for r in expected]
 
 
 @pytest.mark.parametrize("every", [2, 5, 100])
@@ -148,8 +176,8 @@ def test_looking_less_often_changes_nothing(every, llama, monkeypatch):
 
 
 def test_rows_that_are_free_stay_in_their_room(llama):
-    """One of 16 rows ends after 10 tokens, one step after 13 rows got a new prompt, and waits for 11 steps more: neither
-    its tokens nor its cache run into the row beside."""
+    """One of 16 rows ends after 10 tokens, a step after 13 rows got a new prompt, and is free for 11 steps: neither its
+    tokens nor its cache run into the row beside."""
     prompts = [[i] for i in range(29)]  # the last enter first
     whole = generate(llama, prompts, 12, seed=4)
     count = {28 - row: 9 for row in range(16)} | {28 - 5: 10, 28 - 14: 12, 28 - 15: 12}  # of the others: 12

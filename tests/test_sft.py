@@ -254,3 +254,15 @@ def test_a_flag_out_of_range_is_named(tiny, tmp_path, flag):
     with pytest.raises(ValueError, match=f"--{flag} 0"):
         train(tmp_path, tiny, **{flag: 0})
     assert not Path(tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same(tiny, tmp_path):
+    """Losses and weights after 6 steps of micro-batches of several shapes, with torch.compile and without."""
+    flags = dict(epochs=3, batch_size=4, micro_tokens=64, lr=1e-3, warmup=0)
+    (tmp_path / "plain").mkdir()
+    expected, plain, _ = train(tmp_path / "plain", tiny, **flags)
+    model, metrics, _ = train(tmp_path, tiny, compile=True, **flags)
+    assert [row["loss"] for row in metrics] == pytest.approx([row["loss"] for row in plain], abs=1e-5)
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
