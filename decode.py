@@ -219,13 +219,3 @@ class Decoder:
             h = self.norm(x, norm2)  # (B, D)
             x = x + F.linear(F.silu(F.linear(h, *gate)) * F.linear(h, *up), *down)  # (B, D)
         return self.norm(x, self.norm_weight)
-
-
-def lay_out_for_one_row(model: Llama) -> None:
-    """Store matrices that are taller than wide by columns: a CPU multiplies one vector by them the faster.
-
-    SmolLM2-135M, one core: ... ms a token instead of .... In place; for a model that only answers.
-    """
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear) and layer.out_features >= layer.in_features:
-            layer.weight.data = layer.weight.data.T.contiguous().T

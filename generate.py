@@ -15,7 +15,7 @@ from answers import extract_answer
 from chat import Tokenizer
 from checkpoint import Checkpoint
 from data import STOP_TEXT, Question, few_shot_prompt, load_questions, write_jsonl
-from decode import Response, generate, lay_out_for_one_row
+from decode import Response, generate
 from model import Llama, load_model
 
 
@@ -150,9 +150,9 @@ def main(cfg: Config) -> None:
     if stage and stage.finished:
         return
     questions = [Question("--ask", cfg.ask)] if cfg.ask else load_questions(cfg.questions, cfg.limit or None)
-    tokenizer, model = Tokenizer(cfg.model), load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
-    if runtime.default_device().type == "cpu" and (cfg.ask or cfg.batch_size == 1):
-        lay_out_for_one_row(model)
+    tokenizer, device = Tokenizer(cfg.model), runtime.default_device()
+    one_row = device.type == "cpu" and (bool(cfg.ask) or cfg.batch_size == 1)
+    model = load_model(cfg.model, runtime.inference_dtype(), device, one_row)
     runtime.set_threads(model, say=not cfg.ask)  # --ask prints an answer and nothing else
     if cfg.ask:
         [[response]] = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)

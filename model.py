@@ -401,15 +401,23 @@ class ScalarModel(nn.Module):
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Llama:
+def load_model(
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    one_row: bool = False,
+) -> Llama:
     """Load a Hugging Face folder (config.json + model.safetensors, or an index and its shards).
 
-    dtype and device default to the file's dtype and the CPU. Raises ValueError or FileNotFoundError with one sentence
-    naming the file and the tensor.
+    dtype and device default to the file's dtype and the CPU. `one_row`, for a model that answers one prompt at a time:
+    matrices that are not wider than tall lie in memory by columns, and a CPU multiplies one vector by them the faster
+    (SmolLM2-135M on one busy core: 50 ms a token instead of 63). Raises ValueError or FileNotFoundError with one
+    sentence naming the file and the tensor.
     """
     with torch.device("meta"):  # shapes only: the weights go straight from the file to their place
         model = Llama(ModelConfig.from_folder(folder))
-    _fill(model, folder, dtype, device, skip={"lm_head.weight"} if model.config.tie_word_embeddings else set())
+    skip = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    _fill(model, folder, dtype, device, skip, one_row)
     model.tie()
     return model
 
@@ -443,7 +451,7 @@ def load_scalar_model(
     return model
 
 
-def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str]) -> None:
+def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str], one_row: bool = False) -> None:
     """Give every parameter of a meta-device model, but for `skip`, its tensor; no other tensor may be in the files.
 
     On the CPU and in the file's own dtype a parameter *is* the mapped file: read when first used, copied page by page
@@ -475,9 +483,11 @@ def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str]) -
     if missing:
         raise ValueError(f"{folder}: {len(missing)} tensors are missing from the weights, the first is {missing[0]}")
     for name in sorted(tensors, key=lambda name: -tensors[name].numel()):  # largest first: memory is still free
-        if (dtype or tensors[name].dtype) != tensors[name].dtype or device.type != "cpu":
+        by_columns = one_row and tensors[name].dim() == 2 and tensors[name].shape[0] >= tensors[name].shape[1]
+        if by_columns or (dtype or tensors[name].dtype) != tensors[name].dtype or device.type != "cpu":
             with _open(places[name]) as file:  # mapped anew: what was read of the file leaves memory with this tensor
-                tensors[name] = file.get_tensor(name).to(device, dtype or tensors[name].dtype)
+                tensor = file.get_tensor(name).to(device, dtype or tensors[name].dtype)
+                tensors[name] = tensor.T.contiguous().T if by_columns else tensor
     model.load_state_dict(tensors, assign=True, strict=False)  # all that strict would check is checked above
 
 

@@ -203,7 +203,7 @@ def collated(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
 
 def ours_model(job: Job) -> Llama:
     """The model as our scripts load it to answer or score, with the threads that they choose."""
-    model = load_model(f"{job.folder}/model", DTYPE, runtime.default_device())
+    model = load_model(f"{job.folder}/model", DTYPE, runtime.default_device(), one_row=job.size == 1 and not CUDA)
     runtime.set_threads(model)
     return model
 
@@ -252,12 +252,10 @@ def ours_score(job: Job) -> None:
 
 
 def ours_generate(job: Job) -> None:
-    from decode import generate, lay_out_for_one_row
+    from decode import generate
 
     turn = Turns(job)
     model, (prompts, _) = ours_model(job), job.texts()
-    if job.size == 1 and not CUDA:  # as generate.py does
-        lay_out_for_one_row(model)
     stop = [job.shape.model.eos_token_id] if "ragged" in job.row else []
     turn()
     for seed in itertools.count():

@@ -148,21 +148,6 @@ def test_rows_that_ended_cost_nothing(llama, reads):
     assert max(steps) == 32 and steps[-1] < 8 and len(reads) - len(steps) > 3
 
 
-def test_a_layout_for_one_row_changes_no_number(make_model):
-    """Tall matrices lie by columns, a tied table once; the model says the same, and what is saved is the same."""
-    for tied in (False, True):
-        model = make_model(tie_word_embeddings=tied)
-        expected, before = generate(model, PROMPTS, 10, seed=3), {k: v.clone() for k, v in model.state_dict().items()}
-        decode.lay_out_for_one_row(model)
-        assert not model.model.layers[0].mlp.up_proj.weight.is_contiguous()
-        assert model.model.layers[0].mlp.down_proj.weight.is_contiguous()
-        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
-        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-        again = generate(model, PROMPTS, 10, seed=3, batch_size=1)
-        assert [r.tokens for r in again] == [r.tokens for r in expected]
-        assert [r.logprobs for r in again] == [pytest.approx(r.logprobs, abs=1e-5) for r in expected]
-
-
 @pytest.mark.parametrize("every", [2, 5, 100])
 def test_looking_less_often_changes_nothing(every, llama, monkeypatch):
     """As on a GPU, rows stand still from their end to the next look: the answers are the same, bit for bit but for

@@ -454,6 +454,24 @@ def test_dtype_can_be_chosen_when_loading(llama, tmp_path):
     assert loaded(torch.tensor([[1, 2]])).dtype == torch.float32  # logits are fp32 always
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_layout_for_one_row_changes_no_number(tied, make_model, tmp_path):
+    """Tall and square matrices lie by columns, wide ones by rows; logits and what is saved again stay the same."""
+    model = make_model(tie_word_embeddings=tied)
+    save_model(model, tmp_path)
+    again = load_model(tmp_path, one_row=True)
+    block = again.model.layers[0]
+    assert block.mlp.up_proj.weight.stride() == (1, block.mlp.up_proj.out_features)
+    assert again.lm_head.weight.stride() == (1, again.config.vocab_size)
+    assert block.mlp.down_proj.weight.is_contiguous() and block.self_attn.k_proj.weight.is_contiguous()
+    assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
+    tokens = random_tokens(model.config, 1, 5)
+    torch.testing.assert_close(again(tokens), model(tokens), rtol=1e-5, atol=1e-5)
+    written = (tmp_path / "model.safetensors").read_bytes()
+    save_model(again, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == written
+
+
 def test_loaded_weights_outlive_their_file_and_never_write_to_it(llama, tmp_path):
     """The file may be replaced or deleted under a loaded model, and a step of the optimizer stays in memory."""
     save_model(llama, tmp_path)
