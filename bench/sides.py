@@ -295,8 +295,8 @@ def ours_ppo(job: Job) -> None:
         minibatches=minibatches,
         micro_tokens=job.shape.micro_tokens,
         max_new_tokens=job.shape.new,
-        lr=1e-6,  # lengths stay what they are
-        critic_lr=1e-6,
+        lr=1e-9,  # the work is the same, and lengths stay what they are
+        critic_lr=1e-9,
     )
     ours_loop(job, turn, ppo.main, cfg, lambda metrics: {"lengths": lengths, "split": split})
 

@@ -9,9 +9,10 @@ Rows. `sft`: an optimiser step of sft.py, the loss on the half behind the prompt
 fused AdamW. `compiled sft`: the same, both with torch.compile, block by block. `score`: log-probs of given responses;
 the peer computes logits for the responses only. `generate B`: B prompts, every answer of full length. `generate B
 ragged`: one draw in 16 or so is the end token, so that answers end at different times. The peer is `generate` with a
-dynamic or a static cache, whichever is faster. Only real new tokens count, the end included. `ppo`: a whole iteration
-of ppo.py (ragged sampling, scores, four readings, update, its log line); the peer is TRL's PPOTrainer with as many
-sequences, minibatches and epochs, without gradient checkpointing, sample generations and saving.
+dynamic or a static cache, whichever is faster. Only real new tokens count, the end included; of `ppo` a sequence's
+tokens are the mean over all turns. `ppo`: a whole iteration of ppo.py (ragged sampling, scores, four readings, update,
+its log line); the peer is TRL's PPOTrainer with as many sequences, minibatches and epochs, without gradient
+checkpointing, sample generations and saving.
 
 Fair play. Weights are random, in the real shape, in files that both sides load; prompts are all of one length, so that
 nobody pads. Each side runs in a process of its own, started anew for every row: the peak of its memory is that row's.
@@ -152,20 +153,26 @@ def measure(cfg: Config, job: Job, sides: list[str]) -> dict:
     ends = [worker.end() for worker in workers]
 
     *turns, rates = zip(*rounds)  # of each side, of the machine
+    lengths = [length for of in turns for turn in of for length in turn["lengths"]]
+
+    def tokens(turn: dict) -> float:
+        """Of `ppo` as many as its sequences have on average: a few long answers by chance are not speed."""
+        return len(turn["lengths"]) * np.mean(lengths) if job.row == "ppo" else sum(turn["lengths"])
+
     shares = [limit(job, turn["lengths"], rate) / turn["seconds"] for turn, rate in zip(turns[0], rates)]
     row = {"rounds": len(rounds), "share_of_limit": middle(shares)}
     row |= {f"machine_{key}_per_second": middle(rate[key] for rate in rates) for key in ("flops", "bytes")}
     for side, of, end in zip(("ours", "peer"), turns, ends):
         row[side] = {"tokens": sum(sum(turn["lengths"]) for turn in of)}
         for name, key in (("tokens_per_second", "seconds"), ("tokens_per_cpu_second", "cpu_seconds")):
-            row[side] |= {name: middle(sum(turn["lengths"]) / turn[key] for turn in of)}
+            row[side] |= {name: middle(tokens(turn) / turn[key] for turn in of)}
         row[side] |= {"seconds": middle(turn["seconds"] for turn in of)} | {k: round(v) for k, v in end.items()}
         if "split" in of[0]:
             row[side]["split"] = {part: middle(turn["split"][part] for turn in of) for part in of[0]["split"]}
     if len(sides) > 1:
         agree(job, first, turns)
         row["peer"]["name"] = " ".join((sides[1], turns[1][0].get("setting", ""))).strip()
-        each = (sum(a["lengths"]) / a["seconds"] * b["seconds"] / sum(b["lengths"]) for a, b in zip(*turns))
+        each = (tokens(a) / a["seconds"] * b["seconds"] / tokens(b) for a, b in zip(*turns))
         _, *quartiles = middle(each)
         for name, key in (("ratio", "tokens_per_second"), ("cpu_ratio", "tokens_per_cpu_second")):
             row[name] = float(f"{row['ours'][key][0] / row['peer'][key][0]:.4g}")

