@@ -61,9 +61,10 @@ class Config:
     rollout_size: int = 256  # responses per iteration
     minibatches: int = 4  # optimiser steps per epoch
     epochs: int = 1  # passes over a rollout; more need the clip
+    batch_size: int = 256  # responses sampled together; changes memory, not the result
     micro_tokens: int = 4096  # tokens per forward pass, padding included; changes memory, not the result
     gradient_checkpointing: bool = False  # a third more time for much less memory; the result stays
-    offload: bool = False  # reference and reward model wait in the CPU's memory until they are asked
+    offload: bool = False  # all but the network at work wait in the CPU's memory, Adam's moments too; the result stays
     max_new_tokens: int = 256  # a response that has not ended by then is cut
     temperature: float = 1.0  # of sampling, and of every log-prob
     lr: float = 2e-4  # of the policy, linear to 0
@@ -173,6 +174,11 @@ class Rollout:
     questions: list[Question]
     texts: list[str]
 
+    def lengths(self) -> list[int]:
+        """Of prompt and response, row by row."""
+        positions = torch.arange(2, self.tokens.shape[1] + 1, device=self.tokens.device)  # (T-1,)
+        return (self.mask * positions).amax(1).tolist()
+
 
 @torch.no_grad()
 def rollout(
@@ -191,7 +197,7 @@ def rollout(
     """
     device = policy.lm_head.weight.device
     prompts = [tokenizer.chat(question.prompt) for question in questions]
-    stop, size = tokenizer.stop_ids, cfg.rollout_size
+    stop, size = tokenizer.stop_ids, cfg.batch_size
     sampled = generate(policy, prompts, cfg.max_new_tokens, cfg.temperature, stop, seed, size, compile=cfg.compile)
     responses = [response.tokens for response in sampled]
     texts = [tokenizer.decode(response) for response in responses]
@@ -200,7 +206,8 @@ def rollout(
     tokens, mask, lengths = collate(prompts, responses)  # (B, T), (B, T-1), (B,)
     tokens, mask, lengths = tokens.to(device), mask.to(device), lengths.tolist()
     logprobs, ref_logprobs, values, entropy = torch.zeros(4, *mask.shape, device=device)  # (B, T-1) each
-    reference.to(device)
+    for model in (reference, critic):
+        model.to(device)
     for rows in micro_batches(range(len(tokens)), lengths, cfg.micro_tokens):
         b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
         text, read = tokens[b, :T], mask[b, : T - 1]  # (b, T), (b, T-1)
@@ -210,7 +217,8 @@ def rollout(
             ref_logprobs[b, : T - 1], _ = masked_logprobs(reference, text, read, cfg.temperature)
             values[b, : T - 1] = masked_values(critic, text, read)
     if cfg.offload:
-        reference.to("cpu")
+        for model in (reference, critic):
+            model.to("cpu")
     scores, ended = scores.to(device), ended.to(device)
     return Rollout(tokens, mask, logprobs, ref_logprobs, values, entropy, scores, ended, questions, texts)
 
@@ -230,62 +238,107 @@ def update(
 ) -> dict[str, float]:
     """`epochs` passes of minibatch steps over one rollout; returns the metrics, averaged over the tokens seen.
 
-    Raises FloatingPointError before a step that would be taken on NaN or infinity.
+    First all steps of the policy, then all of the critic: neither asks the other, so with --offload only one of them is
+    on the device. Raises FloatingPointError before a step that would be taken on NaN or infinity.
     """
     size, device = -(-len(r.tokens) // cfg.minibatches), r.tokens.device
-    lengths = (r.mask * torch.arange(2, r.tokens.shape[1] + 1, device=device)).amax(1).tolist()  # of prompt + response
-    names = ("policy", "value", "clipped", "value_clipped", "kl", "ratio", "ratio_squared")  # sums over tokens
-    names += ("ratio_max", "ratio_gap", "policy_norm", "critic_norm")
+    orders = [torch.randperm(len(r.tokens), generator=rng) for _ in range(cfg.epochs)]  # (B,) each
+    minibatches = [minibatch for order in orders for minibatch in order.split(size)]
+    if cfg.offload:
+        place(device, policy, optimizers[0])
+    metrics = update_policy(cfg, policy, optimizers[0], r, advantages, minibatches)
+    if cfg.offload:
+        place("cpu", policy, optimizers[0])
+        place(device, critic, optimizers[1])
+    metrics |= update_critic(cfg, critic, optimizers[1], r, returns, minibatches)
+    if cfg.offload:
+        place("cpu", critic, optimizers[1])
+        policy.to(device)  # it samples next
+    return metrics
+
+
+def place(device: torch.device | str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Move a network and what its optimiser keeps."""
+    model.to(device)
+    for state in optimizer.state.values():
+        state.update({name: tensor.to(device) for name, tensor in state.items()})
+
+
+def update_policy(
+    cfg: Config, policy: Llama, optimizer, r: Rollout, advantages: Tensor, minibatches: list[Tensor]
+) -> dict[str, float]:
+    """A step of the clipped policy loss for each minibatch of rows."""
+    lengths, device = r.lengths(), r.tokens.device
+    names = ("loss", "clipped", "kl", "ratio", "ratio_squared", "ratio_max", "ratio_gap", "norm")
     steps = []
-    for _ in range(cfg.epochs):
-        order = torch.randperm(len(r.tokens), generator=rng)  # (B,)
-        for minibatch in order.split(size):
-            total = int(r.mask[minibatch].sum())  # tokens of the whole optimiser step
-            losses, log_ratios = [], []
-            for rows in micro_batches(minibatch.tolist(), lengths, cfg.micro_tokens):
-                b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
-                tokens, mask = r.tokens[b, :T], r.mask[b, : T - 1]  # (b, T), (b, T-1)
-                old_logprobs, old_values = r.logprobs[b, : T - 1], r.values[b, : T - 1]  # (b, T-1) each
-                with runtime.mixed_precision():
-                    logprobs, _ = masked_logprobs(policy, tokens, mask, cfg.temperature)  # (b, T-1)
-                pg, clipped = policy_loss(logprobs, old_logprobs, advantages[b, : T - 1], mask, cfg.clip, total)
-                pg.backward()  # at once: then only one network's activations are in memory
-                with runtime.mixed_precision():
-                    values = masked_values(critic, tokens, mask)  # (b, T-1)
-                vf, value_clipped = value_loss(values, old_values, returns[b, : T - 1], mask, cfg.value_clip, total)
-                vf.backward()
-                losses.append(torch.stack([pg.detach() * total, vf.detach() * total, clipped, value_clipped]))
-                log_ratios.append((logprobs.detach() - old_logprobs)[mask])  # (N,)
-            log_ratio = torch.cat(log_ratios).double()  # (total,)
-            ratio = log_ratio.exp()  # (total,)
-            numbers = [*torch.stack(losses).sum(0), 0.5 * log_ratio.square().sum(), ratio.sum(), ratio.square().sum()]
-            numbers += [ratio.max(), (ratio - 1).abs().max()]
-            for model in (policy, critic):
-                numbers.append(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm))
-            # read once a step: a GPU waits for every number that is read
-            step = {"tokens": total} | dict(zip(names, torch.stack(numbers).tolist(), strict=True))
-            require_finite({"loss/policy_avg": step["policy"], "loss/value_avg": step["value"]})
-            require_finite({"policy/grad_norm": step["policy_norm"], "critic/grad_norm": step["critic_norm"]})
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            steps.append(step)
+    for minibatch in minibatches:
+        total = int(r.mask[minibatch].sum())  # tokens of the whole optimiser step
+        sums, log_ratios = [], []
+        for rows in micro_batches(minibatch.tolist(), lengths, cfg.micro_tokens):
+            b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
+            tokens, mask, old_logprobs = r.tokens[b, :T], r.mask[b, : T - 1], r.logprobs[b, : T - 1]  # (b, T), (b, T-1)
+            with runtime.mixed_precision():
+                logprobs, _ = masked_logprobs(policy, tokens, mask, cfg.temperature)  # (b, T-1)
+            loss, clipped = policy_loss(logprobs, old_logprobs, advantages[b, : T - 1], mask, cfg.clip, total)
+            loss.backward()
+            sums.append(torch.stack([loss.detach() * total, clipped]))
+            log_ratios.append((logprobs.detach() - old_logprobs)[mask])  # (N,)
+        log_ratio = torch.cat(log_ratios).double()  # (total,)
+        ratio = log_ratio.exp()  # (total,)
+        numbers = [*torch.stack(sums).sum(0), 0.5 * log_ratio.square().sum(), ratio.sum(), ratio.square().sum()]
+        numbers += [ratio.max(), (ratio - 1).abs().max()]
+        numbers.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm))
+        # read once a step: a GPU waits for every number that is read
+        step = {"tokens": total} | dict(zip(names, torch.stack(numbers).tolist(), strict=True))
+        require_finite({"loss/policy_avg": step["loss"], "policy/grad_norm": step["norm"]})
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        steps.append(step)
     tokens = sum(step["tokens"] for step in steps)
     mean = {name: sum(step[name] for step in steps) / tokens for name in names}
     return {
-        "loss/policy_avg": mean["policy"],
-        "loss/value_avg": mean["value"],
+        "loss/policy_avg": mean["loss"],
         "policy/approxkl_avg": mean["kl"],
         "policy/clipfrac_avg": mean["clipped"],
-        "val/clipfrac_avg": mean["value_clipped"],
         "val/ratio": mean["ratio"],
         "val/ratio_var": mean["ratio_squared"] - mean["ratio"] ** 2,
         "val/ratio_max": max(step["ratio_max"] for step in steps),
         # of the first step, when nothing was updated yet: the policy is the one that sampled
         "val/ratio_first": steps[0]["ratio"] / steps[0]["tokens"],
         "val/ratio_first_gap": steps[0]["ratio_gap"],
-        "policy/grad_norm": sum(step["policy_norm"] for step in steps) / len(steps),
-        "critic/grad_norm": sum(step["critic_norm"] for step in steps) / len(steps),
+        "policy/grad_norm": sum(step["norm"] for step in steps) / len(steps),
+    }
+
+
+def update_critic(
+    cfg: Config, critic: ScalarModel, optimizer, r: Rollout, returns: Tensor, minibatches: list[Tensor]
+) -> dict[str, float]:
+    """A step of the clipped value loss for each minibatch of rows."""
+    lengths, device = r.lengths(), r.tokens.device
+    names, steps = ("loss", "clipped", "norm"), []
+    for minibatch in minibatches:
+        total = int(r.mask[minibatch].sum())  # tokens of the whole optimiser step
+        sums = []
+        for rows in micro_batches(minibatch.tolist(), lengths, cfg.micro_tokens):
+            b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
+            tokens, mask, old_values = r.tokens[b, :T], r.mask[b, : T - 1], r.values[b, : T - 1]  # (b, T), (b, T-1)
+            with runtime.mixed_precision():
+                values = masked_values(critic, tokens, mask)  # (b, T-1)
+            loss, clipped = value_loss(values, old_values, returns[b, : T - 1], mask, cfg.value_clip, total)
+            loss.backward()
+            sums.append(torch.stack([loss.detach() * total, clipped]))
+        norm = torch.nn.utils.clip_grad_norm_(critic.parameters(), cfg.max_grad_norm)
+        numbers = torch.stack([*torch.stack(sums).sum(0), norm]).tolist()
+        step = {"tokens": total} | dict(zip(names, numbers, strict=True))
+        require_finite({"loss/value_avg": step["loss"], "critic/grad_norm": step["norm"]})
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        steps.append(step)
+    tokens = sum(step["tokens"] for step in steps)
+    return {
+        "loss/value_avg": sum(step["loss"] for step in steps) / tokens,
+        "val/clipfrac_avg": sum(step["clipped"] for step in steps) / tokens,
+        "critic/grad_norm": sum(step["norm"] for step in steps) / len(steps),
     }
 
 
@@ -362,7 +415,7 @@ def look_closer(cfg, out: Path, iteration: int, r: Rollout, policy, tokenizer, v
         file.write(show_samples(iteration, r))
     if not valid:
         return {}
-    summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, label="valid")
+    summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, cfg.batch_size, "valid")
     found = {"valid/accuracy": summary["strict"]}
     if cfg.reward_model:  # what the reward model thinks of them: above, it is what PPO climbs; gold must follow
         prompts = [tokenizer.chat(question.prompt) for question in valid]
@@ -377,6 +430,7 @@ def main(cfg: Config) -> None:
     for name in (
         "iterations",
         "rollout_size",
+        "batch_size",
         "minibatches",
         "epochs",
         "micro_tokens",
@@ -418,12 +472,12 @@ def main(cfg: Config) -> None:
             f"question '{question.id}': a prompt of {length} tokens and --max_new_tokens {cfg.max_new_tokens} exceed "
             f"the model's context of {context}",
         )
-    idle = torch.device("cpu") if cfg.offload else device  # where the two frozen models wait
+    idle = torch.device("cpu") if cfg.offload else device  # where all but the policy wait
     reference = load_model(cfg.reference or cfg.policy, torch.float32, idle).requires_grad_(False)
     if cfg.critic or cfg.reward_model:
-        critic = load_scalar_model(cfg.critic or cfg.reward_model, torch.float32, device)
+        critic = load_scalar_model(cfg.critic or cfg.reward_model, torch.float32, idle)
     else:
-        critic = load_scalar_model(cfg.policy, torch.float32, device, new_head="zero")
+        critic = load_scalar_model(cfg.policy, torch.float32, idle, new_head="zero")
     if cfg.reward_model:
         scorer = load_scalar_model(cfg.reward_model, torch.float32, idle).requires_grad_(False)
 

@@ -114,7 +114,7 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
 }
 rl() { # rl STAGE FLAGS...: PPO with the settings that all its runs share
   run "$1" ppo.py --questions "$questions" --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens "$new_tokens" \
-    --micro_tokens "$micro" --temperature "$temperature" --seed "$SEED" --kl_coef "$kl_coef" $ppo "${@:2}"
+    --batch_size "$batch" --micro_tokens "$micro" --temperature "$temperature" --seed "$SEED" --kl_coef "$kl_coef" $ppo "${@:2}"
 }
 sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
 

@@ -292,6 +292,7 @@ def ours_ppo(job: Job) -> None:
         iterations=10**6,
         eval_every=10**6,
         rollout_size=rollout,
+        batch_size=rollout,
         minibatches=minibatches,
         micro_tokens=job.shape.micro_tokens,
         max_new_tokens=job.shape.new,

@@ -648,8 +648,9 @@ def test_every_epoch_sees_every_row_once_in_fresh_minibatches(tiny, scorer, monk
     assert len({tuple(row) for row in r.tokens.tolist()}) == 8
     monkeypatch.setattr(ppo, "masked_logprobs", spy)
     step(cfg, r, tiny, scorer, optimizer=Counting, lr=1e-4)
-    assert steps[::2] == steps[1::2] and len(seen) == steps[-1] > 8  # policy and critic, after several passes
-    minibatches = [[row for rows in seen[i:j] for row in rows] for i, j in zip([0, *steps[::2]], steps[::2])]
+    steps, critics = steps[:8], steps[8:]  # after several passes each; the critic's come when the policy's are over
+    assert critics == steps[-1:] * 8 and len(seen) == steps[-1] > 8
+    minibatches = [[row for rows in seen[i:j] for row in rows] for i, j in zip([0, *steps], steps)]
     assert [len(rows) for rows in minibatches] == [4] * 8
     epochs = [sorted(minibatches[i] + minibatches[i + 1]) for i in range(0, 8, 2)]
     assert epochs == [list(range(8))] * 4
@@ -824,25 +825,79 @@ def test_the_reference_stays_while_the_policy_moves(tiny, scorer, tmp_path, monk
 
 
 @pytest.mark.parametrize("offload", [False, True])
-def test_frozen_models_are_on_the_device_when_they_read_and_leave_it_with_offload(
+def test_networks_are_on_the_device_when_they_work_and_leave_it_with_offload(
         tiny, scorer, tmp_path, monkeypatch, offload):
-    """Reference and reward model: sent there, read, and, with --offload, sent back to the CPU, in every iteration."""
-    loaded = []
+    """Sent there, asked and, with --offload, sent back to the CPU in every iteration; what Adam keeps goes along."""
+    loaded, kept = [], []
     for name in ("load_model", "load_scalar_model"):
         real = getattr(ppo, name)
 
         def spy(*args, real=real, **more):
             model, events = real(*args, **more), []
             loaded.append(events)
-            model.to = lambda place: events.append(place if isinstance(place, str) else "device") or model
-            model.model.register_forward_pre_hook(lambda *_: events.append("read"))
+            model.to = lambda place: events.append("cpu" if isinstance(place, str) else "device") or model
+            model.model.register_forward_pre_hook(
+                lambda *_: events.append("train" if torch.is_grad_enabled() else "read"))
             return model
 
         monkeypatch.setattr(ppo, name, spy)
+    place = ppo.place
+    monkeypatch.setattr(ppo, "place", lambda *args: kept.append(args[0]) or place(*args))
     run(tmp_path, tiny, scorer, iterations=2, eval_every=9, offload=offload)
     policy, reference, critic, judge = ([event for event, _ in groupby(events)] for events in loaded)
-    assert policy == critic == ["read"]
     assert reference == judge == ["device", "read", *["cpu"] * offload] * 2
+    if offload:
+        assert policy == ["read", "device", "train", "cpu", "device"] * 2
+        assert critic == ["device", "read", "cpu", "device", "train", "cpu"] * 2
+        assert kept == [torch.device("cpu"), "cpu"] * 4
+    else:
+        assert policy == ["read", "train"] * 2 and critic == ["device", "read", "train"] * 2 and not kept
+
+
+def test_offload_changes_no_bit_and_asks_nothing_of_what_is_away(tiny, scorer, tmp_path, monkeypatch):
+    """Weights, moments and gradients that are sent to the CPU are hidden behind NaN here, until they are sent for."""
+    run(tmp_path / "without", tiny, scorer, epochs=2)
+    hidden, real, used = {}, (ppo.load_model, ppo.load_scalar_model), []
+
+    def send(tensors, away):
+        for tensor in tensors:
+            if away and id(tensor) not in hidden:
+                hidden[id(tensor)] = tensor.data.clone()
+                tensor.data.fill_(NAN)
+            elif not away and id(tensor) in hidden:
+                tensor.data.copy_(hidden.pop(id(tensor)))
+
+    def load(which, *args, **more):
+        model = real[which](*args, **more)
+        model.to = lambda place: send(model.parameters(), isinstance(place, str)) or model
+        return model.to("cpu") if len(used) else used.append(model) or model  # the first, the policy, is not away
+
+    def place(device, model, optimizer):
+        assert all(parameter.grad is None for parameter in model.parameters())
+        model.to(device)
+        send([tensor for state in optimizer.state.values() for tensor in state.values()], isinstance(device, str))
+
+    monkeypatch.setattr(ppo, "load_model", lambda *args, **more: load(0, *args, **more))
+    monkeypatch.setattr(ppo, "load_scalar_model", lambda *args, **more: load(1, *args, **more))
+    monkeypatch.setattr(ppo, "place", place)
+    monkeypatch.setattr("checkpoint.Checkpoint.save", lambda state: None)  # it may read what is away
+    run(tmp_path / "with", tiny, scorer, epochs=2, offload=True)
+    for name in ("metrics.jsonl", "model.safetensors"):
+        assert (tmp_path / "with/out" / name).read_bytes() == (tmp_path / "without/out" / name).read_bytes()
+    assert hidden
+
+
+def test_an_optimiser_goes_where_its_network_goes(tiny):
+    """Every tensor that Adam keeps, to a device of its own kind; and back with its values is a test for a GPU."""
+    policy = load_model(tiny)
+    optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
+    policy(torch.tensor([[3, 4]])).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    ppo.place("meta", policy, optimizer)
+    assert {tensor.device.type for state in optimizer.state.values() for tensor in state.values()} == {"meta"}
+    assert {parameter.device.type for parameter in policy.parameters()} == {"meta"}
+    assert len(optimizer.state) == len(list(policy.parameters()))
 
 
 def test_the_critic_starts_as_the_reward_model(tiny, scorer, tmp_path, monkeypatch):
@@ -938,7 +993,7 @@ def test_question_sets_may_be_named_instead_of_being_files(tiny, scorer, tmp_pat
 def test_held_out_questions_are_asked_before_the_first_update_and_now_and_then(tiny, scorer, tmp_path, monkeypatch):
     asked = []
 
-    def accuracy(policy, tokenizer, questions, max_new_tokens, label):
+    def accuracy(policy, tokenizer, questions, max_new_tokens, batch_size, label):
         asked.append((change(load_model(tiny), policy).abs().max().item(), [question.answer for question in questions]))
         return {"strict": len(asked) / 10}, [{"response": "7", "finish": "stop"}]
 
@@ -1080,12 +1135,13 @@ def test_no_step_is_taken_on_nan(tiny, scorer, poisoned):
     policy, _, critic = models(tiny, scorer)
     values = dict(zip(("advantages", "returns"), advantages_of(cfg, r)))
     values[poisoned] = values[poisoned] * NAN
-    before = [p.clone() for p in [*policy.parameters(), *critic.parameters()]]
+    network = {"advantages": policy, "returns": critic}[poisoned]
+    before = [p.clone() for p in network.parameters()]
     optimizers = tuple(torch.optim.SGD(model.parameters(), lr=1.0) for model in (policy, critic))
     name = {"advantages": "loss/policy_avg", "returns": "loss/value_avg"}[poisoned]
     with pytest.raises(FloatingPointError, match=f"{name} is nan"):
         ppo.update(cfg, policy, critic, optimizers, r, values["advantages"], values["returns"], torch.Generator())
-    assert all(torch.equal(a, b) for a, b in zip(before, [*policy.parameters(), *critic.parameters()]))
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters()))
 
 
 def test_samples_are_shown_with_their_scores(tiny, scorer, tmp_path):
