@@ -51,7 +51,7 @@ def generate(
     `ended`, asked after each new token with all new tokens of a row, may end the row too.
     temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
     Same prompts and seed: same text, whatever the batch size, but for rounding. `compile` (torch.compile, on a GPU with
-    CUDA graphs) is for GPUs, where nobody has measured it yet; a CPU gains nothing (0.44M parameters, 256 rows, one core:
+    CUDA graphs) is for GPUs, where nobody has measured it yet; on a CPU it gains nothing (0.44M parameters, 256 rows:
     432 ms instead of 392). Raises ValueError for an empty prompt or one that leaves no room in the model's context,
     FloatingPointError if the model computes NaN.
     """
