@@ -5,7 +5,8 @@
     for step in checkpoint.steps(total):                 # from where an earlier attempt was
         ...
 
-The same bits: on one machine, with as many threads. No pickle: tensors go to a safetensors file, the rest to JSON.
+The same bits: on one machine, with as many threads and ranks. A state holds whole tensors, so that any number of ranks
+can go on from it: all read it, rank 0 writes it. No pickle: tensors go to a safetensors file, the rest to JSON.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import ranks
 from runtime import SIGNALS, Stage, require, sha256, sync, write_json
 
 PAUSE = 20  # the next save waits so many times as long as the last one took: they take 5 % of the time at most
@@ -43,6 +45,7 @@ class Checkpoint:
     def __init__(self, stage: Stage, parts: dict[str, object], at: dict[str, object]):
         self.stage, self.parts, self.at, self.step = stage, parts, at, 0
         self.folder, self.cost, self.saved = stage.out / "resume", 0.0, time.monotonic()
+        ranks.of_first()  # has made the folder, or pushed another run's aside
         for path in sorted(self.folder.glob("*.json"), reverse=True):
             try:
                 state = self._read(path)
@@ -52,7 +55,7 @@ class Checkpoint:
             self._restore(state, load_file(path.with_suffix(".safetensors")))
             print(f"{stage.folder}: goes on after step {self.step}", flush=True)
             return
-        for name in GROWING:
+        for name in GROWING if ranks.RANK == 0 else ():
             (stage.out / name).unlink(missing_ok=True)
 
     def steps(self, total: int) -> Iterator[int]:
@@ -62,24 +65,16 @@ class Checkpoint:
             while self.step < total:
                 yield self.step
                 self.step += 1
-                if SIGNALS.came or time.monotonic() - self.saved >= PAUSE * self.cost:
+                if _signal() or ranks.of_first(time.monotonic() - self.saved >= PAUSE * self.cost):
                     self.save()
-                if SIGNALS.came:
-                    raise KeyboardInterrupt(SIGNALS.came)
+                if came := _signal():
+                    raise KeyboardInterrupt(came)
         finally:
             SIGNALS.wait = False
 
     def save(self) -> None:
         """Write the tensors under a temporary name, to the disk, read them back, rename; then the JSON that vouches."""
         start = time.monotonic()
-        self.folder.mkdir(exist_ok=True)
-        newest = max((path.stem for path in self.folder.glob("*.json")), default="")
-        for path in self.folder.iterdir():  # first, so that three never need room
-            if path.stem != newest:
-                path.unlink()
-        for name in GROWING:
-            if (self.stage.out / name).exists():
-                sync(self.stage.out / name)
         tensors: dict[str, Tensor] = {}
         state = {
             "settings": self.stage.record["settings"],
@@ -91,6 +86,16 @@ class Checkpoint:
             "random": _pack(_random_states(), "random", tensors),
             "parts": {name: _pack(_state_of(part), name, tensors) for name, part in self.parts.items()},
         }
+        if ranks.RANK:
+            return
+        self.folder.mkdir(exist_ok=True)
+        newest = max((path.stem for path in self.folder.glob("*.json")), default="")
+        for path in self.folder.iterdir():  # first, so that three never need room
+            if path.stem != newest:
+                path.unlink()
+        for name in GROWING:
+            if (self.stage.out / name).exists():
+                sync(self.stage.out / name)
         path = self.folder / f"{self.step:09}.safetensors"
         temporary = path.with_name(path.name + ".tmp")
         try:
@@ -123,16 +128,26 @@ class Checkpoint:
                 part.set_state(saved)
             elif isinstance(part, nn.Module):
                 for key, tensor in _tensors_of(part).items():
-                    tensor.copy_(saved[key])
+                    tensor.copy_(ranks.part_of(saved[key], tensor))
             else:
+                parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+                for index, values in saved["state"].items():
+                    for key in values.keys() - {"step"}:
+                        values[key] = ranks.part_of(values[key], parameters[index])
                 part.load_state_dict(saved)
         _set_random_states(_unpack(state["random"], tensors))
         for name, length in state["lengths"].items():
-            if (self.stage.out / name).exists():
+            if ranks.RANK == 0 and (self.stage.out / name).exists():
                 os.truncate(self.stage.out / name, length)
         self.step = state["step"]
         self.at.update(state["at"])
         self.stage.start -= state["seconds"]
+        ranks.of_first()  # has cut the files
+
+
+def _signal() -> int:
+    """A signal to stop that has reached any rank; 0: none."""
+    return max(ranks.everyones(SIGNALS.came or 0))
 
 
 def _length(path: Path) -> int:
@@ -176,7 +191,9 @@ def _set_random_states(states: dict) -> None:
 def _pack(value: object, name: str, tensors: dict[str, Tensor]) -> object:
     """A nest of dicts, lists, numbers and tensors as JSON can hold it; tensors go to `tensors` under their place."""
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().contiguous()
+        value = ranks.whole(value.detach())
+        if ranks.RANK == 0:
+            tensors[name] = value.cpu().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):  # pairs: JSON would turn the keys of an optimiser's state, numbers, into texts
         return {"pairs": [[key, _pack(item, f"{name}.{key}", tensors)] for key, item in value.items()]}

@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import ranks
 import runtime
 from answers import canonical, extract_answer, is_correct  # noqa: F401  all that is about text can be had from here
 from arith import arith_problems
@@ -369,6 +370,19 @@ def micro_batches(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> I
         fit = max(1, tokens // lengths[rows[0]])
         yield rows[:fit]
         rows = rows[fit:]
+
+
+def dealt(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> Iterator[tuple[list[int], bool]]:
+    """This rank's micro-batches of an optimiser step, and whether each counts: (row indices, True or False).
+
+    The rows are dealt like cards, the longest first, so that all ranks have about as much to do. FSDP needs as many
+    passes on each rank: one that has fewer reads another one's shortest row again, which must not count.
+    """
+    rows = sorted(rows, key=lengths.__getitem__, reverse=True)
+    hands = [list(micro_batches(rows[rank :: ranks.SIZE], lengths, tokens)) for rank in range(ranks.SIZE)]
+    mine, most = hands[ranks.RANK], max(hands, key=len)
+    yield from ((micro, True) for micro in mine)
+    yield from ((most[-1][-1:], False) for _ in most[len(mine) :])
 
 
 # ---- the script: one folder of disjoint splits ---------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import ranks
 from model import KVCache, Llama, rotate
 
 LOOK_EVERY = {"cpu": 1, "cuda": 8}  # steps between two looks at who has ended: a GPU must be waited for
@@ -48,6 +49,7 @@ def generate(
 ) -> list[Response]:
     """Continue every prompt until a stop id or max_new_tokens; the answers come in the prompts' order.
 
+    All ranks call it together: each continues its share, and all get all answers.
     `ended`, asked after each new token with all new tokens of a row, may end the row too.
     temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
     Same prompts and seed: same text, whatever the batch size, but for rounding. `compile` (torch.compile, on a GPU with
@@ -55,7 +57,7 @@ def generate(
     432 ms instead of 392). Raises ValueError for an empty prompt or one that leaves no room in the model's context,
     FloatingPointError if the model computes NaN.
     """
-    weight, B, T = model.lm_head.weight, min(batch_size, len(prompts)), max_new_tokens
+    weight, T = model.lm_head.weight, max_new_tokens
     for index, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= (room := model.config.max_position_embeddings - T):
             raise ValueError(
@@ -64,7 +66,8 @@ def generate(
             )
     responses: list[Response | None] = [None] * len(prompts)
     waiting = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))  # the longest enter first
-    device, stop, step = weight.device, frozenset(stop_ids), 0
+    waiting = waiting[ranks.RANK :: ranks.SIZE]
+    device, stop, step, B = weight.device, frozenset(stop_ids), 0, min(batch_size, len(waiting))
     look = 1 if ended else min(LOOK_EVERY[device.type], T)
     T += look  # a row at its end goes on until the next look
     cache = KVCache(model.config, B, max(map(len, prompts), default=0) + T, weight.dtype, device)
@@ -119,7 +122,7 @@ def generate(
             most = max(len(prompts[i]) + n for i, n in zip(asked, length) if i >= 0)  # one shape, if compiled
             cache.used = cache.keys.shape[3] if compile else most - 1
             hidden = decoder.step(token).clone()  # (B, D), not a graph's own memory
-    return responses
+    return [next(filter(None, found)) for found in zip(*ranks.everyones(responses))]
 
 
 def sample_token(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Tensor, Tensor]:

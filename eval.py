@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 import quality
+import ranks
 import runtime
 from answers import extract_answer, is_correct
 from chat import Tokenizer
-from data import Question, collate, load_questions, micro_batches, write_jsonl
+from data import Question, collate, dealt, load_questions, write_jsonl
 from generate import answer_questions, answer_stage, prompt_tokens
 from model import Llama, ScalarModel, last_value, load_model, load_scalar_model
 from pseudo_reward import load_samples
@@ -112,10 +113,10 @@ def score_responses(
     device = model.score.weight.device
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
     scores = torch.zeros(len(prompts))  # (N,)
-    for batch in micro_batches(range(len(lengths)), lengths, micro_tokens):
+    for batch, counts in dealt(range(len(lengths)), lengths, micro_tokens):
         tokens, _, last = collate([prompts[j] for j in batch], [responses[j] for j in batch])  # (B, T), _, (B,)
-        scores[batch] = last_value(model(tokens.to(device)), last.to(device)).cpu()
-    return scores
+        scores[batch] = last_value(model(tokens.to(device)), last.to(device)).cpu() * counts
+    return ranks.total(scores)  # each row was read by one rank and is 0 on the others
 
 
 def trained_scale(folder: str) -> float:
@@ -187,11 +188,14 @@ def main(cfg: Config) -> None:
             )
             transcripts, scored, judge = best_of_n(cfg, stage, model, tokenizer, questions)
             summary = summarise(transcripts)
-            write_jsonl(stage.out / "scores.jsonl", scored)
         else:
             summary, transcripts = accuracy(
                 model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name, cfg.shots, cfg.compile, stage
             )
+    if ranks.RANK:
+        return
+    if scored:
+        write_jsonl(stage.out / "scores.jsonl", scored)
     write_jsonl(stage.out / "transcripts.jsonl", transcripts)
     low, high = summary["ci95"]
     print(
@@ -273,4 +277,4 @@ def judge_quality(scores: Tensor, scored: list[dict], scale: float) -> dict:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, Config)
+    runtime.launch(main, Config, every_rank=True)

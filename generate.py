@@ -10,6 +10,7 @@ How a token is drawn is in decode.py: `generate`, which this file hands on, take
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import ranks
 import runtime
 from answers import extract_answer
 from chat import Tokenizer
@@ -59,7 +60,7 @@ def answer_questions(
         prompts += [prompt] * samples
     stop = STOP_TEXT[questions[0].kind] if shots else None
     ended = says(tokenizer, stop) if stop else None
-    bar = runtime.Progress(label, len(prompts))
+    bar = runtime.Progress(label, -(-len(prompts) // ranks.SIZE))
     flat = generate(
         model, prompts, max_new_tokens, temperature, tokenizer.stop_ids, seed, batch_size, bar.update, ended, compile
     )
@@ -177,6 +178,8 @@ def main(cfg: Config) -> None:
                         "tokens": len(response.tokens),
                     }
                 )
+    if ranks.RANK:
+        return
     write_jsonl(stage.out / "samples.jsonl", rows)
     ended = sum(row["finish"] == "stop" for row in rows) / len(rows)
     answered = sum(row["answer"] is not None for row in rows) / len(rows)
@@ -190,4 +193,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, Config)
+    runtime.launch(main, Config, every_rank=True)

@@ -369,9 +369,21 @@ class Llama(nn.Module):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V), fp32."""
-        return self.lm_head(self.model(tokens, cache)).float()
+    def forward(
+        self, tokens: Tensor, cache: KVCache | None = None, read: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """tokens (B, T) -> logits (B, T, V), fp32.
+
+        With a boolean `read` (B, T-1): the log-probabilities of the N tokens that follow its True positions, and the
+        entropies there, (N,) each, without the logits of all positions.
+        """
+        if read is None:
+            return self.lm_head(self.model(tokens, cache)).float()
+        hidden, device = self.model(tokens, cache, read), tokens.device.type  # (N, D)
+        if torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))  # as autocast does with the input of any other layer
+        with torch.autocast(device, enabled=False):  # which types are used is said above
+            return ChunkedLogprobs.apply(hidden, self.lm_head.weight, tokens[:, 1:][read], temperature)
 
 
 class ScalarModel(nn.Module):
@@ -651,11 +663,7 @@ def masked_logprobs(model: Llama, tokens: Tensor, mask: Tensor, temperature: flo
     tokens (B, T), mask (B, T-1) -> logprobs (B, T-1), entropies (B, T-1). Same numbers as token_logprobs, but of
     vocabulary-sized tensors there is never more than a chunk of the N masked-in positions, instead of (B, T, V).
     """
-    hidden, device = model.model(tokens, read=mask), tokens.device.type  # (N, D)
-    if torch.is_autocast_enabled(device):
-        hidden = hidden.to(torch.get_autocast_dtype(device))  # as autocast does with the input of any other layer
-    with torch.autocast(device, enabled=False):  # which types are used is said above
-        logprobs, entropies = ChunkedLogprobs.apply(hidden, model.lm_head.weight, tokens[:, 1:][mask], temperature)
+    logprobs, entropies = model(tokens, read=mask, temperature=temperature)  # (N,), (N,)
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=tokens.device)  # (B, T-1)
     return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropies)
 

@@ -25,11 +25,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import ranks
 import runtime
 from answers import extract_answer, is_correct
 from chat import Tokenizer
 from checkpoint import Checkpoint
-from data import Question, collate, load_questions, micro_batches, read_jsonl
+from data import Question, collate, dealt, load_questions, read_jsonl
 from eval import accuracy, score_responses
 from generate import generate
 from health import Health
@@ -198,24 +199,29 @@ def rollout(
     device = policy.lm_head.weight.device
     prompts = [tokenizer.chat(question.prompt) for question in questions]
     stop, size = tokenizer.stop_ids, cfg.batch_size
-    sampled = generate(policy, prompts, cfg.max_new_tokens, cfg.temperature, stop, seed, size, compile=cfg.compile)
+    sampler = ranks.gathered(policy)
+    sampled = generate(sampler, prompts, cfg.max_new_tokens, cfg.temperature, stop, seed, size, compile=cfg.compile)
+    del sampler  # where it is a copy, it makes room
     responses = [response.tokens for response in sampled]
     texts = [tokenizer.decode(response) for response in responses]
     ended = torch.tensor([response.finish == "stop" for response in sampled])  # (B,)
     scores = torch.where(ended, score(questions, prompts, responses, texts), cfg.unfinished_score)  # (B,)
     tokens, mask, lengths = collate(prompts, responses)  # (B, T), (B, T-1), (B,)
     tokens, mask, lengths = tokens.to(device), mask.to(device), lengths.tolist()
-    logprobs, ref_logprobs, values, entropy = torch.zeros(4, *mask.shape, device=device)  # (B, T-1) each
-    for model in (reference, critic):
-        model.to(device)
-    for rows in micro_batches(range(len(tokens)), lengths, cfg.micro_tokens):
+    readings = torch.zeros(4, *mask.shape, device=device)  # (4, B, T-1)
+    logprobs, ref_logprobs, values, entropy = readings  # (B, T-1) each
+    if cfg.offload:
+        for model in (reference, critic):
+            model.to(device)
+    for rows, counts in dealt(range(len(tokens)), lengths, cfg.micro_tokens):
         b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
-        text, read = tokens[b, :T], mask[b, : T - 1]  # (b, T), (b, T-1)
+        text, read = tokens[b, :T], mask[b, : T - 1] & counts  # (b, T), (b, T-1)
         with runtime.mixed_precision():
             # the function that the update uses, not the sampler's numbers: then the first ratio is 1
             logprobs[b, : T - 1], entropy[b, : T - 1] = masked_logprobs(policy, text, read, cfg.temperature)
             ref_logprobs[b, : T - 1], _ = masked_logprobs(reference, text, read, cfg.temperature)
             values[b, : T - 1] = masked_values(critic, text, read)
+    ranks.total(readings)  # each row was read by one rank and is 0 on the others
     if cfg.offload:
         for model in (reference, critic):
             model.to("cpu")
@@ -274,20 +280,22 @@ def update_policy(
     for minibatch in minibatches:
         total = int(r.mask[minibatch].sum())  # tokens of the whole optimiser step
         sums, log_ratios = [], []
-        for rows in micro_batches(minibatch.tolist(), lengths, cfg.micro_tokens):
+        for rows, counts in dealt(minibatch.tolist(), lengths, cfg.micro_tokens):
             b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
-            tokens, mask, old_logprobs = r.tokens[b, :T], r.mask[b, : T - 1], r.logprobs[b, : T - 1]  # (b, T), (b, T-1)
+            tokens, mask = r.tokens[b, :T], r.mask[b, : T - 1] & counts  # (b, T), (b, T-1)
+            old_logprobs = r.logprobs[b, : T - 1]  # (b, T-1)
             with runtime.mixed_precision():
                 logprobs, _ = masked_logprobs(policy, tokens, mask, cfg.temperature)  # (b, T-1)
             loss, clipped = policy_loss(logprobs, old_logprobs, advantages[b, : T - 1], mask, cfg.clip, total)
-            loss.backward()
+            (ranks.SIZE * loss).backward()  # over ranks FSDP takes the mean, a step is their sum
             sums.append(torch.stack([loss.detach() * total, clipped]))
             log_ratios.append((logprobs.detach() - old_logprobs)[mask])  # (N,)
-        log_ratio = torch.cat(log_ratios).double()  # (total,)
+        log_ratio = ranks.joined(torch.cat(log_ratios)).double()  # (total,)
         ratio = log_ratio.exp()  # (total,)
-        numbers = [*torch.stack(sums).sum(0), 0.5 * log_ratio.square().sum(), ratio.sum(), ratio.square().sum()]
+        numbers = [*ranks.total(torch.stack(sums).sum(0))]
+        numbers += [0.5 * log_ratio.square().sum(), ratio.sum(), ratio.square().sum()]
         numbers += [ratio.max(), (ratio - 1).abs().max()]
-        numbers.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm))
+        numbers.append(ranks.whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)))
         # read once a step: a GPU waits for every number that is read
         step = {"tokens": total} | dict(zip(names, torch.stack(numbers).tolist(), strict=True))
         require_finite({"loss/policy_avg": step["loss"], "policy/grad_norm": step["norm"]})
@@ -319,16 +327,17 @@ def update_critic(
     for minibatch in minibatches:
         total = int(r.mask[minibatch].sum())  # tokens of the whole optimiser step
         sums = []
-        for rows in micro_batches(minibatch.tolist(), lengths, cfg.micro_tokens):
+        for rows, counts in dealt(minibatch.tolist(), lengths, cfg.micro_tokens):
             b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
-            tokens, mask, old_values = r.tokens[b, :T], r.mask[b, : T - 1], r.values[b, : T - 1]  # (b, T), (b, T-1)
+            tokens, mask = r.tokens[b, :T], r.mask[b, : T - 1] & counts  # (b, T), (b, T-1)
+            old_values = r.values[b, : T - 1]  # (b, T-1)
             with runtime.mixed_precision():
                 values = masked_values(critic, tokens, mask)  # (b, T-1)
             loss, clipped = value_loss(values, old_values, returns[b, : T - 1], mask, cfg.value_clip, total)
-            loss.backward()
+            (ranks.SIZE * loss).backward()  # over ranks FSDP takes the mean, a step is their sum
             sums.append(torch.stack([loss.detach() * total, clipped]))
-        norm = torch.nn.utils.clip_grad_norm_(critic.parameters(), cfg.max_grad_norm)
-        numbers = torch.stack([*torch.stack(sums).sum(0), norm]).tolist()
+        norm = ranks.whole(torch.nn.utils.clip_grad_norm_(critic.parameters(), cfg.max_grad_norm))
+        numbers = torch.stack([*ranks.total(torch.stack(sums).sum(0)), norm]).tolist()
         step = {"tokens": total} | dict(zip(names, numbers, strict=True))
         require_finite({"loss/value_avg": step["loss"], "critic/grad_norm": step["norm"]})
         optimizer.step()
@@ -405,14 +414,15 @@ def show_samples(iteration: int, r: Rollout) -> str:
 
 def look_closer(cfg, out: Path, iteration: int, r: Rollout, policy, tokenizer, valid, score) -> dict[str, float]:
     """Now and then: keep the policy and a few of its answers; let it answer held-out questions greedily."""
-    new, checkpoint = out / "checkpoint.new", out / "checkpoint"
-    save_model(policy, new)
-    tokenizer.save(new)
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint)
-    new.rename(checkpoint)
-    with (out / "samples.txt").open("a", encoding="utf-8") as file:
-        file.write(show_samples(iteration, r))
+    new, checkpoint, policy = out / "checkpoint.new", out / "checkpoint", ranks.gathered(policy)
+    if ranks.RANK == 0:
+        save_model(policy, new)
+        tokenizer.save(new)
+        if checkpoint.exists():
+            shutil.rmtree(checkpoint)
+        new.rename(checkpoint)
+        with (out / "samples.txt").open("a", encoding="utf-8") as file:
+            file.write(show_samples(iteration, r))
     if not valid:
         return {}
     summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, cfg.batch_size, "valid")
@@ -449,6 +459,7 @@ def main(cfg: Config) -> None:
         f"--minibatches {cfg.minibatches}: more than --rollout_size {cfg.rollout_size}",
     )
     given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
+    runtime.require(not (cfg.offload and ranks.SIZE > 1), "--offload: several ranks hold shards anyway, leave it out")
     runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
     stage = runtime.Stage(cfg, inputs=["policy", "questions", "reward_model", "votes", "reference", "critic", "valid"])
     if stage.finished:
@@ -463,7 +474,7 @@ def main(cfg: Config) -> None:
         )
     questions = load_questions(cfg.questions)
     valid = load_questions(cfg.valid) if cfg.valid else []
-    policy = load_model(cfg.policy, torch.float32, device)
+    policy = ranks.shard(load_model(cfg.policy, torch.float32, device))
     context = policy.config.max_position_embeddings
     for question in [*questions, *valid]:
         length = len(tokenizer.chat(question.prompt))
@@ -473,13 +484,14 @@ def main(cfg: Config) -> None:
             f"the model's context of {context}",
         )
     idle = torch.device("cpu") if cfg.offload else device  # where all but the policy wait
-    reference = load_model(cfg.reference or cfg.policy, torch.float32, idle).requires_grad_(False)
+    reference = ranks.shard(load_model(cfg.reference or cfg.policy, torch.float32, idle).requires_grad_(False))
     if cfg.critic or cfg.reward_model:
         critic = load_scalar_model(cfg.critic or cfg.reward_model, torch.float32, idle)
     else:
         critic = load_scalar_model(cfg.policy, torch.float32, idle, new_head="zero")
+    critic = ranks.shard(critic)
     if cfg.reward_model:
-        scorer = load_scalar_model(cfg.reward_model, torch.float32, idle).requires_grad_(False)
+        scorer = ranks.shard(load_scalar_model(cfg.reward_model, torch.float32, idle).requires_grad_(False))
 
         def score(questions, prompts, responses, texts):
             with runtime.mixed_precision():
@@ -568,7 +580,9 @@ def main(cfg: Config) -> None:
             f"length {metrics['response_length/mean']:.0f} EV {metrics['val/explained_variance']:.2f}",
         )
     bar.close()
-    metrics = at["metrics"]
+    metrics, policy = at["metrics"], ranks.gathered(policy)
+    if ranks.RANK:
+        return
     save_model(policy, cfg.out)
     tokenizer.save(cfg.out)
     shutil.rmtree(checkpoint, ignore_errors=True)  # the policy itself is here now
@@ -586,4 +600,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, Config)
+    runtime.launch(main, Config, every_rank=True)

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import quality
+import ranks
 import runtime
 from chat import Tokenizer
 from checkpoint import Checkpoint
-from data import batches, collate, load_questions, micro_batches, read_jsonl
+from data import batches, collate, dealt, load_questions, read_jsonl
 from eval import score_responses
 from model import last_value, load_scalar_model, save_model
 
@@ -106,7 +107,7 @@ def main(cfg: Config) -> None:
     runtime.require(len(samples) > 1, f"{cfg.calibrate}: {len(samples)} finished responses, too few to calibrate on")
     lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected, _ in train]
 
-    model = load_scalar_model(cfg.model, torch.float32, device, new_head="normal")
+    model = ranks.shard(load_scalar_model(cfg.model, torch.float32, device, new_head="normal"))
     context, longest = model.config.max_position_embeddings, max(lengths)
     runtime.require(longest <= context, f"{cfg.pairs}: a text of {longest} tokens, the model's context is {context}")
     model.model.gradient_checkpointing = cfg.gradient_checkpointing
@@ -127,8 +128,8 @@ def main(cfg: Config) -> None:
         batch = order[step]
         runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
         total = sum(train[i][3] for i in batch)  # weight of the whole step
-        loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
-        for rows in micro_batches(batch, lengths, cfg.micro_tokens // 2):  # a pair is two texts
+        loss, right, seen = torch.zeros(3, device=device)
+        for rows, counts in dealt(batch, lengths, cfg.micro_tokens // 2):  # a pair is two texts
             micro = [train[j] for j in rows]
             weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
             # chosen and rejected in one forward pass: both see the same padding
@@ -138,19 +139,22 @@ def main(cfg: Config) -> None:
             with runtime.mixed_precision():
                 scores = last_value(model(tokens.to(device)), last.to(device))  # (2N,)
             chosen, rejected = scores.chunk(2)  # (N,), (N,)
-            micro_loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
-            micro_loss.backward()
+            micro_loss = bradley_terry_loss(chosen, rejected, weight) * (counts * weight.sum() / total)
+            (ranks.SIZE * micro_loss).backward()  # over ranks FSDP takes the mean, a step is their sum
             loss += micro_loss.detach()
-            right += (chosen > rejected).sum()
-            at["seen"] += tokens.numel()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+            right += counts * (chosen > rejected).sum()
+            seen += counts * tokens.numel()
+        grad_norm = ranks.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        loss, right, grad_norm = torch.stack([loss, right, grad_norm]).tolist()  # read once: a GPU waits for it
+        sums = ranks.total(torch.stack([loss, right, seen]))  # (3,)
+        loss, right, seen, grad_norm = torch.stack([*sums, grad_norm]).tolist()  # read once: a GPU waits for it
+        at["seen"] += int(seen)
         runtime.require(math.isfinite(loss), f"step {step}: the loss is {loss}: is --lr too high, {cfg.model} broken?")
         stage.log(step, loss=loss, accuracy=right / len(batch), grad_norm=grad_norm)
         bar.update(1, f"loss {loss:.3f} accuracy {right / len(batch):.2f}")
     bar.close()
+    model = ranks.gathered(model)
 
     # shift and scale: the student's samples get mean 0 and standard deviation 1
     samples = [samples[i] for i in torch.randperm(len(samples), generator=rng)[: cfg.calibration_samples].tolist()]
@@ -167,6 +171,8 @@ def main(cfg: Config) -> None:
         score_responses(model, [pair[0] for pair in held_out], [pair[side] for pair in held_out], cfg.micro_tokens)
         for side in (1, 2)
     )  # (P,), (P,)
+    if ranks.RANK:
+        return
     judge = {
         "held_out_pairs": len(held_out),
         # confidence is taken at the scale that was trained: calibrating the mean and deviation changes it
@@ -187,4 +193,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, Config)
+    runtime.launch(main, Config, every_rank=True)

@@ -32,6 +32,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import ranks
+
 if typing.TYPE_CHECKING:
     import torch
 
@@ -68,22 +70,31 @@ def _finite(text: str) -> float:
     return value
 
 
-def launch(main: Callable, Config: type, argv: list[str] | None = None) -> None:
+def launch(main: Callable, Config: type, argv: list[str] | None = None, every_rank: bool = False) -> None:
     """Run a script: parse its flags, call main, and turn the user's mistakes into one sentence and exit code 2.
 
     A ValueError or FloatingPointError raised by our own code and any OSError is a message to the user; a ValueError
     raised elsewhere is a bug and keeps its traceback. DEBUG=1 shows every traceback. Ctrl-C exits with 130 and SIGTERM
     with 143, after a loop with a checkpoint has saved its state, and with the command that goes on from there
-    (CONTINUE, where a shell script runs the stages).
+    (CONTINUE, where a shell script runs the stages). Under torchrun rank 0 works alone, unless the script shares its
+    work: `every_rank`.
     """
-    cfg = cli(Config, argv)
-    words = [Path(sys.executable).name, *(sys.argv if argv is None else [sys.argv[0], *argv])]
-    command = os.environ.get("CONTINUE") or shlex.join(words)
+    if ranks.started_as() and not every_rank:
+        return
+    with ranks.quiet():
+        cfg = cli(Config, argv)
+        words = [Path(sys.executable).name, *(sys.argv if argv is None else [sys.argv[0], *argv])]
+        _run(main, cfg, os.environ.get("CONTINUE") or shlex.join(words), every_rank)
+
+
+def _run(main: Callable, cfg: object, command: str, every_rank: bool) -> None:
     before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        if every_rank:
+            ranks.join()
         main(cfg)
     except KeyboardInterrupt as stop:
-        print(f"\nstopped; what is finished or saved is kept, and this goes on from there: {command}", file=sys.stderr)
+        ranks.tell(f"\nstopped; what is finished or saved is kept, and this goes on from there: {command}")
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except (ValueError, OSError, FloatingPointError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
@@ -93,7 +104,7 @@ def launch(main: Callable, Config: type, argv: list[str] | None = None) -> None:
         text = str(error)
         if isinstance(error, OSError) and error.strerror and error.filename:
             text = f"{error.filename}: {error.strerror}"
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        ranks.tell(f"error: {' '.join(text.split())}")
         sys.exit(2)
     finally:
         SIGNALS.wait = False
@@ -110,7 +121,8 @@ def _on_signal(number: int, frame: object) -> None:
     if not SIGNALS.wait or SIGNALS.came == number:
         raise KeyboardInterrupt(number)
     SIGNALS.came = number
-    os.write(2, b"\nstopping after this step; once more stops at once\n")  # print may be what was interrupted
+    if ranks.RANK == 0:
+        os.write(2, b"\nstopping after this step; once more stops at once\n")  # print may be what was interrupted
 
 
 def require(condition: bool, message: str) -> None:
@@ -288,7 +300,7 @@ LOCKS: dict[tuple[int, int], int] = {}  # folders that this process works in: (d
 
 
 class Stage:
-    """The folder `cfg.out` of one script run.
+    """The folder `cfg.out` of one script run, which rank 0 alone writes to.
 
     `inputs` names the fields of cfg that are paths; they count by the contents of their files, not by their names, so
     that a run folder can be moved. `finished` is True when done.json already says that this work is done.
@@ -305,19 +317,21 @@ class Stage:
         settings = {name: value for name, value in config.items() if name != "out" and name not in hashes}
         self.record = {"config": config, "settings": settings, "inputs": hashes}
         self.done = self._read_done()
-        self.finished = self.done is not None and not self._changes(self.done)
+        self.finished = ranks.of_first(self.done is not None and not self._changes(self.done))
         if self.finished:
             print(f"{self.folder}: done already ({self.done['seconds']:.0f} s), skipped", flush=True)
             return
         place = next(path for path in [self.folder.resolve(), *self.folder.resolve().parents] if path.exists())
         require(place.is_dir() and os.access(place, os.W_OK), f"--out {self.folder}: {place} is no folder to write to")
-        if self.folder.exists():
+        if self.folder.exists() and ranks.RANK == 0:
             self._lock()
 
     @functools.cached_property
     def out(self) -> Path:
-        """The folder to fill, made when first asked for: once the inputs are known to be good, or a slip in one of them
-        would push a finished stage aside. Then one that was made otherwise is kept under another name."""
+        """The folder to fill, made by rank 0 when it first asks: once the inputs are known to be good, or a slip in one
+        of them would push a finished stage aside. Then one that was made otherwise is kept under another name."""
+        if ranks.RANK:
+            return self.folder
         if (old := self.done or self._saved()) and (changes := self._changes(old)):
             names = (self.folder.with_name(f"{self.folder.name}.old{i}") for i in range(1, 10**6))
             aside = next(path for path in names if not path.exists())
@@ -385,7 +399,9 @@ class Stage:
             os.close(handle)
 
     def log(self, step: int, **values: float) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl; rank 0 does it."""
+        if ranks.RANK:
+            return
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
@@ -407,6 +423,7 @@ class Stage:
             "sha256": {str(path.relative_to(self.out)): sha256(path) for path in files},
             "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
             "threads": torch.get_num_threads(),
+            "ranks": ranks.SIZE,
         }
         write_json(self.out / "done.json", done)
         shutil.rmtree(self.out / "resume", ignore_errors=True)

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import ranks
 import runtime
 from chat import Tokenizer
 from checkpoint import Checkpoint
-from data import batches, collate, micro_batches, read_jsonl
+from data import batches, collate, dealt, read_jsonl
 from model import load_model, masked_logprobs, save_model
 
 
@@ -77,7 +78,7 @@ def main(cfg: Config) -> None:
     prompts, responses = [prompts[i] for i in fits], [responses[i] for i in fits]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
 
-    model = load_model(cfg.model, torch.float32, device)
+    model = ranks.shard(load_model(cfg.model, torch.float32, device))
     context, longest = model.config.max_position_embeddings, max(lengths)
     runtime.require(
         longest <= context,
@@ -109,26 +110,28 @@ def main(cfg: Config) -> None:
         runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
         total = sum(len(responses[i]) for i in batch)  # response tokens of the whole step
         loss = torch.zeros((), device=device)
-        for micro in micro_batches(batch, lengths, cfg.micro_tokens):
-            tokens, mask, _ = collate(
-                [prompts[j] for j in micro], [responses[j] for j in micro]
-            )  # (B, T), (B, T-1)
-            tokens, mask = tokens.to(device), mask.to(device)
+        for micro, counts in dealt(batch, lengths, cfg.micro_tokens):
+            tokens, mask, _ = collate([prompts[j] for j in micro], [responses[j] for j in micro])  # (B, T), (B, T-1)
+            tokens, mask = tokens.to(device), mask.to(device) & counts
             with runtime.mixed_precision():
                 logprobs, _ = masked_logprobs(model, tokens, mask)  # (B, T-1)
             micro_loss = sft_loss(logprobs, mask, total)
-            micro_loss.backward()
+            (ranks.SIZE * micro_loss).backward()  # over ranks FSDP takes the mean, a step is their sum
             loss += micro_loss.detach()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+        grad_norm = ranks.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         at["seen"] += sum(lengths[i] for i in batch)
-        loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # read once: a GPU waits for every number read
+        # read once: a GPU waits for every number read
+        loss, grad_norm = torch.stack([ranks.total(loss), grad_norm]).tolist()
         runtime.require(math.isfinite(loss), f"step {step}: the loss is {loss}: is --lr too high, {cfg.model} broken?")
         at["loss"] = loss
         stage.log(step, loss=loss, lr=optimizer.param_groups[0]["lr"], grad_norm=grad_norm)
         bar.update(1, f"loss {loss:.3f}")
     bar.close()
+    model = ranks.gathered(model)
+    if ranks.RANK:
+        return
     save_model(model, cfg.out)
     tokenizer.save(cfg.out)
     print(f"final loss {at['loss']:.3f} after {steps} steps")
@@ -137,4 +140,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch(main, Config)
+    runtime.launch(main, Config, every_rank=True)

@@ -1,0 +1,190 @@
+"""Several processes at one stage, one per GPU: torchrun starts them, FSDP2 cuts the models into shards between them.
+
+    python ranks.py 8 sft.py --model ... --data ... --out ...
+
+is `torchrun --standalone --nproc_per_node 8 sft.py ...` with the exit code of the rank that failed and without
+torchrun's own report. All ranks run the whole script with the same seed, so each knows what every other one works on.
+What is marked 'together' below must be called by all of them, in the same order. One process alone, the usual case, is
+rank 0 of 1: then nothing here does anything or imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import logging
+import os
+import signal
+import sys
+import typing
+from collections.abc import Iterator
+
+if typing.TYPE_CHECKING:
+    import torch
+
+RANK, SIZE = 0, 1  # who this is and how many there are, once they have met; rank 0 alone prints and writes
+
+
+def started_as() -> int:
+    """The rank that torchrun gave this process; 0 without torchrun."""
+    return int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Print nothing but on rank 0. What ends a rank is told all the same, once, by the first that meets an error."""
+    with contextlib.ExitStack() as stack:
+        if started_as():
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        try:
+            yield
+        except Exception:
+            if not first_to_end():
+                sys.exit(1)
+            raise  # with its traceback
+
+
+def tell(text: str) -> None:
+    """Print a last message to stderr, unless another rank had one: what ends one soon ends all."""
+    if first_to_end():
+        print(text, file=sys.__stderr__ if RANK else sys.stderr, flush=True)
+
+
+def first_to_end() -> bool:
+    """Whether no other rank has met an error yet. Later ones are mostly those that wait for a dead one in vain."""
+    if SIZE == 1:
+        return True
+    from torch.distributed import TCPStore
+
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])  # torchrun's own store, which outlives a rank
+    try:
+        store = TCPStore(*place, is_master=False, timeout=datetime.timedelta(seconds=10))
+        return store.add("ranks that met an error", 1) == 1
+    except RuntimeError:
+        return True
+
+
+def join() -> None:
+    """Meet the other ranks, if torchrun has started any: each takes the GPU of its number. Together."""
+    global RANK, SIZE
+    if "LOCAL_RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        return
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # they wait for each other as long as it takes to answer a batch; one that has died is torchrun's affair
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(days=1))
+    RANK, SIZE = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+# ---- numbers and texts ---------------------------------------------------------------------------------------------
+
+
+def total(x: torch.Tensor) -> torch.Tensor:
+    """The sum of all ranks' x, which takes its place. Together."""
+    if SIZE > 1:
+        import torch.distributed as dist
+
+        dist.all_reduce(x)
+    return x
+
+
+def everyones(value: typing.Any) -> list:
+    """All ranks' values, in the order of the ranks. Together."""
+    if SIZE == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values = [None] * SIZE
+    dist.all_gather_object(values, value)
+    return values
+
+
+def of_first(value: typing.Any = None) -> typing.Any:
+    """Rank 0's value. Nobody goes on before rank 0 is here. Together."""
+    return everyones(value)[0]
+
+
+# ---- models --------------------------------------------------------------------------------------------------------
+
+
+def shard(model: torch.nn.Module) -> torch.nn.Module:
+    """Leave each rank its part of every parameter; a block's are gathered when it computes, and dropped again.
+
+    FSDP2 (arXiv 2304.11277, PyTorch's fully_shard) does it, in place: parameters become DTensors, and so do gradients
+    and what an optimiser that is made afterwards holds. It gathers when a module is called, so use no parameter outside
+    of model(...). FSDP2 divides the sum of the ranks' gradients by their number: multiply the loss by SIZE.
+    """
+    if SIZE > 1:
+        import torch
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        model.unsharded_class = type(model)  # fully_shard puts a class of its own in its place
+        mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (SIZE,))
+        for module in (*model.model.layers, model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    return model
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor as a plain one; a plain one as it is. Together."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def part_of(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A plain tensor, sharded as `like` is; as it is where that is a plain one too. Together."""
+    if not hasattr(like, "full_tensor"):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
+
+
+def gathered(model: torch.nn.Module) -> torch.nn.Module:
+    """A plain copy of a sharded model, on every rank, to sample with or to save; a plain model as it is. Together."""
+    if not hasattr(model, "unsharded_class"):
+        return model
+    import torch
+
+    with torch.device("meta"):
+        copy = model.unsharded_class(model.config)
+    tensors = {name: whole(tensor).detach() for name, tensor in model.state_dict().items()}
+    copy.load_state_dict(tensors, assign=True)
+    if hasattr(model, "tie"):
+        copy.tie()
+    else:
+        copy.score_mean = model.score_mean
+    return copy
+
+
+# ---- starting them -------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> None:
+    """torchrun on this machine: argv is the number of ranks, the script and its flags."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(argv[0]))))
+    logging.disable(logging.CRITICAL)  # what torchrun has to say is said below, in one line
+    try:
+        run.main(["--standalone", "--nproc_per_node", argv[0], "--max_restarts", "0", *argv[1:]])
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        if killed := {rank: code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}:
+            rank, code = min(killed.items())
+            print(f"error: rank {rank} was ended by {signal.Signals(-code).name}, so all were", file=sys.stderr)
+            sys.exit(128 - code)
+        sys.exit(2 if 2 in codes.values() else max(codes.values()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
