@@ -1,0 +1,267 @@
+"""Several ranks give what one gives: the real scripts under torchrun, on the CPU with gloo.
+
+Most of it is `slow`, for every rank is a process that must import torch first. What the tests change in a script, such as
+a rank that dies, DRIVER does.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_resume import world  # noqa: F401  a fixture
+
+import data
+import ranks
+import runtime
+
+ROOT = Path(ranks.__file__).resolve().parent
+
+DRIVER = """
+import importlib, os, signal, sys, time
+sys.path.insert(0, {root!r})
+import checkpoint, ranks, runtime
+checkpoint.PAUSE = 0  # save after every step
+script, what, rank, step = sys.argv[1:5]
+log = runtime.Stage.log
+def log_or_die(self, now, **values):
+    if (ranks.RANK, now) == (int(rank), int(step)):
+        if what == "kill": os.kill(os.getpid(), signal.SIGKILL)
+        if what == "raise": raise RuntimeError("a broken rank")
+        if what == "refuse": raise OSError("a full disk")
+        if what == "wait": print("waiting", flush=True); time.sleep(2)
+    log(self, now, **values)
+runtime.Stage.log = log_or_die
+module = importlib.import_module(script)
+runtime.launch(module.main, module.Config, sys.argv[5:], every_rank=True)
+"""
+
+
+def commands(world, model):  # noqa: F811
+    """Five steps each, of unequal texts. The last batch does not divide: it has fewer rows than there are ranks."""
+    questions = f"--questions={world}/questions.jsonl"
+    return {
+        "sft": f"--model={model} --data={world}/sft.jsonl --limit=61 --epochs=1 --batch_size=15 --micro_tokens=96 "
+               "--weight_decay=0.1 --warmup=2",
+        "reward": f"--model={model} --pairs={world}/pairs.jsonl --calibrate={world}/samples.jsonl {questions} "
+                  "--batch_size=21 --micro_tokens=128 --warmup=2 --calibration_samples=31 --gradient_checkpointing",
+        "ppo": f"--policy={model} --reward_model={world}/scorer {questions} --valid={world}/questions.jsonl "
+               "--iterations=5 --rollout_size=11 --minibatches=5 --epochs=2 --max_new_tokens=8 --micro_tokens=96 "
+               "--eval_every=3",
+        "generate": f"--model={model} {questions} --limit=7 --samples=3 --temperatures=0.7,1.0 --max_new_tokens=12 "
+                    "--batch_size=2",
+        "eval": f"--model={model} {questions} --reward_model={world}/scorer --samples=3 --max_new_tokens=12 "
+                "--batch_size=5",
+    }
+
+
+def start(n, script, flags, out, driver=()):
+    """A script on n ranks, or, for 1, as it is run without any; the process."""
+    driver = driver and [str(out.parent / "driver.py"), script, *map(str, driver)]
+    if driver:
+        Path(driver[0]).write_text(DRIVER.format(root=str(ROOT)))
+    command = [str(ROOT / "ranks.py"), str(n)] if n > 1 else []
+    command += driver or [str(ROOT / f"{script}.py")]
+    env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.Popen([sys.executable, *command, *flags.split(), f"--out={out}"], text=True,
+                            env=env | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(n, script, flags, out, driver=(), code=0):
+    """What a script prints, but for its progress every ten seconds, and its errors; it must end with an exit code."""
+    process = start(n, script, flags, out, driver)
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == code, output + error
+    return re.sub(r"(?m)^.* left \d+:\d\d\n", "", output), error
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(value):
+    """All numbers of a nest of dicts and lists."""
+    if isinstance(value, (dict, list)):
+        return [number for item in (value.values() if isinstance(value, dict) else value) for number in numbers(item)]
+    return [value]
+
+
+def assert_same_training(out, one):
+    """Every loss within 1e-5, every weight within 1e-4, and both did learn."""
+    assert [row["step"] for row in rows(out)] == [row["step"] for row in rows(one)] == [0, 1, 2, 3, 4]
+    for row, expected in zip(rows(out), rows(one)):
+        assert row.keys() == expected.keys()
+        for name, value in expected.items():
+            close = 1e-5 if "loss" in name else 1e-4 * max(1, abs(value))
+            assert row[name] == pytest.approx(value, abs=close), (row["step"], name)
+    assert len({row.get("loss", row.get("loss/value_avg")) for row in rows(one)}) == 5
+    weights, expected = load_file(out / "model.safetensors"), load_file(one / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=1e-4)
+    done, other = (json.loads((folder / "done.json").read_text()) for folder in (out, one))
+    assert done["settings"] == other["settings"]
+    padding = 0.05 if "reward" in one.name else 0  # counts there, and depends on who shares a micro-batch
+    assert [done["tokens"], done["flops"]] == pytest.approx([other["tokens"], other["flops"]], rel=padding)
+    assert numbers(done["results"]) == pytest.approx(numbers(other["results"]), abs=1e-4)
+    assert {path.name for path in out.iterdir()} == {path.name for path in one.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def alone(world, model_folder, tmp_path_factory):  # noqa: F811
+    """alone(script): its folder and what it prints in this process, without ranks; run once."""
+    made = {}
+
+    def get(script):
+        if script not in made:
+            out, output = tmp_path_factory.mktemp("alone") / script, io.StringIO()
+            module, flags = importlib.import_module(script), commands(world, model_folder)[script].split()
+            with contextlib.redirect_stdout(output):
+                runtime.launch(module.main, module.Config, [*flags, f"--out={out}"], every_rank=True)
+            made[script] = out, output.getvalue()
+        return made[script]
+
+    return get
+
+
+def test_two_ranks_train_as_one_and_only_one_prints(world, model_folder, alone, tmp_path):  # noqa: F811
+    out, (one, printed) = tmp_path / "sft", alone("sft")
+    assert run(2, "sft", commands(world, model_folder)["sft"], out) == (printed, "") and printed.count("\n") == 3
+    assert_same_training(out, one)
+    assert json.loads((out / "done.json").read_text())["ranks"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "n"), [("sft", 3), ("reward", 2), ("reward", 3), ("ppo", 2), ("ppo", 3)])
+def test_ranks_train_as_one(world, model_folder, alone, tmp_path, script, n):  # noqa: F811
+    out, (one, printed) = tmp_path / script, alone(script)
+    output, error = run(n, script, commands(world, model_folder)[script], out)
+    assert output.count("\n") == printed.count("\n") and error == ""
+    assert_same_training(out, one)
+    if script == "ppo":
+        assert (out / "samples.txt").read_text() == (one / "samples.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["sft", "reward", "ppo"])
+def test_a_rank_that_is_killed_ends_all_and_any_number_goes_on(world, model_folder, alone, tmp_path, script):  # noqa: F811
+    """Rank 1 of 2 is killed in its fourth step; 1, 2 and 3 ranks go on after the third."""
+    out, flags = tmp_path / "killed", commands(world, model_folder)[script]
+    begun = time.monotonic()
+    output, error = run(2, script, flags, out, ("kill", 1, 3), code=128 + signal.SIGKILL)
+    assert time.monotonic() - begun < 60
+    assert "error: rank 1 was ended by SIGKILL, so all were\n" in error and "goes on" not in output
+    for n in (1, 2, 3):
+        shutil.copytree(out, tmp_path / str(n) / script)
+        output, _ = run(n, script, flags, tmp_path / str(n) / script)
+        assert output.count("goes on after step 3") == 1
+        assert_same_training(tmp_path / str(n) / script, alone(script)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_raises_ends_all_with_its_traceback(world, model_folder, tmp_path, rank):  # noqa: F811
+    begun = time.monotonic()
+    flags = commands(world, model_folder)["sft"]
+    _, error = run(2, "sft", flags, tmp_path / "out", ("raise", rank, 2), code=1)
+    assert time.monotonic() - begun < 60
+    assert error.count("Traceback") == 1 and error.endswith("RuntimeError: a broken rank\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_mistake_that_one_rank_or_all_meet_is_told_once(world, model_folder, tmp_path, rank):  # noqa: F811
+    flags = commands(world, model_folder)["sft"]
+    assert run(2, "sft", flags, tmp_path / "out", ("refuse", rank, 2), code=2)[1] == "error: a full disk\n"
+    _, error = run(2, "sft", flags.replace("sft.jsonl", "none.jsonl"), tmp_path / "out", code=2)
+    assert error == f"error: --data {world}/none.jsonl: there is no such file or folder\n"
+    _, error = run(2, "sft", flags.replace("--warmup", "--warm_up"), tmp_path / "out", code=2)
+    assert error.count("error:") == 1 and error.endswith("unrecognized arguments: --warm_up=2\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_all_after_the_same_step_with_the_state_saved(
+        world, model_folder, alone, tmp_path, number, code):  # noqa: F811
+    flags = commands(world, model_folder)["sft"]
+    process = start(2, "sft", flags, tmp_path / "out", ("wait", 0, 2))
+    while process.stdout.readline() not in ("waiting\n", ""):
+        pass
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert error.count("stopping after this step") == 1 and error.count("this goes on from there") == 1
+    assert "Traceback" not in error
+    assert "goes on after step 3" in run(2, "sft", flags, tmp_path / "out")[0]
+    assert_same_training(tmp_path / "out", alone("sft")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3])
+def test_ranks_answer_as_one(world, model_folder, alone, tmp_path, n):  # noqa: F811
+    """The same texts in the same order, whoever sampled them; the same scores."""
+    for script, file in (("generate", "samples.jsonl"), ("eval", "scores.jsonl"), ("eval", "transcripts.jsonl")):
+        out, (one, printed) = tmp_path / script, alone(script)
+        if not out.exists():
+            assert run(n, script, commands(world, model_folder)[script], out) == (printed, "")
+        found, expected = (list(data.read_jsonl(folder / file)) for folder in (out, one))
+        assert len(found) == len(expected) > 40
+        for row, other in zip(found, expected):
+            assert row == pytest.approx(other, abs=1e-4) if file == "scores.jsonl" else row.keys() == other.keys()
+            for name in row.keys() - {"logprob", "score", "scores"}:
+                assert row[name] == other[name]
+            assert row.get("logprob", 0) == pytest.approx(other.get("logprob", 0), abs=2e-4)
+            assert row.get("score", 0) == pytest.approx(other.get("score", 0), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_finished_stage_is_skipped_by_all(world, model_folder, alone, tmp_path):  # noqa: F811
+    flags, out = commands(world, model_folder)["sft"], tmp_path / "sft"
+    shutil.copytree(alone("sft")[0], out)
+    output, _ = run(2, "sft", flags, out)
+    assert output.count("\n") == 1 and "done already" in output
+
+
+# ---- one process, as if it were one of several ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_rows_are_dealt_once_and_all_ranks_make_as_many_passes(monkeypatch, size):
+    lengths = [9, 2, 7, 7, 3, 30, 5, 1, 4, 4, 8]
+    for rows in (range(11), range(3), [6], []):
+        hands = []
+        for rank in range(size):
+            monkeypatch.setattr(ranks, "RANK", rank)
+            monkeypatch.setattr(ranks, "SIZE", size)
+            hands.append(list(data.dealt(rows, lengths, 14)))
+        assert len({len(hand) for hand in hands}) == 1
+        real = [row for hand in hands for micro, counts in hand if counts for row in micro]
+        assert sorted(real) == list(rows)
+        for hand in hands:
+            own = {row for micro, counts in hand if counts for row in micro}
+            for micro, counts in hand:
+                assert len(micro) * lengths[micro[0]] <= 14 or len(micro) == 1
+                assert lengths[micro[0]] == max(lengths[row] for row in micro)
+                assert counts or (len(micro) == 1 and micro[0] in rows and not own & set(micro))
+    assert [micro for micro, _ in data.dealt(range(11), lengths, 14)] == list(
+        data.micro_batches(range(11), lengths, 14)) or size > 1
+
+
+def test_one_process_is_the_only_rank_and_imports_nothing(tmp_path):
+    code = ("import sys, ranks; ranks.join(); m = object(); "
+            "assert ranks.shard(m) is m and ranks.gathered(m) is m and ranks.whole(m) is m and ranks.total(m) is m; "
+            "assert ranks.everyones(3) == [3] and (ranks.RANK, ranks.SIZE) == (0, 1); assert 'torch' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+                          env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
