@@ -132,7 +132,7 @@ class Checkpoint:
             else:
                 parameters = [parameter for group in part.param_groups for parameter in group["params"]]
                 for index, values in saved["state"].items():
-                    for key in values.keys() - {"step"}:
+                    for key in [key for key in values if key != "step"]:  # in the same order on all ranks
                         values[key] = ranks.part_of(values[key], parameters[index])
                 part.load_state_dict(saved)
         _set_random_states(_unpack(state["random"], tensors))
