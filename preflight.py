@@ -32,6 +32,7 @@ class Config:
     new_tokens: int = 256  # the longest answer
     needs: str = ""  # what the preset takes, in words
     hub: str = ""  # where the preset's default models are published: an organisation on huggingface.co
+    nproc: int = 1  # ranks, one per GPU where there are any
 
 
 def main(cfg: Config) -> None:
@@ -48,8 +49,10 @@ def main(cfg: Config) -> None:
     )
     print(f"teacher {cfg.teacher} · student {cfg.student} · questions {cfg.questions}")
     print(f"the preset is made for: {cfg.needs or 'not stated'}", flush=True)
-    for name in ("micro_tokens", "new_tokens"):
+    for name in ("micro_tokens", "new_tokens", "nproc"):
         require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    gpus = _gpus() if cfg.nproc > 1 else 0
+    require(not gpus or cfg.nproc <= gpus, f"NPROC={cfg.nproc}: a GPU for each rank is needed, and there are {gpus}")
     if cfg.questions not in ("arith", "gsm8k", "mmlu_pro"):
         require(Path(cfg.questions).is_file(), f"QUESTIONS={cfg.questions}: neither arith, gsm8k, mmlu_pro nor a file")
     require(
@@ -120,6 +123,16 @@ def _how_to_get(hub: str, folder: str) -> str:
     name = f"{hub}/{Path(folder).name}"
     licence = f"accept the licence on huggingface.co/{name}, run `hf auth login`, then " if hub == "meta-llama" else ""
     return f"; to get it: {licence}`pip install huggingface_hub && hf download {name} --local-dir {folder}`"
+
+
+def _gpus() -> int:
+    """How many GPUs there are to share, without the seconds that importing torch takes."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return sum(name.strip() not in ("", "-1") for name in visible.split(","))
+    try:
+        return len(subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=5, check=True).stdout.splitlines())
+    except (OSError, subprocess.SubprocessError):
+        return 0
 
 
 def _gpu_memory() -> tuple[str, float] | None:

@@ -4,22 +4,24 @@
 #   bash train_all.sh                       the embedded default: two tiny bundled models, a laptop, no network
 #   QUICK=1 bash train_all.sh               every stage at small scale, about a minute: does it all work here?
 #   PRESET=qwen DATA_DIR=folder bash train_all.sh    GSM8K on one GPU; says first what it needs and how to get it
+#   NPROC=8 PRESET=llama3 DATA_DIR=folder bash train_all.sh    the same on eight GPUs
 #
 # Environment: PRESET (tiny, smollm2, qwen, llama3), SEED, OUT (run folder), QUICK=1, FROM=stage (redo from there, such as
 # FROM=6_ppo), ROUNDS=2 (sample, vote, reward model and PPO again from the latest policy), TEACHER (model folder, or a
 # JSONL of recorded answers), TEACHER_TEST (recorded answers to the test questions: the teacher's row of the report),
 # STUDENT (model folder), QUESTIONS (arith, gsm8k, mmlu_pro, or a JSONL), MODELS_DIR (holds the presets' model folders),
-# DATA_DIR (holds gsm8k/ and mmlu_pro/), PYTHON, REFERENCE=kept (in later rounds the KL is still measured from the SFT
+# DATA_DIR (holds gsm8k/ and mmlu_pro/), PYTHON, NPROC (ranks: every stage runs under torchrun, its models sharded, its
+# questions shared), REFERENCE=kept (in later rounds the KL is still measured from the SFT
 # student; moved, the default: from the policy that the round starts with).
 # ABLATE=1: the whole comparison, on SEEDS ("0 1 2 3 4"), JOBS runs at once, tables in RESULTS; ABLATE=arms: one SEED.
 # A finished stage is skipped on the next run; one whose settings or inputs changed is redone, the old kept aside.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-asked=$(for name in PRESET SEED QUICK ROUNDS REFERENCE ABLATE TEACHER TEACHER_TEST STUDENT QUESTIONS DATA_DIR MODELS_DIR; do
+asked=$(for name in PRESET SEED QUICK NPROC ROUNDS REFERENCE ABLATE TEACHER TEACHER_TEST STUDENT QUESTIONS DATA_DIR MODELS_DIR; do
   [ -z "${!name:-}" ] || printf '%s=%q ' "$name" "${!name}"
 done)
 PYTHON=${PYTHON:-$(command -v python || echo python3)} PRESET=${PRESET:-tiny} SEED=${SEED:-0} QUICK=${QUICK:-0} ROUNDS=${ROUNDS:-1} FROM=${FROM:-}
-REFERENCE=${REFERENCE:-moved} ABLATE=${ABLATE:-0} SEEDS=${SEEDS:-0 1 2 3 4} JOBS=${JOBS:-2}
+REFERENCE=${REFERENCE:-moved} NPROC=${NPROC:-1} ABLATE=${ABLATE:-0} SEEDS=${SEEDS:-0 1 2 3 4} JOBS=${JOBS:-2}
 models=${MODELS_DIR:-$here/models} lenient=--no-lenient
 
 # ---- presets: models, questions, sizes -----------------------------------------------------------------------------
@@ -67,6 +69,7 @@ name=$PRESET-$SEED
 [ "$QUICK" = 1 ] && name=$name-quick
 RUN=${OUT:-$here/runs/$name}
 [[ $ROUNDS =~ ^[1-9]$ ]] || { echo "error: ROUNDS=$ROUNDS: a number from 1 to 9" >&2; exit 2; }
+[[ $NPROC =~ ^[1-9][0-9]*$ ]] || { echo "error: NPROC=$NPROC: how many ranks, 1 or more" >&2; exit 2; }
 [[ $REFERENCE =~ ^(moved|kept)$ ]] || { echo "error: REFERENCE=$REFERENCE: moved or kept" >&2; exit 2; }
 [[ $ABLATE =~ ^(0|1|arms)$ ]] || { echo "error: ABLATE=$ABLATE: 1 (all of SEEDS), or arms (one SEED)" >&2; exit 2; }
 [[ $SEED =~ ^[0-9]+$ ]] || { echo "error: SEED=$SEED: a number, 0 or greater" >&2; exit 2; }
@@ -99,7 +102,8 @@ if [ "$ABLATE" = 1 ]; then # every seed is a run of its own, JOBS at once; what 
   exec "$PYTHON" "$here/ablation.py" --out "${RESULTS:-$runs}" $(for s in $SEEDS; do echo "$runs/$s"; done)
 fi
 
-redo=0
+launch=("$PYTHON") redo=0
+if [ "$NPROC" != 1 ]; then launch+=("$here/ranks.py" "$NPROC"); fi # torchrun
 run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
   local stage=$1 script=$2
   shift 2
@@ -110,7 +114,7 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
     mv "$RUN/$stage" "$RUN/$stage.old$old"
   fi
   echo "[$stage]"
-  work "$PYTHON" "$here/$script" --out "$RUN/$stage" "$@"
+  work "${launch[@]}" "$here/$script" --out "$RUN/$stage" "$@"
 }
 rl() { # rl STAGE FLAGS...: PPO with the settings that all its runs share
   run "$1" ppo.py --questions "$questions" --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens "$new_tokens" \
@@ -120,7 +124,7 @@ sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
 
 "$PYTHON" "$here/preflight.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
   --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --micro_tokens $micro --new_tokens $new_tokens \
-  --needs "$needs" --hub "${hub:-}"
+  --needs "$needs" --hub "${hub:-}" --nproc "$NPROC"
 
 mkdir -p "$RUN" && exec 9<"$RUN" # a lock on the run's folder, until this script and its stages have ended
 if command -v flock >/dev/null && ! flock -n 9; then

@@ -17,22 +17,23 @@ import runtime
 ROOT = Path(runtime.__file__).resolve().parent
 MAY_IMPORT = {
     "model": set(),
-    "runtime": set(),
+    "ranks": set(),
+    "runtime": {"ranks"},
     "preflight": {"runtime"},
-    "checkpoint": {"runtime"},
+    "checkpoint": {"ranks", "runtime"},
     "health": set(),
     "arith": set(),
     "answers": set(),
     "chat": set(),
     "quality": set(),
-    "data": {"answers", "arith", "chat", "runtime"},
-    "decode": {"model"},
-    "generate": {"answers", "chat", "checkpoint", "data", "decode", "model", "runtime"},
-    "sft": {"chat", "checkpoint", "data", "model", "runtime"},
+    "data": {"answers", "arith", "chat", "ranks", "runtime"},
+    "decode": {"model", "ranks"},
+    "generate": {"answers", "chat", "checkpoint", "data", "decode", "model", "ranks", "runtime"},
+    "sft": {"chat", "checkpoint", "data", "model", "ranks", "runtime"},
     "pseudo_reward": {"answers", "data", "runtime"},
-    "eval": {"answers", "chat", "data", "generate", "model", "pseudo_reward", "quality", "runtime"},
-    "reward": {"chat", "checkpoint", "data", "eval", "model", "quality", "runtime"},
-    "ppo": {"answers", "chat", "checkpoint", "data", "eval", "generate", "health", "model", "runtime"},
+    "eval": {"answers", "chat", "data", "generate", "model", "pseudo_reward", "quality", "ranks", "runtime"},
+    "reward": {"chat", "checkpoint", "data", "eval", "model", "quality", "ranks", "runtime"},
+    "ppo": {"answers", "chat", "checkpoint", "data", "eval", "generate", "health", "model", "ranks", "runtime"},
     "findings": {"answers", "data", "runtime"},
     "ablation": {"findings", "report", "runtime"},
     "figures": set(),
@@ -113,7 +114,7 @@ def test_every_field_of_a_config_is_read(script):
 STUB = """#!/usr/bin/env bash
 # stands for python: write down the command, and leave the file that the shell script looks for
 printf '%s\\n' "$@" --- >> "$COMMANDS"
-case $1 in */data.py) mkdir -p "$OUT/0_questions" && touch "$OUT/0_questions/hard.jsonl" ;; esac
+case $1$3 in */data.py*) mkdir -p "$OUT/0_questions" && touch "$OUT/0_questions/hard.jsonl" ;; esac
 """
 
 
@@ -132,7 +133,7 @@ def commands_of(tmp_path, **environment):
 @pytest.mark.skipif(not (ROOT / "train_all.sh").is_file(), reason="there is no train_all.sh yet")
 @pytest.mark.parametrize("environment", [
     {}, {"QUICK": "1"}, {"ROUNDS": "3", "SEED": "7"}, {"ROUNDS": "2", "REFERENCE": "kept"},
-    {"ABLATE": "arms"}, {"TEACHER": "recorded.jsonl"},
+    {"ABLATE": "arms"}, {"NPROC": "2"}, {"TEACHER": "recorded.jsonl"},
     {"TEACHER": "recorded.jsonl", "TEACHER_TEST": "test.jsonl"},
     *({"PRESET": preset, "QUICK": quick} for preset in ("smollm2", "qwen", "llama3") for quick in ("0", "1")),
 ], ids=lambda environment: " ".join(f"{k}={v}" for k, v in environment.items()) or "default")
@@ -144,6 +145,11 @@ def test_every_flag_of_train_all_exists_and_parses(environment, tmp_path, capsys
     defaults = {"TEACHER": str(teacher), "STUDENT": str(student)}
     made, run = [], str(tmp_path / "run")
     for path, *argv in commands_of(tmp_path, **defaults | environment):
+        if Path(path).name == "ranks.py":
+            nproc, path, *argv = argv
+            assert nproc == environment["NPROC"]
+        else:
+            assert "NPROC" not in environment or Path(path).stem in ("preflight", "report")
         script = Path(path).stem
         assert Path(path).parent == ROOT
         if script == "report" and not Path(path).is_file():
@@ -165,9 +171,9 @@ def test_every_flag_of_train_all_exists_and_parses(environment, tmp_path, capsys
 
 
 @pytest.mark.parametrize("environment", [
-    {"PRESET": "huge"}, {"ROUNDS": "0"}, {"SEED": "x"}, {"REFERENCE": "x"}, {"ABLATE": "2"}])
+    {"PRESET": "huge"}, {"NPROC": "0"}, {"ROUNDS": "0"}, {"SEED": "x"}, {"REFERENCE": "x"}, {"ABLATE": "2"}])
 def test_train_all_refuses_a_bad_environment_before_any_command(environment, tmp_path):
-    with pytest.raises(AssertionError, match=r"huge|ROUNDS|SEED|REFERENCE|ABLATE"):
+    with pytest.raises(AssertionError, match=r"huge|NPROC|ROUNDS|SEED|REFERENCE|ABLATE"):
         commands_of(tmp_path, **environment)
     assert not (tmp_path / "commands").exists()
 
