@@ -379,7 +379,7 @@ class Llama(nn.Module):
         """
         if read is None:
             return self.lm_head(self.model(tokens, cache)).float()
-        hidden, device = self.model(tokens, cache, read), tokens.device.type  # (N, D)
+        hidden, device = self.model(tokens, read=read), tokens.device.type  # (N, D)
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))  # as autocast does with the input of any other layer
         with torch.autocast(device, enabled=False):  # which types are used is said above

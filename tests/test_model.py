@@ -175,10 +175,16 @@ def test_token_logprobs_gradient_is_one_hot_minus_softmax():
     assert not logits.grad[:, -1].any()
 
 
+class Headed(SimpleNamespace):
+    """Given hidden states under a given head."""
+
+    __call__ = Llama.forward
+
+
 def both_ways(logits, tokens, temperature=1.0):
     """Log-probs (T-1,) of one row of logits (T, V), by token_logprobs and by masked_logprobs, and the entropies."""
-    model = SimpleNamespace(model=lambda _, read: torch.eye(len(logits))[None][:, :-1][read],
-                            lm_head=SimpleNamespace(weight=logits.T))
+    model = Headed(model=lambda _, read: torch.eye(len(logits))[None][:, :-1][read],
+                   lm_head=SimpleNamespace(weight=logits.T))
     mask = torch.ones(1, len(tokens) - 1, dtype=torch.bool)
     short, entropies = masked_logprobs(model, torch.tensor([tokens]), mask, temperature)
     long = token_logprobs(logits[None], torch.tensor([tokens]), temperature)
@@ -241,7 +247,7 @@ def test_masked_positions_change_nothing_in_masked_logprobs(poison):
         hidden = torch.where(read[..., None], clean, fill).requires_grad_()
         head = torch.nn.Linear(8, 9, bias=False)
         head.weight.data = torch.arange(72.0).view(9, 8).sin()
-        model = SimpleNamespace(model=lambda _, read, hidden=hidden: hidden[:, :-1][read], lm_head=head)
+        model = Headed(model=lambda _, read, hidden=hidden: hidden[:, :-1][read], lm_head=head)
         logprobs, entropies = masked_logprobs(model, tokens, MASK)
         logprobs.square().sum().backward()
         results.append([logprobs.detach(), entropies, hidden.grad, head.weight.grad])

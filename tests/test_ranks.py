@@ -1,7 +1,6 @@
 """Several ranks give what one gives: the real scripts under torchrun, on the CPU with gloo.
 
-Most of it is `slow`, for every rank is a process that must import torch first. What the tests change in a script, such as
-a rank that dies, DRIVER does.
+Most of it is `slow`, for every rank is a process that must import torch first. DRIVER runs a script in which a rank dies.
 """
 
 import contextlib
@@ -261,7 +260,7 @@ def test_rows_are_dealt_once_and_all_ranks_make_as_many_passes(monkeypatch, size
 def test_one_process_is_the_only_rank_and_imports_nothing(tmp_path):
     code = ("import sys, ranks; ranks.join(); m = object(); "
             "assert ranks.shard(m) is m and ranks.gathered(m) is m and ranks.whole(m) is m and ranks.total(m) is m; "
-            "assert ranks.everyones(3) == [3] and (ranks.RANK, ranks.SIZE) == (0, 1); assert 'torch' not in sys.modules")
+            "assert ranks.everyones(3) == [3] and (ranks.RANK, ranks.SIZE) == (0, 1) and 'torch' not in sys.modules")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
                           env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
