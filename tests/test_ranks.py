@@ -1,6 +1,6 @@
 """Several ranks give what one gives: the real scripts under torchrun, on the CPU with gloo.
 
-Most of it is `slow`, for every rank is a process that must import torch first. DRIVER runs a script in which a rank dies.
+Most of it is `slow`, for every rank is a process that imports torch first. DRIVER runs a script in which a rank dies.
 """
 
 import contextlib

@@ -120,7 +120,8 @@ if __name__ == "__main__":
     ("interrupt", "", 130, None),
 ])
 def test_launch_prints_one_sentence_for_mistakes_and_a_traceback_for_bugs(how, debug, code, last_line, tmp_path):
-    shutil.copy(ROOT / "runtime.py", tmp_path)
+    for script in ("runtime.py", "ranks.py"):
+        shutil.copy(ROOT / script, tmp_path)
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     done = subprocess.run([sys.executable, "script.py", "--how", how], cwd=tmp_path, capture_output=True, text=True,
                           env=os.environ | {"DEBUG": debug})
