@@ -175,7 +175,7 @@ def _state_of(part: nn.Module | torch.optim.Optimizer | torch.Generator) -> obje
 
 def _random_states() -> dict:
     python, numpy = random.getstate(), np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []  # other GPUs are other ranks'
     return {"python": python, "numpy": numpy, "torch": torch.get_rng_state(), "cuda": cuda}
 
 
@@ -185,7 +185,7 @@ def _set_random_states(states: dict) -> None:
     np.random.set_state(tuple(states["numpy"]))
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 def _pack(value: object, name: str, tensors: dict[str, Tensor]) -> object:

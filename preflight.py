@@ -51,6 +51,9 @@ def main(cfg: Config) -> None:
     print(f"the preset is made for: {cfg.needs or 'not stated'}", flush=True)
     for name in ("micro_tokens", "new_tokens", "nproc"):
         require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    torch_version = importlib.metadata.version("torch").split("+")[0]
+    old = cfg.nproc > 1 and tuple(map(int, torch_version.split(".")[:2])) < (2, 6)
+    require(not old, f"NPROC={cfg.nproc}: fully_shard came with torch 2.6, this is {torch_version}")
     gpus = _gpus() if cfg.nproc > 1 else 0
     require(not gpus or cfg.nproc <= gpus, f"NPROC={cfg.nproc}: a GPU for each rank is needed, and there are {gpus}")
     if cfg.questions not in ("arith", "gsm8k", "mmlu_pro"):

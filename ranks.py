@@ -104,6 +104,15 @@ def everyones(value: typing.Any) -> list:
     return values
 
 
+def joined(x: torch.Tensor) -> torch.Tensor:
+    """All ranks' x (n,), n of their own, one after the other: (N,). Together."""
+    if SIZE == 1:
+        return x
+    import torch
+
+    return torch.cat([share.to(x.device) for share in everyones(x.cpu())])
+
+
 def of_first(value: typing.Any = None) -> typing.Any:
     """Rank 0's value. Nobody goes on before rank 0 is here. Together."""
     return everyones(value)[0]

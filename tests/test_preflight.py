@@ -46,6 +46,25 @@ def test_preflight_refuses_what_cannot_succeed(plan, field, value, message):
         preflight.main(replace(plan, **{field: value}))
 
 
+@pytest.mark.parametrize(("visible", "gpus"), [("0,1,2", 3), ("1", 1)])
+def test_there_are_no_more_ranks_than_gpus(plan, visible, gpus, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    preflight.main(replace(plan, nproc=max(gpus, 1)))
+    with pytest.raises(ValueError, match=f"NPROC=4: a GPU for each rank is needed, and there are {gpus}"):
+        preflight.main(replace(plan, nproc=4))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # then they share the processor
+    preflight.main(replace(plan, nproc=4))
+    with pytest.raises(ValueError, match="--nproc 0: must be greater than 0"):
+        preflight.main(replace(plan, nproc=0))
+
+
+def test_ranks_need_a_torch_that_shards(plan, monkeypatch):
+    monkeypatch.setattr(preflight.importlib.metadata, "version", lambda package: "2.5.1+cpu")
+    preflight.main(plan)
+    with pytest.raises(ValueError, match=r"NPROC=2: fully_shard came with torch 2.6, this is 2.5.1"):
+        preflight.main(replace(plan, nproc=2))
+
+
 def test_preflight_names_the_file_that_a_model_folder_lacks(plan):
     (Path(plan.student) / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"STUDENT=.* without tokenizer\.json"):
