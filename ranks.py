@@ -26,16 +26,16 @@ if typing.TYPE_CHECKING:
 RANK, SIZE = 0, 1  # who this is and how many there are, once they have met; rank 0 alone prints and writes
 
 
-def started_as() -> int:
-    """The rank that torchrun gave this process; 0 without torchrun."""
-    return int(os.environ.get("RANK", 0)) if "LOCAL_RANK" in os.environ else 0
+def started_as() -> tuple[int, int]:
+    """Which rank of how many torchrun made this process, before it has met the others; 0 of 1 without torchrun."""
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if "LOCAL_RANK" in os.environ else (0, 1)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Print nothing but on rank 0. What ends a rank is told all the same, once, by the first that meets an error."""
     with contextlib.ExitStack() as stack:
-        if started_as():
+        if started_as()[0]:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         try:
@@ -49,12 +49,12 @@ def quiet() -> Iterator[None]:
 def tell(text: str) -> None:
     """Print a last message to stderr, unless another rank had one: what ends one soon ends all."""
     if first_to_end():
-        print(text, file=sys.__stderr__ if RANK else sys.stderr, flush=True)
+        print(text, file=sys.__stderr__ if started_as()[0] else sys.stderr, flush=True)
 
 
 def first_to_end() -> bool:
     """Whether no other rank has met an error yet. Later ones are mostly those that wait for a dead one in vain."""
-    if SIZE == 1:
+    if started_as()[1] == 1:
         return True
     from torch.distributed import TCPStore
 
@@ -69,13 +69,15 @@ def first_to_end() -> bool:
 def join() -> None:
     """Meet the other ranks, if torchrun has started any: each takes the GPU of its number. Together."""
     global RANK, SIZE
-    if "LOCAL_RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+    if started_as()[1] == 1:
         return
     import torch
 
-    cuda = torch.cuda.is_available()
+    cuda, gpu = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if gpu >= cuda:
+            raise ValueError(f"rank {gpu} has no GPU: start at most {cuda}, one for each GPU")
+        torch.cuda.set_device(gpu)
     # they wait for each other as long as it takes to answer a batch; one that has died is torchrun's affair
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=datetime.timedelta(days=1))
     RANK, SIZE = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -176,23 +178,28 @@ def gathered(model: torch.nn.Module) -> torch.nn.Module:
 
 def main(argv: list[str]) -> None:
     """torchrun on this machine: argv is the number of ranks, the script and its flags."""
+    if len(argv) < 2 or not argv[0].isdigit():
+        print("usage: python ranks.py NUMBER SCRIPT FLAGS...", file=sys.stderr)
+        sys.exit(2)
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(argv[0]))))
     logging.disable(logging.CRITICAL)  # what torchrun has to say is said below, in one line
     try:
         run.main(["--standalone", "--nproc_per_node", argv[0], "--max_restarts", "0", *argv[1:]])
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
     except ChildFailedError as error:
-        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        if killed := {rank: code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}:
-            rank, code = min(killed.items())
-            print(f"error: rank {rank} was ended by {signal.Signals(-code).name}, so all were", file=sys.stderr)
-            sys.exit(128 - code)
-        sys.exit(2 if 2 in codes.values() else max(codes.values()))
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}  # below 0: a signal
+        if 2 in codes.values():
+            sys.exit(2)
+        killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+        for rank, number in killed.items():
+            name = signal.Signals(number).name
+            why = " (is the memory full? torchrun too kills who waits on, 30 s after a failure)" * (name == "SIGKILL")
+            print(f"error: rank {rank} was ended by {name}{why}", file=sys.stderr)
+        sys.exit(128 + min(killed.values()) if killed else min(code % 256 for code in codes.values()))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def launch(main: Callable, Config: type, argv: list[str] | None = None, every_ra
     (CONTINUE, where a shell script runs the stages). Under torchrun rank 0 works alone, unless the script shares its
     work: `every_rank`.
     """
-    if ranks.started_as() and not every_rank:
+    if ranks.started_as()[0] and not every_rank:
         return
     with ranks.quiet():
         cfg = cli(Config, argv)
