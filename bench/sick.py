@@ -66,7 +66,7 @@ BUGS = {
     "score_late": Bug("score one token late", PURPLE, (
         ("ppo.py", "rewards + last * scores", "rewards + last.roll(1, 1) * scores"),)),
     "shift": Bug("log-probs shifted by one", SKY, (
-        ("model.py", "lm_head.weight, tokens[:, 1:][mask]", "lm_head.weight, tokens[:, :-1][mask]"),)),
+        ("model.py", "lm_head.weight, tokens[:, 1:][read]", "lm_head.weight, tokens[:, :-1][read]"),)),
     "reference_alias": Bug("reference is the policy", GREY, (("ppo.py", REFERENCE, "policy"),)),
     "whitened_returns": Bug("returns from whitened advantages", BROWN, (
         ("ppo.py", WHITENED, "whiten(advantages, r.mask), whiten(advantages, r.mask) + r.values"),)),
