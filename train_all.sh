@@ -70,6 +70,7 @@ numbers=" train valid test few teacher_samples student_samples best_of temperatu
 vote signal held_out sft reward ppo kl_coef "
 IFS=';' read -ra changes <<<"${SET:-}"
 for change in ${changes[@]+"${changes[@]}"}; do # bash before 4.4 takes an empty array for an unset one
+  if [ -z "${change// /}" ]; then continue; fi
   if ! [[ $change =~ ^\ *([a-z_]+)(\+?)=(.*)$ && $numbers == *" ${BASH_REMATCH[1]} "* ]]; then
     echo "error: SET: '$change' is not NAME=VALUE or NAME+=FLAGS with one of the names$numbers" >&2; exit 2
   fi
@@ -86,7 +87,7 @@ RUN=${OUT:-$here/runs/$name}
 [[ $SEED =~ ^[0-9]+$ ]] || { echo "error: SEED=$SEED: a number, 0 or greater" >&2; exit 2; }
 
 # ---- helpers -------------------------------------------------------------------------------------------------------
-export CONTINUE="$asked${OUT:+OUT=$(printf %q "$OUT") }bash $(printf %q "$0")" # what goes on after an interruption
+export CONTINUE="${CONTINUE:-$asked${OUT:+OUT=$(printf %q "$OUT") }bash $(printf %q "$0")}" # what goes on after an interruption
 child=
 work() { # work COMMAND...: run it in a process group of its own, so that a signal reaches it once, and from here
   set -m; "$@" & child=$!; set +m
@@ -192,6 +193,7 @@ if [ -d "$TEACHER" ]; then TEACHER_TEST=$TEACHER; fi
 if [ -n "${TEACHER_TEST:-}" ]; then evaluate teacher "$TEACHER_TEST" --limit "$few"; fi
 evaluate base "$STUDENT" --limit "$few"
 evaluate sft "$RUN/2_sft"
+if [ -n "$ONLY" ] && [ -d "$RUN/$policy/checkpoint" ]; then policy=$policy/checkpoint; fi # PPO that was stopped
 evaluate ppo "$RUN/$policy"
 if [ "$ROUNDS" != 1 ]; then
   evaluate ppo_r1 "$RUN/6_ppo" # how far each round came
