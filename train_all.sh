@@ -193,7 +193,7 @@ if [ -d "$TEACHER" ]; then TEACHER_TEST=$TEACHER; fi
 if [ -n "${TEACHER_TEST:-}" ]; then evaluate teacher "$TEACHER_TEST" --limit "$few"; fi
 evaluate base "$STUDENT" --limit "$few"
 evaluate sft "$RUN/2_sft"
-if [ -n "$ONLY" ] && [ -d "$RUN/$policy/checkpoint" ]; then policy=$policy/checkpoint; fi # PPO that was stopped
+if [ -d "$RUN/$policy/checkpoint" ] && [ ! -e "$RUN/$policy/done.json" ]; then policy=$policy/checkpoint; fi # PPO that was stopped
 evaluate ppo "$RUN/$policy"
 if [ "$ROUNDS" != 1 ]; then
   evaluate ppo_r1 "$RUN/6_ppo" # how far each round came

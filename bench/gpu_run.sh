@@ -73,7 +73,7 @@ step() { # step PERCENT STAGES...: stages of train_all.sh in so much of the budg
   limited "$limit" bash "$here/train_all.sh" || code=$?
   printf '%s\tbegan at %d s, took %d of %d s, exit code %d\n' "$ONLY" "$start" $((SECONDS - start)) "$limit" "$code" | tee -a "$RESULTS/times.txt"
   printf 'ONLY=%q SET=%q %s\n' "$ONLY" "$SET" "PRESET=$PRESET SEED=$SEED TEACHER=$TEACHER STUDENT=$STUDENT bash train_all.sh" >>"$RESULTS/commands.txt"
-  case $code in 0 | 143) keep ;; *) exit "$code" ;; esac # an error has said what it is
+  case $code in 0 | 129 | 130 | 143) keep ;; *) exit "$code" ;; esac # an error has said what it is
 }
 finish() { # finish STAGE...: these must be done, or this is not the end
   local stage open=
@@ -97,8 +97,8 @@ read -r fit reserve < <("$PYTHON" "$here/bench/gpu_plan.py" --run "$OUT" --secon
 if [ ! -e "$OUT/iterations" ]; then iterations=$fit; echo "$fit" >"$OUT/iterations"; fi
 step $((95 * ($(left) - reserve) / BUDGET)) 6_ppo # the rest is for saving its state, should it be stopped
 if ! done_with 6_ppo && [ -d "$OUT/6_ppo/checkpoint" ]; then
-  looked=$(grep -n valid/accuracy "$OUT/6_ppo/metrics.jsonl" | tail -n 1 | cut -d : -f 1)
-  echo "PPO was stopped after $(wc -l <"$OUT/6_ppo/metrics.jsonl") of $iterations iterations; its checkpoint, of $((looked - 1)), is evaluated" |
+  looked=$(grep -n valid/accuracy "$OUT/6_ppo/metrics.jsonl" | tail -n 1 | cut -d : -f 1 || true)
+  echo "PPO was stopped after $(wc -l <"$OUT/6_ppo/metrics.jsonl") of $iterations iterations; its checkpoint, of $((${looked:-1} - 1)), is evaluated" |
     tee -a "$RESULTS/times.txt"
 fi
 if [ -d "$OUT/6_ppo" ]; then step 100 7_eval/ppo; fi
