@@ -4,8 +4,8 @@
     python bench/gpu_plan.py --run RUN --seconds 900     # iterations, and seconds for what follows them
 
 On paper a stage takes the larger of its FLOPs at the card's peak and, when it samples, the bytes of its weights at the
-card's bandwidth, once a step (`least`); and, since nothing comes near that, what the two assumptions below make of it
-(`assumed`). Neither has been measured on a GPU yet.
+card's bandwidth, once a step (`least`); and, since nothing comes near that, what the assumptions below make of it
+(`assumed`). None of them has been measured on a GPU yet.
 """
 
 import json
@@ -19,15 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runtime
 from report import table
 
-PEAK, BANDWIDTH = (
-    989e12,
-    3.35e12,
-)  # one H100 SXM (data sheet): bf16 FLOP/s without sparsity, byte/s; an H200 reads 4.8e12
+PEAK, BANDWIDTH = 989e12, 3.35e12  # FLOP/s in bf16, byte/s: an H100 SXM by its data sheet; an H200 reads 4.8e12
 LAYER = 5e-4  # seconds a layer and decoding step: some 20 small kernels, each started by Python. An assumption
 TRAINS = 0.15  # share of the peak in training, micro-batches of 8,192 tokens. An assumption
 START = 20  # seconds until a script has imported torch, loaded its models and found its kernels. An assumption
+DISK = 4e8  # byte/s to write a state to the disk, read it back and hash it. An assumption
 MODELS = {"1.5B": (1.54e9, 28), "0.5B": (0.494e9, 24), "135M": (0.1345e9, 30)}  # parameters, layers
-PROMPT, ANSWER = 140, 190  # tokens: GSM8K with instruction and system turn, and an answer of Qwen2.5-Coder-0.5B
+PROMPT, ANSWER = 104, 211  # tokens, the means of Qwen2.5-Coder-0.5B on 100 test questions (results/gsm8k-cpu)
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def plan(cfg: Config, teacher: str, student: str) -> Iterator[tuple[str, int, fl
     def train(name: str, texts: int) -> tuple[str, int, float, float, float]:
         tokens = texts * (PROMPT + ANSWER)
         flops = 6 * MODELS[student][0] * tokens
-        return name, tokens, flops, flops / PEAK, START + flops / PEAK / TRAINS
+        return name, tokens, flops, flops / PEAK, START + 12 * MODELS[student][0] / DISK + flops / PEAK / TRAINS
 
     answers, won = cfg.train * cfg.samples, cfg.train * cfg.samples // 2  # half of the answers agree with the vote
     rows = [
@@ -114,10 +112,11 @@ def plan(cfg: Config, teacher: str, student: str) -> Iterator[tuple[str, int, fl
     last += [sample("5 base student, test", student, cfg.test)]
     parameters, layers = MODELS[student]
     flops = 22 * parameters * cfg.rollout * (PROMPT + ANSWER)  # one iteration
+    start = 2 * START + 24 * parameters / DISK  # four models, and the first state: policy, critic and their moments
     each = cfg.new_tokens * layers * LAYER + flops / PEAK / TRAINS
-    n = iterations(cfg.seconds - sum(row[-1] for row in rows + last), 2 * START, each)
+    n = iterations(cfg.seconds - sum(row[-1] for row in rows + last), start, each)
     least = flops / PEAK + 2 * parameters * cfg.new_tokens / BANDWIDTH
-    ppo = (f"5 PPO, {n} iterations", n * cfg.rollout * ANSWER, n * flops, n * least, 2 * START + n * each)
+    ppo = (f"5 PPO, {n} iterations", n * cfg.rollout * ANSWER, n * flops, n * least, start + n * each)
     yield from [*rows, ppo, *last]
 
 
