@@ -102,8 +102,10 @@ if ! done_with 6_ppo && [ -d "$OUT/6_ppo/checkpoint" ]; then
     tee -a "$RESULTS/times.txt"
 fi
 if [ -d "$OUT/6_ppo" ]; then step 100 7_eval/ppo; fi
-few=0
-echo 0 >"$OUT/few"
-step 100 $teacher_too 7_eval/base
+if done_with 7_eval/ppo && [ -z "$ended" ] && [ "$(left)" -gt 0 ]; then
+  few=0
+  echo 0 >"$OUT/few"
+  step 100 $teacher_too 7_eval/base
+fi
 finish $teacher_too 7_eval/base 7_eval/sft 7_eval/best_of_n 6_ppo 7_eval/ppo
 echo "all done: $RESULTS/report.md"
