@@ -6,19 +6,20 @@
 # TEACHER is Qwen2.5-Coder-1.5B-Instruct and STUDENT its 0.5B unless set, in MODELS_DIR; PRESET is qwen (smollm2 for
 # STUDENT=.../SmolLM2-135M-Instruct). BUDGET: seconds in all, 1800. What this takes on paper: python bench/gpu_plan.py
 #
-#   limit   stages, and what is there when they have ended
+#   until   stages, and what is there when they have ended
 #   15 %    1. teacher and base student on the first FIRST=300 test questions: can this work at all?
-#   40 %    2. the teacher's samples, 4 for each of 2,000 training questions: teacher.jsonl.gz is a recorded TEACHER
-#   30 %    3. vote, SFT; 10 %: the SFT student on all 1,319 test questions
-#   30 %    4. student samples, pseudo-rewards, reward model; 10 %: its quality against gold, best of 8
-#   rest    5. PPO, as many iterations as fit by what stages 3 and 4 have taken; then PPO's student, the teacher and the
+#   45 %    2. the teacher's samples, 4 for each of 2,000 training questions: teacher.jsonl.gz is a recorded TEACHER
+#   65 %    3. vote, SFT; until 70 %: the SFT student on all 1,319 test questions
+#   85 %    4. student samples, pseudo-rewards, reward model; until 90 %: its quality against gold, best of 8
+#   100 %   5. PPO, as many iterations as fit by what stages 3 and 4 have taken; then PPO's student, the teacher and the
 #              base student on all test questions, for the paired tests
 #   Tokens a second and share of the matrix product's rate, stage by stage, are in the report (6).
 #
-# At its limit a stage gets a SIGTERM and saves its state. A later stage that can do without it goes on; else this ends,
-# with exit code 143, and the same command continues. PPO that was stopped has left a checkpoint: that is evaluated.
-# After each step RESULTS (results/gsm8k-STUDENT) has report.md, report.json, pictures, metrics, commands and times; the
-# weights stay in OUT (runs/gsm8k-STUDENT). SET changes numbers, as in train_all.sh. At toy scale on a CPU:
+# Until: of BUDGET, at the latest; what a stage leaves is the next ones'. At its limit a stage gets a SIGTERM and saves
+# its state. A later stage that can do without it goes on; else this ends, with exit code 143, and the same command
+# continues. PPO that was stopped has left a checkpoint: that is evaluated. After each step RESULTS
+# (results/gsm8k-STUDENT) has report.md, report.json, pictures, metrics, commands and times; the weights stay in OUT
+# (runs/gsm8k-STUDENT). SET changes numbers, as in train_all.sh. At toy scale on a CPU:
 #
 #   STUDENT=models/SmolLM2-135M-Instruct TEACHER=models/SmolLM2-135M-Instruct FIRST=4 ROLLOUT=8 BUDGET=3600 \
 #     SET="train=8;valid=2;test=8;new_tokens=256;batch=32;micro=1024;best_of=2;held_out=0.3" bash bench/gpu_run.sh
@@ -42,6 +43,7 @@ sizes="train=2000;valid=100;teacher_samples=4;student_samples=4;temperatures=0.7
 
 SECONDS=0 child= ended=
 left() { echo $((BUDGET - SECONDS)); }
+percent() { echo $((BUDGET * $1 / 100)); }
 done_with() { [ -e "$OUT/$1/done.json" ]; }
 trap 'ended=1; kill -s TERM "$child" 2>/dev/null || true' INT TERM HUP
 limited() { # limited SECONDS COMMAND...: run it, with one SIGTERM at the limit; its exit code
@@ -64,9 +66,8 @@ keep() { # what may be wanted of the run, weights aside, into RESULTS
   "$PYTHON" "$here/report.py" "$OUT" --preset "$PRESET" --seed "$SEED" >/dev/null || return 0
   cp "$OUT"/report.md "$OUT"/report.json "$OUT"/curves.png "$OUT"/reward.png "$RESULTS/"
 }
-step() { # step PERCENT STAGES...: stages of train_all.sh in so much of the budget, and in what is left of it
-  local limit=$((BUDGET * $1 / 100)) start=$SECONDS code=0
-  if [ "$limit" -gt "$(left)" ]; then limit=$(left); fi
+step() { # step END STAGES...: stages of train_all.sh, stopped at END seconds
+  local limit=$(($1 - SECONDS)) start=$SECONDS code=0
   if [ -n "$ended" ] || [ "$limit" -lt 1 ]; then return; fi
   echo "== ${*:2}: up to $limit s of $(left)"
   export ONLY="${*:2}" SET="$sizes;few=$few;ppo+=--iterations $iterations --rollout_size $ROLLOUT --eval_every $((iterations / 10 + 1))"
@@ -84,28 +85,28 @@ finish() { # finish STAGE...: these must be done, or this is not the end
 }
 
 teacher_too=$(if [ -d "$TEACHER" ] || [ -n "${TEACHER_TEST:-}" ]; then echo 7_eval/teacher; fi)
-step 15 0_questions $teacher_too 7_eval/base
-if [ -d "$TEACHER" ]; then step 40 1_teacher; finish 1_teacher; fi
-step 30 1_vote 2_sft
+step "$(percent 15)" 0_questions $teacher_too 7_eval/base
+if [ -d "$TEACHER" ]; then step "$(percent 45)" 1_teacher; finish 1_teacher; fi
+step "$(percent 65)" 1_vote 2_sft
 finish 2_sft
-step 10 7_eval/sft
-step 30 3_student 4_pseudo_reward 5_reward
+step "$(percent 70)" 7_eval/sft
+step "$(percent 85)" 3_student 4_pseudo_reward 5_reward
 finish 5_reward
-step 10 7_eval/best_of_n
+step "$(percent 90)" 7_eval/best_of_n
 
 read -r fit reserve < <("$PYTHON" "$here/bench/gpu_plan.py" --run "$OUT" --seconds "$(left)" --rollout "$ROLLOUT")
-if [ ! -e "$OUT/iterations" ]; then iterations=$fit; echo "$fit" >"$OUT/iterations"; fi
-step $((95 * ($(left) - reserve) / BUDGET)) 6_ppo # the rest is for saving its state, should it be stopped
+if [ ! -d "$OUT/6_ppo" ]; then iterations=$fit; echo "$fit" >"$OUT/iterations"; fi
+step $((SECONDS + 95 * ($(left) - reserve) / 100)) 6_ppo # the rest is for saving its state, should it be stopped
 if ! done_with 6_ppo && [ -d "$OUT/6_ppo/checkpoint" ]; then
   looked=$(grep -n valid/accuracy "$OUT/6_ppo/metrics.jsonl" | tail -n 1 | cut -d : -f 1 || true)
   echo "PPO was stopped after $(wc -l <"$OUT/6_ppo/metrics.jsonl") of $iterations iterations; its checkpoint, of $((${looked:-1} - 1)), is evaluated" |
     tee -a "$RESULTS/times.txt"
 fi
-if [ -d "$OUT/6_ppo" ]; then step 100 7_eval/ppo; fi
+if done_with 6_ppo || [ -d "$OUT/6_ppo/checkpoint" ]; then step "$BUDGET" 7_eval/ppo; fi
 if done_with 7_eval/ppo && [ -z "$ended" ] && [ "$(left)" -gt 0 ]; then
   few=0
   echo 0 >"$OUT/few"
-  step 100 $teacher_too 7_eval/base
+  step "$BUDGET" $teacher_too 7_eval/base
 fi
 finish $teacher_too 7_eval/base 7_eval/sft 7_eval/best_of_n 6_ppo 7_eval/ppo
 echo "all done: $RESULTS/report.md"
