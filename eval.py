@@ -140,6 +140,7 @@ class Config:
     name: str = "model"  # what the report calls it
     max_new_tokens: int = 256  # an answer that has not ended by then counts as truncated
     batch_size: int = 256  # rows sampled together
+    limit: int = 0  # only the first questions; 0: all
     shots: int = 0  # worked examples before the question, as published scores have them; 0: a chat without
     reward_model: str = ""  # scores the answers: best-of-n
     samples: int = 1  # answers per question; more than one needs a reward model
@@ -157,7 +158,8 @@ def main(cfg: Config) -> None:
     )
     runtime.require(cfg.temperature > 0, f"--temperature {cfg.temperature}: must be greater than 0")
     recorded = Path(cfg.model).is_file()
-    runtime.require(cfg.shots >= 0, f"--shots {cfg.shots}: 0 or more")
+    for name in ("limit", "shots"):
+        runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: 0 or more")
     runtime.require(
         not cfg.shots or not (recorded or cfg.reward_model),
         "--shots asks a model in another way; recorded answers were asked already, a --reward_model knows chats alone",
@@ -165,7 +167,7 @@ def main(cfg: Config) -> None:
     stage = runtime.Stage(cfg, inputs=["model", "questions", "reward_model"])
     if stage.finished:
         return
-    questions = load_questions(cfg.questions)
+    questions = load_questions(cfg.questions, cfg.limit or None)
     without = sum(question.answer is None for question in questions)
     runtime.require(not without, f"{cfg.questions}: {without} questions have no gold answer to compare with")
     parameters, read, scored, judge = 0, 0, [], {}

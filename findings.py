@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import runtime
@@ -119,6 +119,7 @@ class Run:
     stages: dict[str, dict]  # folder, such as '2_sft' or '7_eval/ppo' -> its done.json and the 'rows' of its JSONL
     questions: dict[str, Question]  # of training and test, by id
     command: str = ""  # how train_all.sh was called
+    stopped: dict[str, list[dict]] = field(default_factory=dict)  # PPO that has not ended: rows of its metrics.jsonl
 
     def get(self, stage: str, key: str) -> dict | list:
         return self.stages.get(stage, {}).get(key, {})
@@ -127,9 +128,13 @@ class Run:
         return {row["id"]: row for row in self.get(f"7_eval/{name}", "rows")}
 
     def metrics(self, kind: str) -> list[dict]:
-        """Of PPO with the 'learned' reward, round after round (6_ppo, 6_ppo_r2, ...), or with the 'raw' vote."""
+        """Of PPO with the 'learned' reward, round after round (6_ppo, 6_ppo_r2, ...), or with the 'raw' vote.
+
+        A stage that was stopped counts as far as it came.
+        """
         names = ("6_ppo_raw",) if kind == "raw" else ("6_ppo", "6_ppo_r")
-        return [row for stage in self.stages if stage.rstrip("23456789") in names for row in self.get(stage, "rows")]
+        rows = {stage: self.get(stage, "rows") for stage in self.stages} | self.stopped
+        return [row for stage in sorted(rows) if stage.rstrip("23456789") in names for row in rows[stage]]
 
 
 def read_run(folder: Path, arms: bool = False) -> Run:
@@ -149,10 +154,15 @@ def read_run(folder: Path, arms: bool = False) -> Run:
             whole = stage[0] != "7" or all("correct" in row for row in rows)
             runtime.require(whole, f"{file}: a line has no 'correct': remove {path} and run the stage again")
             stages[stage] = record | {"rows": rows}
+    stopped = {
+        path.parent.name: list(read_jsonl(path))
+        for path in folder.glob("6_ppo*/metrics.jsonl")
+        if path.parent.name not in stages and not {".", "+"} & set(path.parent.name)
+    }
     runtime.require(any(s.startswith("7_eval/") for s in stages), f"{folder}: no finished evaluation in 7_eval yet")
     paths = [path for name in ("train", "test") if (path := folder / "0_questions" / f"{name}.jsonl").is_file()]
     command = (folder / "command.txt").read_text(encoding="utf-8") if (folder / "command.txt").is_file() else ""
-    return Run(stages, {question.id: question for path in paths for question in load_questions(path)}, command)
+    return Run(stages, {question.id: question for path in paths for question in load_questions(path)}, command, stopped)
 
 
 def build_report(run: Run) -> dict:

@@ -56,17 +56,21 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def matmul_rate(threads: int, seconds: float = 0.2) -> float:
-    """FLOPs a second of a large fp32 matrix product on this machine, now: what it can do at best."""
+    """FLOPs a second of a large matrix product on this machine, now: what it can do at best.
+
+    In the type that models train in: fp32 on a CPU, bf16 on a GPU.
+    """
     import torch
 
     torch.set_num_threads(threads)
-    x, count = torch.randn(1024, 1024, device=runtime.default_device()), 0
+    size, dtype = (8192, torch.bfloat16) if runtime.default_device().type == "cuda" else (1024, torch.float32)
+    x, count = torch.randn(size, size, dtype=dtype, device=runtime.default_device()), 0
     (x @ x)[0, 0].item()  # the first product also loads the library
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         (x @ x)[0, 0].item()  # reading a number waits for the GPU
         count += 1
-    return 2 * 1024**3 * count / (time.perf_counter() - start)
+    return 2 * size**3 * count / (time.perf_counter() - start)
 
 
 def accuracy_table(accuracy: Mapping[str, dict]) -> str:
@@ -125,9 +129,7 @@ def sentences(results: Mapping) -> str:
 def shown(text: str) -> str:
     """What a model said, on one line and harmless: a control character, of an escape sequence say, becomes its code."""
     line = text.replace("\n", " | ")
-    return "".join(
-        c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in line
-    )
+    return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in line)
 
 
 def examples(run: Run, fixed: bool, most: int = 5) -> str:
@@ -145,8 +147,7 @@ def examples(run: Run, fixed: bool, most: int = 5) -> str:
         )
         text.append(
             "\n".join(
-                textwrap.fill(shown(line), 110, initial_indent=" " * 4, subsequent_indent=" " * 10)
-                for line in lines
+                textwrap.fill(shown(line), 110, initial_indent=" " * 4, subsequent_indent=" " * 10) for line in lines
             )
         )
     return "\n\n".join(text)
@@ -155,13 +156,14 @@ def examples(run: Run, fixed: bool, most: int = 5) -> str:
 def cost_table(cost: Mapping[str, dict], rate: float) -> str:
     total = {key: (max if key == "peak_memory_mb" else sum)(row[key] for row in cost.values()) for key in COSTS}
     return table(
-        ["stage", "seconds", "% of time", "tokens", "TFLOPs", "% of peak FLOP/s", "peak MB"],
+        ["stage", "seconds", "% of time", "tokens", "tokens/s", "TFLOPs", "% of peak FLOP/s", "peak MB"],
         [
             [
                 stage,
                 f"{row['seconds']:.1f}",
                 number(row["seconds"] / max(total["seconds"], 0.01)),
                 f"{row['tokens']:,}",
+                f"{row['tokens'] / max(row['seconds'], 0.01):,.0f}",
                 f"{row['flops'] / 1e12:,.3f}",
                 number(row["flops"] / max(row["seconds"], 0.01) / rate),
                 row["peak_memory_mb"],
@@ -238,8 +240,9 @@ def details_of_run(run: Run, report: Mapping) -> list[str]:
         examples(run, fixed=False),
         "## Cost",
         cost_table(report["cost"], rate),
-        "TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token. Peak: a matrix product of 1024 x 1024 in "
-        f"fp32, measured when this report was written, {rate / 1e9:,.0f} GFLOP/s.",
+        "TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token. Tokens: sampled, or trained on; seconds "
+        "with loading and saving. Peak: a large matrix product in fp32 (on a GPU bf16), measured when this report was "
+        f"written, {rate / 1e9:,.0f} GFLOP/s; sampling is limited by memory, not by that.",
         *(["## Held-out difficulty", accuracy_table(report["hard"])] if report["hard"] else []),
         "## To reproduce",
         *([textwrap.indent(run.command.strip(), "    ")] if run.command else []),

@@ -13,16 +13,19 @@
 # DATA_DIR (holds gsm8k/ and mmlu_pro/), PYTHON, NPROC (ranks: every stage runs under torchrun, its models sharded, its
 # questions shared), REFERENCE=kept (in later rounds the KL is still measured from the SFT
 # student; moved, the default: from the policy that the round starts with).
+# ONLY="2_sft 7_eval/sft": these stages and no report; SET="train=500; ppo+=--iterations 20": other numbers than the
+# preset's, or (+=) flags after its flags, of which the last of a kind counts. bench/gpu_run.sh uses both.
 # ABLATE=1: the whole comparison, on SEEDS ("0 1 2 3 4"), JOBS runs at once, tables in RESULTS; ABLATE=arms: one SEED.
 # A finished stage is skipped on the next run; one whose settings or inputs changed is redone, the old kept aside.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-asked=$(for name in PRESET SEED QUICK NPROC ROUNDS REFERENCE ABLATE TEACHER TEACHER_TEST STUDENT QUESTIONS DATA_DIR MODELS_DIR; do
+asked=$(for name in PRESET SEED QUICK NPROC SET ONLY ROUNDS REFERENCE ABLATE TEACHER TEACHER_TEST STUDENT QUESTIONS DATA_DIR MODELS_DIR; do
   [ -z "${!name:-}" ] || printf '%s=%q ' "$name" "${!name}"
 done)
 PYTHON=${PYTHON:-$(command -v python || echo python3)} PRESET=${PRESET:-tiny} SEED=${SEED:-0} QUICK=${QUICK:-0} ROUNDS=${ROUNDS:-1} FROM=${FROM:-}
-REFERENCE=${REFERENCE:-moved} NPROC=${NPROC:-1} ABLATE=${ABLATE:-0} SEEDS=${SEEDS:-0 1 2 3 4} JOBS=${JOBS:-2}
+ONLY=${ONLY:-} REFERENCE=${REFERENCE:-moved} NPROC=${NPROC:-1} ABLATE=${ABLATE:-0} SEEDS=${SEEDS:-0 1 2 3 4} JOBS=${JOBS:-2}
 models=${MODELS_DIR:-$here/models} lenient=--no-lenient
+few=0 # test questions for the models before training and best-of-n; 0: all
 
 # ---- presets: models, questions, sizes -----------------------------------------------------------------------------
 case $PRESET in
@@ -65,6 +68,18 @@ if [ "$QUICK" = 1 ]; then
     ppo="--iterations 1 --rollout_size 8 --minibatches 2 --lr 1e-6 --critic_lr 5e-6"
   fi
 fi
+numbers=" train valid test few teacher_samples student_samples best_of temperatures temperature new_tokens batch micro \
+vote signal held_out sft reward ppo kl_coef "
+IFS=';' read -ra changes <<<"${SET:-}"
+for change in ${changes[@]+"${changes[@]}"}; do # bash before 4.4 takes an empty array for an unset one
+  if [ -z "${change// /}" ]; then continue; fi
+  if ! [[ $change =~ ^\ *([a-z_]+)(\+?)=(.*)$ && $numbers == *" ${BASH_REMATCH[1]} "* ]]; then
+    echo "error: SET: '$change' is not NAME=VALUE or NAME+=FLAGS with one of the names$numbers" >&2; exit 2
+  fi
+  key=${BASH_REMATCH[1]} value=${BASH_REMATCH[3]}
+  if [ -n "${BASH_REMATCH[2]}" ]; then value="${!key} $value"; fi
+  printf -v "$key" %s "$value"
+done
 name=$PRESET-$SEED
 [ "$QUICK" = 1 ] && name=$name-quick
 RUN=${OUT:-$here/runs/$name}
@@ -75,7 +90,7 @@ RUN=${OUT:-$here/runs/$name}
 [[ $SEED =~ ^[0-9]+$ ]] || { echo "error: SEED=$SEED: a number, 0 or greater" >&2; exit 2; }
 
 # ---- helpers -------------------------------------------------------------------------------------------------------
-export CONTINUE="$asked${OUT:+OUT=$(printf %q "$OUT") }bash $(printf %q "$0")" # what goes on after an interruption
+export CONTINUE="${CONTINUE:-$asked${OUT:+OUT=$(printf %q "$OUT") }bash $(printf %q "$0")}" # what goes on after an interruption
 child=
 work() { # work COMMAND...: run it in a process group of its own, so that a signal reaches it once, and from here
   set -m; "$@" & child=$!; set +m
@@ -102,12 +117,14 @@ if [ "$ABLATE" = 1 ]; then # every seed is a run of its own, JOBS at once; what 
   exec "$PYTHON" "$here/ablation.py" --out "${RESULTS:-$runs}" $(for s in $SEEDS; do echo "$runs/$s"; done)
 fi
 
-launch=("$PYTHON") redo=0
+launch=("$PYTHON") redo=0 seen=" "
 if [ "$NPROC" != 1 ]; then launch+=("$here/ranks.py" "$NPROC"); fi # torchrun
 run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
   local stage=$1 script=$2
   shift 2
   if [ "$FROM" = "$stage" ]; then redo=1; fi
+  seen+="$stage "
+  if [ -n "$ONLY" ] && [[ " $ONLY " != *" $stage "* ]]; then return; fi
   if [ "$redo" = 1 ] && [ -e "$RUN/$stage" ]; then
     local old=1
     while [ -e "$RUN/$stage.old$old" ]; do old=$((old + 1)); done
@@ -177,9 +194,10 @@ evaluate() { # evaluate NAME MODEL [FLAGS]
   run "7_eval/$name" eval.py --name "$name" --model "$model" --questions "$RUN/0_questions/test.jsonl" $(sampling) "$@"
 }
 if [ -d "$TEACHER" ]; then TEACHER_TEST=$TEACHER; fi
-if [ -n "${TEACHER_TEST:-}" ]; then evaluate teacher "$TEACHER_TEST"; fi
-evaluate base "$STUDENT"
+if [ -n "${TEACHER_TEST:-}" ]; then evaluate teacher "$TEACHER_TEST" --limit "$few"; fi
+evaluate base "$STUDENT" --limit "$few"
 evaluate sft "$RUN/2_sft"
+if [ -d "$RUN/$policy/checkpoint" ] && [ ! -e "$RUN/$policy/done.json" ]; then policy=$policy/checkpoint; fi # PPO that was stopped
 evaluate ppo "$RUN/$policy"
 if [ "$ROUNDS" != 1 ]; then
   evaluate ppo_r1 "$RUN/6_ppo" # how far each round came
@@ -187,7 +205,7 @@ if [ "$ROUNDS" != 1 ]; then
 fi
 evaluate ppo_raw "$RUN/6_ppo_raw"
 evaluate best_of_n "$RUN/2_sft" --reward_model "$RUN/5_reward" --samples $best_of --seed "$SEED" \
-  --temperature $temperature
+  --temperature $temperature --limit "$few"
 if [ -f "$RUN/0_questions/hard.jsonl" ]; then # a difficulty that nobody was trained on
   hard="--questions $RUN/0_questions/hard.jsonl"
   if [ -d "$TEACHER" ]; then evaluate hard_teacher "$TEACHER" $hard; fi
@@ -242,4 +260,7 @@ if [ "$ABLATE" = arms ]; then
   second_round r2 both
   second_round r2teacher teacher
 fi
-"$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED"
+for stage in $ONLY; do
+  [[ $seen == *" $stage "* ]] || { echo "error: ONLY: this run has no stage '$stage'; it has$seen" >&2; exit 2; }
+done
+if [ -z "$ONLY" ]; then "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED"; fi

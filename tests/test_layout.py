@@ -170,12 +170,33 @@ def test_every_flag_of_train_all_exists_and_parses(environment, tmp_path, capsys
     assert ("6_ppo_r3" in made) == (environment.get("ROUNDS") == "3")
 
 
+def test_set_replaces_and_extends_the_presets_numbers_and_only_chooses_stages(tmp_path):
+    """Of all 22 or so stages three, in train_all's order; a flag given twice counts as it was given last."""
+    change = "train=500; few=30;new_tokens=99;ppo+=--iterations 7 --rollout_size 32"
+    chosen = commands_of(tmp_path, SET=change, ONLY="7_eval/teacher 0_questions 6_ppo 7_eval/sft")
+    parsed = {Path(path).stem: runtime.cli(importlib.import_module(Path(path).stem).Config, argv)
+              for path, *argv in reversed(chosen)}  # of two evaluations the teacher's, which comes first
+    assert [Path(path).stem for path, *_ in chosen] == ["preflight", "data", "ppo", "eval", "eval"]  # and no report
+    assert (parsed["data"].train, parsed["data"].test, parsed["preflight"].new_tokens) == (500, 1000, 99)
+    asked = parsed["ppo"]
+    assert (asked.iterations, asked.rollout_size, asked.lr, asked.max_new_tokens) == (7, 32, 2e-4, 99)
+    assert (parsed["eval"].name, parsed["eval"].limit) == ("teacher", 30)
+    assert "--limit" not in chosen[-1]  # those who were trained answer all
+    assert "SET=" in (tmp_path / "run" / "command.txt").read_text()
+
+
 @pytest.mark.parametrize("environment", [
-    {"PRESET": "huge"}, {"NPROC": "0"}, {"ROUNDS": "0"}, {"SEED": "x"}, {"REFERENCE": "x"}, {"ABLATE": "2"}])
+    {"PRESET": "huge"}, {"NPROC": "0"}, {"ROUNDS": "0"}, {"SEED": "x"}, {"REFERENCE": "x"}, {"ABLATE": "2"},
+    {"SET": "here=/"}, {"SET": "train=1;few"}, {"SET": "ppo+--lr 1"}])
 def test_train_all_refuses_a_bad_environment_before_any_command(environment, tmp_path):
-    with pytest.raises(AssertionError, match=r"huge|NPROC|ROUNDS|SEED|REFERENCE|ABLATE"):
+    with pytest.raises(AssertionError, match=r"huge|NPROC|ROUNDS|SEED|REFERENCE|ABLATE|SET: '(here=/|few|ppo\+--lr 1)'"):
         commands_of(tmp_path, **environment)
     assert not (tmp_path / "commands").exists()
+
+
+def test_train_all_refuses_a_stage_that_the_run_does_not_have(tmp_path):
+    with pytest.raises(AssertionError, match="ONLY: this run has no stage '7_eval/tacher'; it has 0_questions "):
+        commands_of(tmp_path, ONLY="7_eval/tacher")
 
 
 SLOW_STUB = """#!/usr/bin/env bash

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import struct
 import sys
 from fractions import Fraction
@@ -226,8 +227,8 @@ def test_the_page_of_a_run(tmp_path, capsys):
     # seconds: 1 + 7 + 10 + 10 + 30 + 30 and eight evaluations of 2; tokens: all but the questions'
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
             for line in page.split("## Cost")[1].split("\n") if line.startswith("|")}
-    assert rows["6_ppo"] == ["30.0", "28.8", "1,000", "2.000", "6.7", "300"]
-    assert rows["total"] == ["104.0", "100.0", "13,000", "26.000", "25.0", "300"]
+    assert rows["6_ppo"] == ["30.0", "28.8", "1,000", "33", "2.000", "6.7", "300"]
+    assert rows["total"] == ["104.0", "100.0", "13,000", "125", "26.000", "25.0", "300"]
     # in full: question, gold, both answers; the five are the first five
     fixed, broke = page.split("## What PPO changed")[1].split("## Cost")[0].split("broken by PPO")
     assert "    test-2: What is number 2?\n    gold: 7\n    SFT:  let me see | #### 8 said by sft\n" \
@@ -428,6 +429,16 @@ def test_the_arms_of_an_ablation_are_not_part_of_a_report(tmp_path):
     assert "6_ppo+kl0" in findings.read_run(run, arms=True).stages
 
 
+def test_ppo_that_was_stopped_draws_its_curve_as_far_as_it_came(tmp_path):
+    run = make_run(tmp_path)
+    before = findings.read_run(run).metrics("learned")
+    (run / "6_ppo" / "done.json").unlink()
+    shutil.copytree(run / "6_ppo", run / "6_ppo.old2")  # kept aside: no part of the run
+    found = findings.read_run(run)
+    assert found.metrics("learned") == before != [] and "6_ppo" in findings.build_report(found)["missing"]
+    assert found.metrics("raw") == findings.read_run(run).get("6_ppo_raw", "rows") != []
+
+
 @pytest.mark.parametrize(("text", "message"), [("{", "is damaged"), ("[]", "is damaged"), ("{}", "has no ")])
 def test_a_damaged_record_is_one_sentence(tmp_path, text, message):
     (make_run(tmp_path) / "2_sft" / "done.json").write_text(text)
@@ -440,7 +451,8 @@ def test_the_share_of_the_peak_and_the_command_are_shown(tmp_path):
     (run / "command.txt").write_text("PRESET=tiny SEED=3 bash train_all.sh\n")
     report_of(run)
     [row] = [line for line in page_of(run).splitlines() if line.startswith("| 2_sft")]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["2_sft", "7.0", "6.7", "1,000", "2.000", "28.6", "100"]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["2_sft", "7.0", "6.7", "1,000", "143", "2.000", "28.6", "100"]
     assert "\n    PRESET=tiny SEED=3 bash train_all.sh\n" in page_of(run)
 
 
