@@ -228,9 +228,10 @@ def test_recorded_answers_are_graded_without_a_model(tmp_path):
 
 def test_a_question_set_may_be_named_instead_of_being_a_file(tiny, tmp_path, monkeypatch):
     """'arith:test' is a question set to every script, as load_questions says."""
-    monkeypatch.setattr(evaluation, "load_questions", lambda spec: QUESTIONS[:2])
-    evaluation.main(evaluation.Config(tiny, "arith:test", str(tmp_path / "out"), max_new_tokens=1))
-    assert json.loads((tmp_path / "out" / "done.json").read_text())["results"]["accuracy"]["n"] == 2
+    monkeypatch.setattr(evaluation, "load_questions", lambda spec, limit: QUESTIONS[:4][:limit])
+    for limit, n in ((0, 4), (3, 3)):  # 0: all
+        evaluation.main(evaluation.Config(tiny, "arith:test", str(tmp_path / "out"), max_new_tokens=1, limit=limit))
+        assert json.loads((tmp_path / "out" / "done.json").read_text())["results"]["accuracy"]["n"] == n
 
 
 def test_a_question_without_a_gold_answer_is_an_error(tiny, tmp_path):
@@ -277,7 +278,7 @@ def test_a_question_longer_than_the_context_is_an_error(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [
-    {"shots": -1}, {"samples": 2}, {"reward_model": "x"}, {"samples": 0}, {"max_new_tokens": 0}])
+    {"shots": -1}, {"limit": -1}, {"samples": 2}, {"reward_model": "x"}, {"samples": 0}, {"max_new_tokens": 0}])
 def test_flags_that_make_no_sense_are_named(flags):
     with pytest.raises(ValueError, match=f"--{next(iter(flags))}"):
         evaluation.main(evaluation.Config("m", "q", "o", **flags))
