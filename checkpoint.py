@@ -104,9 +104,10 @@ class Checkpoint:
             temporary.unlink(missing_ok=True)
             raise OSError(f"{path}: {error}") from None
         sync(temporary)
-        with safe_open(temporary, framework="pt") as file:
-            if not all(_bytes(file.get_tensor(name)).equal(_bytes(tensor)) for name, tensor in tensors.items()):
-                raise OSError(f"{path}: read back, it is not what was written; the disk may be broken")
+        for name, tensor in tensors.items():
+            with safe_open(temporary, framework="pt") as file:  # anew: what was read leaves memory with its tensor
+                if not _bytes(file.get_tensor(name)).equal(_bytes(tensor)):
+                    raise OSError(f"{path}: read back, it is not what was written; the disk may be broken")
         temporary.replace(path)
         write_json(path.with_suffix(".json"), {"sha256": _digest(path, state)} | state)
         self.saved = time.monotonic()

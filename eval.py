@@ -18,15 +18,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import memory
 import quality
 import ranks
 import runtime
 from answers import extract_answer, is_correct
 from chat import Tokenizer
 from data import Question, collate, dealt, load_questions, write_jsonl
-from generate import answer_questions, answer_stage, prompt_tokens
-from model import Llama, ScalarModel, last_value, load_model, load_scalar_model
+from generate import answer_questions, answer_stage, prompt_tokens, sampling_memory
+from model import Llama, ModelConfig, ScalarModel, last_value, load_model, load_scalar_model
 from pseudo_reward import load_samples
+
+SCORED_AT_ONCE = 16384  # tokens of best-of-n: nothing is kept for a backward pass
 
 
 def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -164,7 +167,7 @@ def main(cfg: Config) -> None:
         not cfg.shots or not (recorded or cfg.reward_model),
         "--shots asks a model in another way; recorded answers were asked already, a --reward_model knows chats alone",
     )
-    stage = runtime.Stage(cfg, inputs=["model", "questions", "reward_model"])
+    stage = runtime.Stage(cfg, inputs=["model", "questions", "reward_model"], memory=["batch_size"])
     if stage.finished:
         return
     questions = load_questions(cfg.questions, cfg.limit or None)
@@ -178,6 +181,10 @@ def main(cfg: Config) -> None:
         summary, transcripts = recorded_accuracy(cfg.model, questions)
     else:
         tokenizer = Tokenizer(cfg.model)
+        needs = sampling_memory(cfg, tokenizer, questions)
+        if cfg.reward_model:
+            needs = memory.with_scorer(needs, ModelConfig.from_folder(cfg.reward_model), SCORED_AT_ONCE)
+        memory.say(needs)
         model = load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
         runtime.set_threads(model)
         parameters = sum(p.numel() for p in model.parameters())
@@ -224,7 +231,7 @@ def best_of_n(
         scorer,
         [prompt for prompt in prompts for _ in range(cfg.samples)],
         [r.tokens for responses in answers for r in responses],
-        16384,  # tokens at once: nothing is kept for a backward pass
+        SCORED_AT_ONCE,
     )
     scores = scores.view(len(questions), cfg.samples)  # (questions, n)
     transcripts, scored = [], []

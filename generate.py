@@ -10,6 +10,7 @@ How a token is drawn is in decode.py: `generate`, which this file hands on, take
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import memory
 import ranks
 import runtime
 from answers import extract_answer
@@ -17,12 +18,22 @@ from chat import Tokenizer
 from checkpoint import Checkpoint
 from data import STOP_TEXT, Question, few_shot_prompt, load_questions, write_jsonl
 from decode import Response, generate
-from model import Llama, load_model
+from model import Llama, ModelConfig, load_model
 
 
 def prompt_tokens(tokenizer: Tokenizer, question: Question, shots: int) -> list[int]:
     """How a question is asked: as a chat without examples, or, with shots, as a text to be completed."""
     return tokenizer.text(few_shot_prompt(question, shots)) if shots else tokenizer.chat(question.prompt)
+
+
+def sampling_memory(cfg, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, float]:
+    """What answering needs, by the flags of this script or of eval.py (memory.py says how)."""
+    config = ModelConfig.from_folder(cfg.model)
+    longest = max(len(prompt_tokens(tokenizer, question, cfg.shots)) for question in questions)
+    rows = min(cfg.batch_size, len(questions) * cfg.samples)
+    cuda = runtime.default_device().type == "cuda"
+    width = memory.file_width(cfg.model, config) if cuda else 4  # fp32 on a CPU
+    return memory.sampling(config, rows, -(-rows // cfg.samples), longest, cfg.max_new_tokens, cuda, width)
 
 
 def says(tokenizer: Tokenizer, stop: str) -> Callable[[list[int]], bool]:
@@ -89,10 +100,10 @@ def answer_stage(
     The questions are asked in parts of some eight batches, whose answers do not depend on the other parts; what is
     answered is saved between them.
     """
-    size = max(1, 8 * batch_size // samples)
+    at = {"answers": [[] for _ in temperatures], "size": max(1, 8 * batch_size // samples)}
+    checkpoint, size = Checkpoint(stage, {}, at), at["size"]  # an attempt that was cut off has set the size
     parts = [(index, start) for index in range(len(temperatures)) for start in range(0, len(questions), size)]
-    at = {"answers": [[] for _ in temperatures]}
-    for step in Checkpoint(stage, {}, at).steps(len(parts)):
+    for step in checkpoint.steps(len(parts)):
         index, start = parts[step]
         answers = answer_questions(
             model,
@@ -147,11 +158,13 @@ def main(cfg: Config) -> None:
         runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: 0 or more")
     runtime.require(cfg.source in ("teacher", "student"), f"--source {cfg.source}: 'teacher' or 'student'")
     runtime.require(bool(cfg.ask) or bool(cfg.questions and cfg.out), "give --questions and --out, or --ask")
-    stage = None if cfg.ask else runtime.Stage(cfg, inputs=["model", "questions"])
+    stage = None if cfg.ask else runtime.Stage(cfg, inputs=["model", "questions"], memory=["batch_size"])
     if stage and stage.finished:
         return
     questions = [Question("--ask", cfg.ask)] if cfg.ask else load_questions(cfg.questions, cfg.limit or None)
     tokenizer, device = Tokenizer(cfg.model), runtime.default_device()
+    if stage:
+        memory.say(sampling_memory(cfg, tokenizer, questions))
     one_row = device.type == "cpu" and (bool(cfg.ask) or cfg.batch_size == 1)
     model = load_model(cfg.model, runtime.inference_dtype(), device, one_row)
     runtime.set_threads(model, say=not cfg.ask)  # --ask prints an answer and nothing else

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import memory
 import ranks
 import runtime
 from answers import extract_answer, is_correct
@@ -36,6 +37,7 @@ from generate import generate
 from health import Health
 from model import (
     Llama,
+    ModelConfig,
     ScalarModel,
     load_model,
     load_scalar_model,
@@ -461,7 +463,8 @@ def main(cfg: Config) -> None:
     given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
     runtime.require(not (cfg.offload and ranks.SIZE > 1), "--offload: several ranks hold shards anyway, leave it out")
     runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
-    stage = runtime.Stage(cfg, inputs=["policy", "questions", "reward_model", "votes", "reference", "critic", "valid"])
+    inputs = ["policy", "questions", "reward_model", "votes", "reference", "critic", "valid"]
+    stage = runtime.Stage(cfg, inputs, memory=["batch_size", "micro_tokens", "gradient_checkpointing", "offload"])
     if stage.finished:
         return
     rng = runtime.seed_all(cfg.seed)
@@ -474,10 +477,16 @@ def main(cfg: Config) -> None:
         )
     questions = load_questions(cfg.questions)
     valid = load_questions(cfg.valid) if cfg.valid else []
+    lengths = [len(tokenizer.chat(question.prompt)) for question in [*questions, *valid]]
+    folders = cfg.policy, cfg.critic or cfg.reward_model or cfg.policy, cfg.reference or cfg.policy, cfg.reward_model
+    configs = [ModelConfig.from_folder(folder) if folder else None for folder in folders]
+    rows, longest = min(cfg.batch_size, cfg.rollout_size), max(lengths) + cfg.max_new_tokens
+    tokens = memory.pass_size(longest, -(-cfg.rollout_size // cfg.minibatches), cfg.micro_tokens)
+    flags = cfg.gradient_checkpointing, cfg.offload, device.type == "cuda"
+    memory.say(memory.ppo(*configs, rows, max(lengths), cfg.max_new_tokens, tokens, *flags))
     policy = ranks.shard(load_model(cfg.policy, torch.float32, device))
     context = policy.config.max_position_embeddings
-    for question in [*questions, *valid]:
-        length = len(tokenizer.chat(question.prompt))
+    for question, length in zip([*questions, *valid], lengths):
         runtime.require(
             length + cfg.max_new_tokens <= context,
             f"question '{question.id}': a prompt of {length} tokens and --max_new_tokens {cfg.max_new_tokens} exceed "

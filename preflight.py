@@ -5,7 +5,6 @@ torch is not imported, because that alone takes seconds.
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -13,8 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import memory
 import runtime
 from runtime import require
+
+PROMPT = 256  # tokens; most of GSM8K's are shorter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Config:
     questions: str  # question set
     teacher_test: str = ""  # recorded answers to the test questions
     micro_tokens: int = 4096  # tokens that are trained at once
+    gradient_checkpointing: bool = False  # as in the scripts that train
+    offload: bool = False  # as in ppo.py
+    batch_size: int = 256  # answers that are sampled at once
     new_tokens: int = 256  # the longest answer
     needs: str = ""  # what the preset takes, in words
     hub: str = ""  # where the preset's default models are published: an organisation on huggingface.co
@@ -49,7 +54,7 @@ def main(cfg: Config) -> None:
     )
     print(f"teacher {cfg.teacher} · student {cfg.student} · questions {cfg.questions}")
     print(f"the preset is made for: {cfg.needs or 'not stated'}", flush=True)
-    for name in ("micro_tokens", "new_tokens", "nproc"):
+    for name in ("micro_tokens", "batch_size", "new_tokens", "nproc"):
         require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
     torch_version = importlib.metadata.version("torch").split("+")[0]
     old = cfg.nproc > 1 and tuple(map(int, torch_version.split(".")[:2])) < (2, 6)
@@ -70,53 +75,30 @@ def main(cfg: Config) -> None:
         )
         for file in () if recorded else ("config.json", "tokenizer.json"):
             require((Path(folder) / file).is_file(), f"{name}={folder}: a model folder, but without {file}")
-    student, teacher = _bytes_in_training(cfg), sum(f.stat().st_size for f in Path(cfg.teacher).glob("*.safetensors"))
-    memory = 0.6e9 + max(student, 1.2 * teacher)  # the teacher is there alone, as it is in its files
-    disk = 5 * 4 * _parameters(cfg.student) + 50e6
+    gpu = _gpu_memory()
+    student = memory.read_config(cfg.student)
+    tokens = max(cfg.micro_tokens, PROMPT + cfg.new_tokens)  # a longer text is read alone
+    flags = cfg.gradient_checkpointing, cfg.offload, bool(gpu)
+    moments = [memory.ppo(*[student] * 4, cfg.batch_size, PROMPT, cfg.new_tokens, tokens, *flags)]
+    if Path(cfg.teacher).is_dir():
+        teacher = memory.read_config(cfg.teacher)
+        width = memory.file_width(cfg.teacher, teacher) if gpu else 4
+        moments.append(
+            memory.sampling(teacher, cfg.batch_size, cfg.batch_size, PROMPT, cfg.new_tokens, bool(gpu), width)
+        )
+    needed = memory.with_process(memory.largest(*moments), bool(gpu))
+    # in the end the weights of SFT, the reward model and two PPO runs; before, the second's checkpoint, twice for a
+    # moment, and two states of policy and critic with their moments
+    disk = (4 + 2 + 2 * 2 * 3) * 4 * memory.parameters(student) + 50e6
     place = next(folder for folder in [Path(cfg.run).resolve(), *Path(cfg.run).resolve().parents] if folder.exists())
-    device, free_memory = _gpu_memory() or ("memory", available_memory())
+    device, free_memory = gpu or ("memory", memory.available_memory())
     free_disk = shutil.disk_usage(place).free
-    print(
-        f"these models need about {memory / 1e9:.1f} GB of {device} ({free_memory / 1e9:.1f} GB are free) and "
-        f"{disk / 1e9:.1f} GB disk ({free_disk / 1e9:.1f} GB are free)",
-        flush=True,
-    )
+    print(memory.sentence(needed, device, free_memory))
+    print(f"needs up to {disk / 1e9:.1f} GB of disk; {free_disk / 1e9:.1f} GB are free", flush=True)
     require(place.is_dir() and os.access(place, os.W_OK), f"OUT={cfg.run}: {place} is no folder that can be written to")
     require(disk < free_disk, f"OUT={cfg.run}: {disk / 1e9:.1f} GB are needed there, {free_disk / 1e9:.1f} GB are free")
-    if memory > free_memory:
-        print(f"warning: that is more {device} than is free; a smaller STUDENT= needs less", file=sys.stderr)
-
-
-def _config(folder: str) -> dict:
-    path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    require(isinstance(config, dict), f"{path} must hold a JSON object, not a {type(config).__name__}")
-    return config
-
-
-def _parameters(folder: str) -> float:
-    """How many numbers a model folder holds, from the size of its weights."""
-    config = _config(folder)
-    width = 4 if "32" in str(config.get("torch_dtype") or config.get("dtype") or "float32") else 2
-    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / width
-
-
-def _bytes_in_training(cfg: Config, prompt_tokens: int = 256, logits_at_once: int = 2**24) -> float:
-    """Bytes that PPO takes with this student, for prompts of 256 tokens: most of GSM8K's are shorter.
-
-    Two copies train in fp32 (weight, gradient, two moments: 16 bytes a parameter each) and two are frozen. One of them
-    at a time keeps what its backward pass needs: about 15 vectors of the hidden and 4 of the inner size per layer and
-    token (a longer text than --micro_tokens is read alone), and 3 of the vocabulary's size for a chunk of tokens.
-    """
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
-    given = _config(cfg.student)  # a size that is missing or no number is refused when the model is loaded
-    hidden, inner, layers, vocabulary = (given[key] if isinstance(given.get(key), int) else 0 for key in sizes)
-    tokens = max(cfg.micro_tokens, prompt_tokens + cfg.new_tokens)
-    kept = tokens * layers * (15 * hidden + 4 * inner) + 3 * min(tokens * vocabulary, logits_at_once)
-    return 40 * _parameters(cfg.student) + 4 * kept
+    if sum(needed.values()) > free_memory:
+        print(f"warning: that is more {device} than is free; docs/scale.md says what needs less", file=sys.stderr)
 
 
 def _how_to_get(hub: str, folder: str) -> str:
@@ -147,15 +129,6 @@ def _gpu_memory() -> tuple[str, float] | None:
         return f"memory on {name}", float(megabytes) * 2**20
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         return None
-
-
-def available_memory() -> float:
-    """Bytes of memory that new processes can have; infinity where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
-    except (OSError, StopIteration):
-        return float("inf")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import memory
 import quality
 import ranks
 import runtime
@@ -27,7 +28,7 @@ from chat import Tokenizer
 from checkpoint import Checkpoint
 from data import batches, collate, dealt, load_questions, read_jsonl
 from eval import score_responses
-from model import last_value, load_scalar_model, save_model
+from model import ModelConfig, last_value, load_scalar_model, save_model
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def main(cfg: Config) -> None:
     runtime.require(cfg.warmup >= 0, f"--warmup {cfg.warmup}: must not be negative")
     runtime.require(cfg.calibration_samples > 1, f"--calibration_samples {cfg.calibration_samples}: at least 2")
     runtime.require(0 < cfg.held_out < 1, f"--held_out {cfg.held_out}: a share between 0 and 1")
-    stage = runtime.Stage(cfg, inputs=["model", "pairs", "calibrate", "questions"])
+    stage = runtime.Stage(
+        cfg, ["model", "pairs", "calibrate", "questions"], memory=["micro_tokens", "gradient_checkpointing"]
+    )
     if stage.finished:
         return
     rng = runtime.seed_all(cfg.seed)
@@ -107,8 +110,11 @@ def main(cfg: Config) -> None:
     runtime.require(len(samples) > 1, f"{cfg.calibrate}: {len(samples)} finished responses, too few to calibrate on")
     lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected, _ in train]
 
+    config, longest = ModelConfig.from_folder(cfg.model), max(lengths)
+    tokens = memory.pass_size(2 * longest, min(cfg.batch_size, len(train)), cfg.micro_tokens)  # two texts a pair
+    memory.say(memory.training(config, tokens, cfg.gradient_checkpointing, device.type == "cuda", scalar=True))
     model = ranks.shard(load_scalar_model(cfg.model, torch.float32, device, new_head="normal"))
-    context, longest = model.config.max_position_embeddings, max(lengths)
+    context = config.max_position_embeddings
     runtime.require(longest <= context, f"{cfg.pairs}: a text of {longest} tokens, the model's context is {context}")
     model.model.gradient_checkpointing = cfg.gradient_checkpointing
     parameters = sum(p.numel() for p in model.parameters())

@@ -76,8 +76,8 @@ def launch(main: Callable, Config: type, argv: list[str] | None = None, every_ra
     A ValueError or FloatingPointError raised by our own code and any OSError is a message to the user; a ValueError
     raised elsewhere is a bug and keeps its traceback. DEBUG=1 shows every traceback. Ctrl-C exits with 130 and SIGTERM
     with 143, after a loop with a checkpoint has saved its state, and with the command that goes on from there
-    (CONTINUE, where a shell script runs the stages). Under torchrun rank 0 works alone, unless the script shares its
-    work: `every_rank`.
+    (CONTINUE, where a shell script runs the stages). Where memory did not suffice, code 2, and that command with less.
+    Under torchrun rank 0 works alone, unless the script shares its work: `every_rank`.
     """
     if ranks.started_as()[0] and not every_rank:
         return
@@ -96,6 +96,18 @@ def _run(main: Callable, cfg: object, command: str, every_rank: bool) -> None:
     except KeyboardInterrupt as stop:
         ranks.tell(f"\nstopped; what is finished or saved is kept, and this goes on from there: {command}")
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("DEBUG") or not out_of_memory(error):
+            raise
+        if flag := smaller(cfg, error):
+            name, *value = flag.split()  # of a script; a shell script has it in capitals
+            setting = f"{name.strip('-').upper()}={(value or ['1'])[0]} bash "
+            again = command.replace("bash ", setting, 1) if "CONTINUE" in os.environ else f"{command} {flag}"
+            hint = f"what is finished or saved is kept, and this goes on from there with less: {again}"
+        else:
+            hint = "no flag is left that needs less: take a smaller model"
+        ranks.tell(f"error: out of memory; {hint}")
+        sys.exit(2)
     except (ValueError, OSError, FloatingPointError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         ours = raised_in.parent == Path(__file__).resolve().parent
@@ -110,6 +122,31 @@ def _run(main: Callable, cfg: object, command: str, every_rank: bool) -> None:
         SIGNALS.wait = False
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says so: Python's, PyTorch's of a GPU, and PyTorch's of a CPU, which is known by its text."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
+
+
+def smaller(cfg, error: Exception) -> str:
+    """The one flag to change when memory did not suffice, by where that was; '' if none is left.
+
+    Fewer rows where it sampled, fewer tokens in a pass of training, at first; then what costs time.
+    """
+    import torch
+
+    at = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    has = vars(cfg)
+    if "generate" in at and has.get("batch_size", 0) > 1:
+        return f"--batch_size {cfg.batch_size // 2}"
+    state = at & {"load_model", "load_scalar_model", "step", "place"}  # what is there in any case
+    if has.get("micro_tokens", 0) >= 1024 and not state:  # below, a text of usual length is alone anyway
+        return f"--micro_tokens {cfg.micro_tokens // 2}"
+    if has.get("gradient_checkpointing") is False and not state:
+        return "--gradient_checkpointing"
+    return "--offload" if has.get("offload") is False and torch.cuda.is_available() else ""
 
 
 # a loop that can save its state sets `wait`, and looks at `came` after each step
@@ -164,7 +201,8 @@ def mixed_precision() -> torch.autocast:
     import torch
 
     device = default_device().type
-    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    # no cache of weights in bf16: each is asked for once in a pass, and with checkpointing they would all be kept
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False)
 
 
 def inference_dtype() -> torch.dtype | None:
@@ -303,11 +341,12 @@ class Stage:
     """The folder `cfg.out` of one script run, which rank 0 alone writes to.
 
     `inputs` names the fields of cfg that are paths; they count by the contents of their files, not by their names, so
-    that a run folder can be moved. `finished` is True when done.json already says that this work is done.
+    that a run folder can be moved; `memory` those that change what memory is needed and not what comes out, so that a
+    run that had too little goes on with less. `finished` is True when done.json already says that this work is done.
     """
 
-    def __init__(self, cfg, inputs: typing.Iterable[str] = ()):
-        self.folder, self.start = Path(cfg.out), time.monotonic()
+    def __init__(self, cfg, inputs: typing.Iterable[str] = (), memory: typing.Iterable[str] = ()):
+        self.folder, self.start, self.memory = Path(cfg.out), time.monotonic(), frozenset(memory)
         config = dataclasses.asdict(cfg)
         paths = {name: config[name] for name in inputs if config[name]}
         # a question set may be a name such as arith:test instead of a file
@@ -352,7 +391,7 @@ class Stage:
             f"{key} {old[part].get(key)} -> {self.record[part].get(key)}"
             for part in ("settings", "inputs")
             for key in {**old[part], **self.record[part]}
-            if old[part].get(key) != self.record[part].get(key)
+            if old[part].get(key) != self.record[part].get(key) and key not in self.memory
         ]
 
     def _read_done(self) -> dict | None:

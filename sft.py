@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import memory
 import ranks
 import runtime
 from chat import Tokenizer
 from checkpoint import Checkpoint
 from data import batches, collate, dealt, read_jsonl
-from model import load_model, masked_logprobs, save_model
+from model import ModelConfig, load_model, masked_logprobs, save_model
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def main(cfg: Config) -> None:
         runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
     for name in ("limit", "warmup", "weight_decay"):
         runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: must not be negative")
-    stage = runtime.Stage(cfg, inputs=["model", "data", "match_flops"])
+    stage = runtime.Stage(cfg, ["model", "data", "match_flops"], memory=["micro_tokens", "gradient_checkpointing"])
     if stage.finished:
         return
     rng = runtime.seed_all(cfg.seed)
@@ -78,8 +79,11 @@ def main(cfg: Config) -> None:
     prompts, responses = [prompts[i] for i in fits], [responses[i] for i in fits]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
 
+    config, longest = ModelConfig.from_folder(cfg.model), max(lengths)
+    tokens = memory.pass_size(longest, min(cfg.batch_size, len(lengths)), cfg.micro_tokens)
+    memory.say(memory.training(config, tokens, cfg.gradient_checkpointing, device.type == "cuda"))
     model = ranks.shard(load_model(cfg.model, torch.float32, device))
-    context, longest = model.config.max_position_embeddings, max(lengths)
+    context = config.max_position_embeddings
     runtime.require(
         longest <= context,
         f"{cfg.data}: an example of {longest} tokens exceeds the model's context of {context}: lower --max_tokens",

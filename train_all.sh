@@ -16,10 +16,13 @@
 # ONLY="2_sft 7_eval/sft": these stages and no report; SET="train=500; ppo+=--iterations 20": other numbers than the
 # preset's, or (+=) flags after its flags, of which the last of a kind counts. bench/gpu_run.sh uses both.
 # ABLATE=1: the whole comparison, on SEEDS ("0 1 2 3 4"), JOBS runs at once, tables in RESULTS; ABLATE=arms: one SEED.
+# Memory: MICRO_TOKENS (of a pass of training), BATCH_SIZE (answers sampled at once), GRADIENT_CHECKPOINTING=1, OFFLOAD=1
+# (PPO: the network at work alone is on the GPU); a run goes on with others. docs/scale.md says which GPU needs which.
 # A finished stage is skipped on the next run; one whose settings or inputs changed is redone, the old kept aside.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-asked=$(for name in PRESET SEED QUICK NPROC SET ONLY ROUNDS REFERENCE ABLATE TEACHER TEACHER_TEST STUDENT QUESTIONS DATA_DIR MODELS_DIR; do
+asked=$(for name in PRESET SEED QUICK NPROC SET ONLY ROUNDS REFERENCE ABLATE TEACHER TEACHER_TEST STUDENT QUESTIONS DATA_DIR MODELS_DIR \
+  BATCH_SIZE MICRO_TOKENS GRADIENT_CHECKPOINTING OFFLOAD; do
   [ -z "${!name:-}" ] || printf '%s=%q ' "$name" "${!name}"
 done)
 PYTHON=${PYTHON:-$(command -v python || echo python3)} PRESET=${PRESET:-tiny} SEED=${SEED:-0} QUICK=${QUICK:-0} ROUNDS=${ROUNDS:-1} FROM=${FROM:-}
@@ -39,14 +42,15 @@ tiny)
   ppo="--iterations 20 --rollout_size 128 --eval_every 4 --lr 2e-4 --critic_lr 5e-4" kl_coef=0.1 ;;
 smollm2)
   TEACHER=${TEACHER:-$models/SmolLM2-1.7B-Instruct} STUDENT=${STUDENT:-$models/SmolLM2-135M-Instruct}
-  batch=64 micro=1024 lr=1e-5 ppo_lr=2e-6 hub=HuggingFaceTB needs="a GPU of 8 GB, 8 GB disk with the weights, 4 h (computed, not measured)" ;;
+  batch=64 micro=1024 lr=1e-5 ppo_lr=2e-6 hub=HuggingFaceTB needs="a GPU of 8 GB, 14 GB disk with the weights, 4 h (computed, not measured)" ;;
 qwen)
   TEACHER=${TEACHER:-$models/Qwen2.5-7B-Instruct} STUDENT=${STUDENT:-$models/Qwen2.5-0.5B-Instruct}
-  batch=128 micro=1024 lr=1e-5 ppo_lr=1e-6 hub=Qwen needs="a GPU of 24 GB, 28 GB disk with the weights, 7 h (computed, not measured)" ;;
+  batch=128 micro=1024 lr=1e-5 ppo_lr=1e-6 hub=Qwen needs="a GPU of 24 GB (16 GB with OFFLOAD=1), 52 GB \
+disk with the weights, 7 h (computed, not measured)" ;;
 llama3) # the paper's sizes: an 8B teacher, a 1B or 3B student
   TEACHER=${TEACHER:-$models/Llama-3.1-8B-Instruct} STUDENT=${STUDENT:-$models/Llama-3.2-1B-Instruct}
-  batch=256 micro=2048 lr=1e-5 ppo_lr=1e-6 hub=meta-llama needs="a GPU of 80 GB, 45 GB disk with the weights, 25 h \
-for the 1B student (computed, not measured); a 3B student needs 130 GB of GPU memory" ;;
+  batch=256 micro=2048 lr=1e-5 ppo_lr=1e-6 hub=meta-llama needs="a GPU of 80 GB (24 GB: docs/scale.md), 110 GB disk \
+with the weights, 25 h for the 1B student (computed, not measured); a 3B student needs 130 GB of GPU memory" ;;
 *) echo "error: PRESET=$PRESET: it is tiny, smollm2, qwen or llama3" >&2; exit 2 ;;
 esac
 if [ "$PRESET" != tiny ]; then # real questions, real models
@@ -80,6 +84,10 @@ for change in ${changes[@]+"${changes[@]}"}; do # bash before 4.4 takes an empty
   if [ -n "${BASH_REMATCH[2]}" ]; then value="${!key} $value"; fi
   printf -v "$key" %s "$value"
 done
+# what changes the memory that is needed and not the result: a run that had too little goes on with less
+batch=${BATCH_SIZE:-$batch} memory="--micro_tokens ${MICRO_TOKENS:-$micro}" offload=
+[ "${GRADIENT_CHECKPOINTING:-0}" = 1 ] && memory="$memory --gradient_checkpointing"
+[ "${OFFLOAD:-0}" = 1 ] && offload=--offload
 name=$PRESET-$SEED
 [ "$QUICK" = 1 ] && name=$name-quick
 RUN=${OUT:-$here/runs/$name}
@@ -135,12 +143,12 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
 }
 rl() { # rl STAGE FLAGS...: PPO with the settings that all its runs share
   run "$1" ppo.py --questions "$questions" --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens "$new_tokens" \
-    --batch_size "$batch" --micro_tokens "$micro" --temperature "$temperature" --seed "$SEED" --kl_coef "$kl_coef" $ppo "${@:2}"
+    --batch_size "$batch" $memory $offload --temperature "$temperature" --seed "$SEED" --kl_coef "$kl_coef" $ppo "${@:2}"
 }
 sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
 
 "$PYTHON" "$here/preflight.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
-  --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" --micro_tokens $micro --new_tokens $new_tokens \
+  --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" $memory $offload --batch_size $batch --new_tokens $new_tokens \
   --needs "$needs" --hub "${hub:-}" --nproc "$NPROC"
 
 mkdir -p "$RUN" && exec 9<"$RUN" # a lock on the run's folder, until this script and its stages have ended
@@ -163,7 +171,7 @@ fi
 
 # its answers vote; those that agree with the vote teach the student
 run 1_vote pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $vote
-run 2_sft sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_tokens $micro $sft
+run 2_sft sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" $memory $sft
 
 policy=2_sft
 for round in $(seq 1 "$ROUNDS"); do
@@ -177,7 +185,7 @@ for round in $(seq 1 "$ROUNDS"); do
   run 4_pseudo_reward$suffix pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $signal \
     --student "$RUN/3_student$suffix/samples.jsonl" --voters $voters
   run 5_reward$suffix reward.py --model "$RUN/2_sft" --pairs "$RUN/4_pseudo_reward$suffix/pairs.jsonl" --seed "$SEED" \
-    --calibrate "$RUN/3_student/samples.jsonl" --questions "$questions" --micro_tokens $micro \
+    --calibrate "$RUN/3_student/samples.jsonl" --questions "$questions" $memory \
     --held_out $held_out $reward
   # PPO: answers that the reward model likes become likelier, near the policy that it started from
   rl 6_ppo$suffix --policy "$RUN/$policy" --reward_model "$RUN/5_reward$suffix" \
@@ -221,12 +229,12 @@ arm() { # arm NAME FLAGS...: PPO with something else than the method, and its ac
 if [ "$ABLATE" = arms ]; then
   # SFT on all of the teacher's answers, whoever won the vote; SFT on a tenth of the winners; SFT for as long as PPO
   run 1_vote+all pseudo_reward.py --questions "$questions" --teacher "$answers" --seed "$SEED" $lenient $vote --no-sft_filter
-  run 2_sft+all sft.py --model "$STUDENT" --data "$RUN/1_vote+all/sft.jsonl" --seed "$SEED" --micro_tokens $micro $sft
+  run 2_sft+all sft.py --model "$STUDENT" --data "$RUN/1_vote+all/sft.jsonl" --seed "$SEED" $memory $sft
   evaluate sft+all "$RUN/2_sft+all"
-  run 2_sft+tenth sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_tokens $micro $sft \
+  run 2_sft+tenth sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" $memory $sft \
     --limit $((train * 4 / 10)) # of four a question
   evaluate sft+tenth "$RUN/2_sft+tenth"
-  run 2_sft+longer sft.py --model "$RUN/2_sft" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" --micro_tokens $micro $sft \
+  run 2_sft+longer sft.py --model "$RUN/2_sft" --data "$RUN/1_vote/sft.jsonl" --seed "$SEED" $memory $sft \
     --match_flops "$RUN/6_ppo"
   evaluate sft+longer "$RUN/2_sft+longer"
   # another reward: gold (an upper bound, not the method), no KL penalty, a stronger one
@@ -239,7 +247,7 @@ if [ "$ABLATE" = arms ]; then
     --student "$RUN/3_student/samples.jsonl" --voters both
   judge() { # judge NAME MODEL PAIRS
     run "5_reward+$1" reward.py --model "$2" --pairs "$3" --calibrate "$RUN/3_student/samples.jsonl" --questions "$questions" --seed "$SEED" \
-      --micro_tokens $micro --held_out $held_out $reward
+      $memory --held_out $held_out $reward
   }
   judge both "$RUN/2_sft" "$RUN/4_pseudo_reward+both/pairs.jsonl"
   arm both --reward_model "$RUN/5_reward+both"

@@ -178,11 +178,12 @@ def test_threads_by_the_size_of_the_model(monkeypatch, capsys, parameters, varia
 
 def test_products_are_bf16_on_a_gpu_and_fp32_on_a_cpu(monkeypatch):
     asked = []
-    monkeypatch.setattr(torch, "autocast", lambda *args, enabled: asked.append((*args, enabled)))
+    monkeypatch.setattr(torch, "autocast", lambda *args, **more: asked.append((*args, more)))
     for name in ("cuda", "cpu"):
         monkeypatch.setattr(runtime, "default_device", lambda name=name: torch.device(name))
         runtime.mixed_precision()
-    assert asked == [("cuda", torch.bfloat16, True), ("cpu", torch.bfloat16, False)]
+    assert asked == [(name, torch.bfloat16, {"enabled": name == "cuda", "cache_enabled": False})
+                     for name in ("cuda", "cpu")]
 
 
 # ---- progress ------------------------------------------------------------------------------------------------------
