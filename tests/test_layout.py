@@ -191,7 +191,8 @@ def test_set_replaces_and_extends_the_presets_numbers_and_only_chooses_stages(tm
     {"PRESET": "huge"}, {"NPROC": "0"}, {"ROUNDS": "0"}, {"SEED": "x"}, {"REFERENCE": "x"}, {"ABLATE": "2"},
     {"SET": "here=/"}, {"SET": "train=1;few"}, {"SET": "ppo+--lr 1"}])
 def test_train_all_refuses_a_bad_environment_before_any_command(environment, tmp_path):
-    with pytest.raises(AssertionError, match=r"huge|NPROC|ROUNDS|SEED|REFERENCE|ABLATE|SET: '(here=/|few|ppo\+--lr 1)'"):
+    said = r"huge|NPROC|ROUNDS|SEED|REFERENCE|ABLATE|SET: '(here=/|few|ppo\+--lr 1)'"
+    with pytest.raises(AssertionError, match=said):
         commands_of(tmp_path, **environment)
     assert not (tmp_path / "commands").exists()
 
