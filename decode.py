@@ -81,7 +81,7 @@ def generate(
     while waiting or len(free) < len(asked):
         if waiting and 4 * len(free) >= B:  # many prompts enter at once: a few would cost nearly as much
             rows = torch.tensor(free[: len(waiting)], device=device)  # (n,)
-            group = [waiting.pop() for _ in rows]
+            group = [waiting.pop() for _ in free[: len(rows)]]
             hidden[rows] = prefill(model, cache, rows, [prompts[i] for i in group])  # (n, D)
             own = [np.random.default_rng((seed % 2**64, i)).random(T) for i in group]  # whoever shares the batch
             chances[rows] = torch.from_numpy(np.stack(own)).to(device)  # (n, T)
