@@ -34,7 +34,7 @@ few=0 # test questions for the models before training and best-of-n; 0: all
 case $PRESET in
 tiny)
   TEACHER=${TEACHER:-$here/weights/tiny-teacher} STUDENT=${STUDENT:-$here/weights/tiny-student-base}
-  QUESTIONS=${QUESTIONS:-arith} instruction="" needs="a laptop and about 10 minutes on 2 cores"
+  QUESTIONS=${QUESTIONS:-arith} instruction="" needs="a laptop and about 5 minutes on one core"
   train=2000 valid=200 test=1000 teacher_samples=8 student_samples=4 best_of=16
   temperatures=1.0 temperature=0.7 # the teacher's: variety for the vote; the student's: near its greedy self
   new_tokens=64 batch=512 micro=4096 vote="--keep_duplicates" signal="--min_share 0.6" held_out=0.1
