@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ranks
-from model import KVCache, Llama, rotate
+from model import KVCache, Llama, RMSNorm, rotate
 
 LOOK_EVERY = {"cpu": 1, "cuda": 8}  # steps between two looks at who has ended: a GPU must be waited for
 READ_AT_ONCE = {"cpu": 2**11, "cuda": 2**16}  # tokens of prompts: what fits into a core's own cache is read faster
@@ -77,6 +77,7 @@ def generate(
     hidden = torch.zeros(B, weight.shape[1], dtype=weight.dtype, device=device)  # (B, D)
     tokens, logprobs = torch.zeros(B, T, dtype=torch.long, device=device), torch.zeros(B, T, device=device)  # (B, T)
     chances = torch.zeros(B, T, dtype=torch.float64, device=device)  # (B, T)
+    back = torch.arange(look, 0, -1, device=device)  # (look,)
     cell = T * torch.arange(B, device=device)  # (B,) the place in these three of each row's next token
     while waiting or len(free) < len(asked):
         if waiting and 4 * len(free) >= B:  # many prompts enter at once: a few would cost nearly as much
@@ -93,7 +94,7 @@ def generate(
         logprobs.put_(cell, logprob)
         cell, length, step = cell + 1, [n + 1 for n in length], step + 1
         if step % look == 0:
-            newest = tokens.take(cell[:, None] - torch.arange(look, 0, -1, device=device)).tolist()  # (B, look)
+            newest = tokens.take(cell[:, None] - back).tolist()  # (B, look)
             over = {}  # row: how many of its tokens count, and whether the last of them stopped it
             for row in (row for row, index in enumerate(asked) if index >= 0):
                 ends = [length[row] - look + i for i, token_id in enumerate(newest[row], 1) if token_id in stop]
@@ -101,7 +102,7 @@ def generate(
                 stopped = n in ends or bool(ended and ended(tokens[row, :n].tolist()))
                 if stopped or n == max_new_tokens:
                     over[row] = n, stopped
-            said = tokens[[*over]].tolist(), logprobs[[*over]].tolist()
+            said = (tokens[[*over]].tolist(), logprobs[[*over]].tolist()) if over else ()
             for (row, (n, stopped)), ids, chosen in zip(over.items(), *said):
                 if not math.isfinite(sum(chosen[:n])):
                     raise FloatingPointError("the model computes NaN: the run that made its weights diverged")
@@ -180,27 +181,31 @@ class Decoder:
     def __init__(self, model: Llama, cache: KVCache, compile: bool = False):
         trunk, c, self.cache = model.model, model.config, cache
         S, E, weight = *cache.keys.shape[3:], trunk.norm.weight
-        self.embedding, self.norm_weight, self.width = trunk.embed_tokens.weight, weight, c.hidden_size
+        self.embedding, self.last_scale = trunk.embed_tokens.weight, self.scale(trunk.norm)
         self.floor = torch.tensor((c.hidden_size * c.rms_norm_eps) ** 0.5, device=weight.device)
         self.axes = torch.eye(E, device=weight.device)[None]  # (1, E, E)
         self.layers = []  # every weight, looked up once: for one row that costs as much as an operation
         for block, keys, values in zip(trunk.layers, cache.keys, cache.values):
-            norms = block.input_layernorm.weight, block.post_attention_layernorm.weight
+            scales = self.scale(block.input_layernorm), self.scale(block.post_attention_layernorm)
             a, m = block.self_attn, block.mlp
             linear = [(x.weight, x.bias) for x in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)]
             linear += [(x.weight, x.bias) for x in (m.gate_proj, m.up_proj, m.down_proj)]
-            self.layers.append((*norms, *linear, keys.view(-1, S, E), values.view(-1, S, E)))  # (B*K, S, E)
+            self.layers.append((*scales, *linear, keys.view(-1, S, E), values.view(-1, S, E)))  # (B*K, S, E)
         if compile:  # on a GPU with CUDA graphs, which must know that the cache stays in its place
             for stored in (x for layer in self.layers for x in layer[-2:]):
                 torch._dynamo.mark_static_address(stored)
             mode = "reduce-overhead" if weight.is_cuda else None
             self.read = torch.compile(self.read, mode=mode)
 
-    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+    def scale(self, norm: RMSNorm) -> Tensor:
+        """What a norm multiplies unit vectors by: sqrt(D) * weight, (D,), fp32."""
+        return norm.weight.float() * len(norm.weight) ** 0.5
+
+    def norm(self, x: Tensor, scale: Tensor) -> Tensor:
         """RMSNorm of x (B, D) in four operations."""
         wide = x.float()
-        size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot(self.floor) / self.width**0.5  # (B, 1)
-        return (wide / size).to(x.dtype) * weight
+        size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot(self.floor)  # (B, 1)
+        return (wide / size * scale).to(x.dtype)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Append tokens (B,) to their rows: the hidden states there, (B, D)."""
@@ -212,14 +217,14 @@ class Decoder:
 
     def read(self, tokens: Tensor, turn: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
         x, (B, E, _), S = F.embedding(tokens, self.embedding), turn.shape, mask.shape[2]  # (B, D)
-        for norm1, norm2, q, k, v, o, gate, up, down, keys, values in self.layers:
-            h = self.norm(x, norm1)  # (B, D)
+        for scale1, scale2, q, k, v, o, gate, up, down, keys, values in self.layers:
+            h = self.norm(x, scale1)  # (B, D)
             query = torch.bmm(F.linear(h, *q).view(B, -1, E), turn).view(len(keys), -1, E)  # (B*K, G, E)
             key, value = torch.bmm(F.linear(h, *k).view(B, -1, E), turn), F.linear(h, *v)  # (B, K, E), (B, K*E)
             keys.view(-1, E).index_copy_(0, slots, key.view(-1, E))
             values.view(-1, E).index_copy_(0, slots, value.view(-1, E))
             share = torch.baddbmm(mask, query, keys[:, :S].transpose(1, 2), alpha=E**-0.5).softmax(-1)  # (B*K, G, S)
             x = x + F.linear(torch.bmm(share, values[:, :S]).view(B, -1), *o)  # (B, D)
-            h = self.norm(x, norm2)  # (B, D)
+            h = self.norm(x, scale2)  # (B, D)
             x = x + F.linear(F.silu(F.linear(h, *gate)) * F.linear(h, *up), *down)  # (B, D)
-        return self.norm(x, self.norm_weight)
+        return self.norm(x, self.last_scale)

@@ -194,28 +194,34 @@ class KVCache:
         shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, max_length, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
         self.values = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
-        self.rows = torch.arange(batch_size, device=device)  # (B,) where in them each row of the batch lies
+        self.places = torch.arange(max_length, device=device)  # (S,)
+        self.zero = torch.zeros((), dtype=dtype, device=device)
+        self._lie_in(torch.arange(batch_size, device=device))
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.used = 0  # no row is longer than this: how much of S the attention must look at
         self.rope = rope_table(config, max_length, device)  # (S, E), (S, E)
 
+    def _lie_in(self, rows: Tensor) -> None:
+        """The rows of the batch lie in `rows` (B,) of keys and values."""
+        K, S = self.keys.shape[2:4]
+        self.rows = rows
+        self.heads = (rows[:, None] * K + torch.arange(K, device=rows.device)) * S  # (B, K) where each head begins
+
     def only(self, rows: Tensor) -> "KVCache":
         """The same storage for a batch of other texts, which lie in `rows` (n,) of it and are still empty."""
         part = copy.copy(self)
-        part.rows, part.lengths, part.used = rows, torch.zeros_like(rows), 0
+        part._lie_in(rows)
+        part.lengths, part.used = torch.zeros_like(rows), 0
         return part
 
     def extend(self, T: int) -> Tensor:
         """Make room for T more tokens in every row; their positions (B, T)."""
-        device, K, S = self.lengths.device, *self.keys.shape[2:4]
-        positions = self.lengths[:, None] + torch.arange(T, device=device)  # (B, T)
-        heads = self.rows[:, None] * K + torch.arange(K, device=device)  # (B, K)
-        self.slots = (heads[:, :, None] * S + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
+        positions = self.lengths[:, None] + self.places[:T]  # (B, T)
+        self.slots = (self.heads[:, :, None] + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
         self.lengths = self.lengths + T
-        first, self.used = self.used == 0, min(self.used + T, S)
-        seen = torch.arange(self.used, device=device) <= positions[:, None, :, None]  # (B, 1, T, S)
-        zero = torch.zeros((), dtype=self.keys.dtype, device=device)
-        self.mask = None if first else torch.where(seen, zero, -math.inf)  # (B, 1, T, S), is added to the scores
+        first, self.used = self.used == 0, min(self.used + T, len(self.places))
+        seen = self.places[: self.used] <= positions[:, None, :, None]  # (B, 1, T, S)
+        self.mask = None if first else torch.where(seen, self.zero, -math.inf)  # (B, 1, T, S), is added to the scores
         return positions
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -244,7 +250,8 @@ class KVCache:
         n = len(rows)
         self.copy(rows, self.rows[:n])
         self.keys, self.values = self.keys[:, :n], self.values[:, :n]  # (layers, n, K, S, E)
-        self.rows, self.lengths = self.rows[:n], self.lengths[:n]
+        self.lengths = self.lengths[:n]
+        self._lie_in(self.rows[:n])
 
 
 # ---- the network ---------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_a_norm_of_small_states_has_its_eps(make_model):
         x = (x * torch.tensor([[1e-4], [3e-3], [10.0]])).to(dtype)
         norm = model.model.norm.requires_grad_(False)
         norm.weight.uniform_(0.5, 2)
-        torch.testing.assert_close(decoder.norm(x, norm.weight), norm(x), rtol=rtol, atol=0)
+        torch.testing.assert_close(decoder.norm(x, decoder.scale(norm)), norm(x), rtol=rtol, atol=0)
 
 
 @pytest.fixture
