@@ -170,7 +170,7 @@ def sentence(parts: dict[str, float], device: str, has: float) -> str:
 
 
 def say(parts: dict[str, float]) -> None:
-    """Print that for the device that a script will use; not of several ranks, which hold shards (bench/plan.py)."""
+    """Print that for the device that a script will use; not of several ranks, which hold shards (bench/scale.py)."""
     if ranks.SIZE > 1:
         return
     import torch

@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import typing
 from collections.abc import Iterator
 
@@ -41,9 +42,10 @@ def quiet() -> Iterator[None]:
         try:
             yield
         except Exception:
-            if not first_to_end():
-                sys.exit(1)
-            raise  # with its traceback
+            if started_as()[1] == 1:
+                raise
+            tell(traceback.format_exc().rstrip())
+            sys.exit(1)
 
 
 def tell(text: str) -> None:

@@ -81,15 +81,15 @@ def launch(main: Callable, Config: type, argv: list[str] | None = None, every_ra
     """
     if ranks.started_as()[0] and not every_rank:
         return
-    with ranks.quiet():
-        cfg = cli(Config, argv)
-        words = [Path(sys.executable).name, *(sys.argv if argv is None else [sys.argv[0], *argv])]
-        try:
+    try:
+        with ranks.quiet():
+            cfg = cli(Config, argv)
+            words = [Path(sys.executable).name, *(sys.argv if argv is None else [sys.argv[0], *argv])]
             _run(main, cfg, os.environ.get("CONTINUE") or shlex.join(words), every_rank)
-        except SystemExit as end:
-            ranks.leave(end.code)
-            raise
-        ranks.leave()
+    except SystemExit as end:
+        ranks.leave(end.code)
+        raise
+    ranks.leave()
 
 
 def _run(main: Callable, cfg: object, command: str, every_rank: bool) -> None:

@@ -281,11 +281,11 @@ def bench(monkeypatch):
 
 
 def test_the_computed_tables_of_the_page_are_computed(bench):
-    import plan
+    import scale
 
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
-    for table in (plan.one_gpu, plan.several, plan.teacher):
-        assert "\n".join(table()) in page, f"docs/scale.md: python bench/plan.py prints another {table.__name__}"
+    for table in (scale.one_gpu, scale.several, scale.teacher):
+        assert "\n".join(table()) in page, f"docs/scale.md: python bench/scale.py prints another {table.__name__}"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ Most of it is `slow`, for every rank is a process that imports torch first. DRIV
 """
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import json
@@ -303,6 +304,23 @@ def test_rows_are_dealt_once_and_all_ranks_make_as_many_passes(monkeypatch, size
                 assert counts or (len(micro) == 1 and micro[0] in rows and not own & set(micro))
     assert [micro for micro, _ in data.dealt(range(11), lengths, 14)] == list(
         data.micro_batches(range(11), lengths, 14)) or size > 1
+
+
+def test_one_of_several_ends_at_once_with_its_code(monkeypatch):
+    """For gloo's threads may abort a process that ends as usual. A process alone ends as usual."""
+    Config = dataclasses.make_dataclass("Config", [("file", str, "")])
+
+    def main(cfg):
+        open(cfg.file or os.devnull).close()
+
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    for size, codes in ((1, []), (2, [0, 2])):
+        monkeypatch.setattr(ranks, "SIZE", size)
+        runtime.launch(main, Config, [])
+        with pytest.raises(SystemExit) as end:  # os._exit would not have come back
+            runtime.launch(main, Config, ["--file=nowhere"])
+        assert (ended, end.value.code) == (codes, 2)
 
 
 def test_one_process_is_the_only_rank_and_imports_nothing(tmp_path):

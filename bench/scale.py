@@ -1,6 +1,6 @@
 """The computed tables of docs/scale.md: which flags fit which GPU, and a plan for students that need several.
 
-    python bench/plan.py              # prints them; tests/test_memory.py compares
+    python bench/scale.py              # prints them; tests/test_memory.py compares
 
 Bytes come from memory.py. For several GPUs they are shared out as FSDP2 does it: weights, gradients and moments of all
 networks in fp32, 1/8 on each rank; a block is gathered when it computes; each rank samples its share of the answers
