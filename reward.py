@@ -134,7 +134,7 @@ def main(cfg: Config) -> None:
         batch = order[step]
         runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
         total = sum(train[i][3] for i in batch)  # weight of the whole step
-        loss, right, seen = torch.zeros(3, device=device)
+        loss, right = torch.zeros(2, device=device)
         for rows, counts in dealt(batch, lengths, cfg.micro_tokens // 2):  # a pair is two texts
             micro = [train[j] for j in rows]
             weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
@@ -149,13 +149,12 @@ def main(cfg: Config) -> None:
             (ranks.SIZE * micro_loss).backward()  # over ranks FSDP takes the mean, a step is their sum
             loss += micro_loss.detach()
             right += counts * (chosen > rejected).sum()
-            seen += counts * tokens.numel()
         grad_norm = ranks.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        sums = ranks.total(torch.stack([loss, right, seen]))  # (3,)
-        loss, right, seen, grad_norm = torch.stack([*sums, grad_norm]).tolist()  # read once: a GPU waits for it
-        at["seen"] += int(seen)
+        sums = ranks.total(torch.stack([loss, right]))  # (2,)
+        loss, right, grad_norm = torch.stack([*sums, grad_norm]).tolist()  # read once: a GPU waits for it
+        at["seen"] += sum(2 * len(train[i][0]) + len(train[i][1]) + len(train[i][2]) for i in batch)
         runtime.require(math.isfinite(loss), f"step {step}: the loss is {loss}: is --lr too high, {cfg.model} broken?")
         stage.log(step, loss=loss, accuracy=right / len(batch), grad_norm=grad_norm)
         bar.update(1, f"loss {loss:.3f} accuracy {right / len(batch):.2f}")
