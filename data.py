@@ -9,17 +9,14 @@ Every stage reads the question files that this script writes, so all of them ask
 Shapes: B sequences, T tokens. Padding is on the right and is known from masks, never from token ids.
 """
 
-import gzip
 import hashlib
 import http.client
-import json
 import os
 import random
 import statistics
 import sys
 import urllib.error
 import urllib.request
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,89 +26,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import ranks
 import runtime
 from answers import canonical, extract_answer, is_correct  # noqa: F401  all that is about text can be had from here
-from arith import arith_problems
-from chat import Tokenizer
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def read_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[dict]:
-    """Yield the objects of a .jsonl or .jsonl.gz, each with the `required` texts; an empty line is skipped.
-
-    ValueError names file, line and fault.
-    """
-    return (row for _, row in numbered_jsonl(path, required))
-
-
-def numbered_jsonl(
-    path: str | Path, required: Iterable[str] = (), faults: list[str] | None = None
-) -> Iterator[tuple[int, dict]]:
-    """The same with each object's line number. Given a list of `faults`, note a bad line there and go on."""
-    for number, line in _lines(Path(path)):
-        try:
-            row = _object(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, required)
-        except ValueError as error:
-            _refuse(f"{path}, line {number}: {error}", faults)
-        else:
-            if row is not None:
-                yield number, row
-
-
-LONGEST_LINE = 64 << 20  # bytes; no question and no answer is as long
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found")
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
-                if len(line) == LONGEST_LINE:
-                    raise ValueError(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MB, is it JSON Lines?")
-                yield number, line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file: {error}") from None
-
-
-def _object(line: bytes, required: Iterable[str]) -> dict | None:
-    """The object on a line, None for an empty line; what is wrong is said without file and line."""
-    try:
-        text = line.decode().strip()
-        row = json.loads(text) if text else None
-        if "\\ud" in text.lower():  # half a surrogate pair is JSON, but no text
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"half a character ({error.object[error.start]!a}), which no file can hold") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from None
-    if text and not isinstance(row, dict):
-        raise ValueError(f"an object {{...}} is expected, this is a {type(row).__name__}")
-    for key in required if text else ():
-        if key not in row:
-            raise ValueError(f"the key '{key}' is missing")
-        if not isinstance(row[key], str):
-            raise ValueError(f"'{key}' must be a text, this is a {type(row[key]).__name__}")
-    return row
-
-
-def _refuse(fault: str, faults: list[str] | None) -> None:
-    if faults is None:
-        raise ValueError(fault)
-    faults.append(fault)
-
-
-def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
-    """Write one object a line; a reader never meets half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with runtime.replacing(path) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
+from hf.tokenizer import Tokenizer
+from runtime import ranks
+from runtime.files import numbered_jsonl, read_jsonl, refuse, write_jsonl
+from tasks.arith import arith_problems
 
 # ---- questions -----------------------------------------------------------------------------------------------------
 
@@ -235,7 +155,7 @@ def numbered_questions(
             if question.kind != kind:
                 raise ValueError(f"a '{question.kind}' question after '{kind}' ones; a file holds one kind")
         except ValueError as error:
-            _refuse(f"{path}, line {number}: {error}", faults)
+            refuse(f"{path}, line {number}: {error}", faults)
         else:
             yield number, question
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import ranks
 from model import KVCache, Llama, RMSNorm, rotate
+from runtime import ranks
 
 LOOK_EVERY = {"cpu": 1, "cuda": 8}  # steps between two looks at who has ended: a GPU must be waited for
 READ_AT_ONCE = {"cpu": 2**11, "cuda": 2**16}  # tokens of prompts: what fits into a core's own cache is read faster

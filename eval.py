@@ -18,16 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import memory
 import quality
-import ranks
 import runtime
 from answers import extract_answer, is_correct
-from chat import Tokenizer
 from data import Question, collate, dealt, load_questions, write_jsonl
 from generate import answer_questions, answer_stage, prompt_tokens, sampling_memory
+from hf.tokenizer import Tokenizer
 from model import Llama, ModelConfig, ScalarModel, last_value, load_model, load_scalar_model
 from pseudo_reward import load_samples
+from runtime import memory, ranks
 
 SCORED_AT_ONCE = 16384  # tokens of best-of-n: nothing is kept for a backward pass
 

@@ -10,15 +10,14 @@ How a token is drawn is in decode.py: `generate`, which this file hands on, take
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import memory
-import ranks
 import runtime
 from answers import extract_answer
-from chat import Tokenizer
-from checkpoint import Checkpoint
 from data import STOP_TEXT, Question, few_shot_prompt, load_questions, write_jsonl
 from decode import Response, generate
+from hf.tokenizer import Tokenizer
 from model import Llama, ModelConfig, load_model
+from runtime import memory, ranks
+from runtime.checkpoint import Checkpoint
 
 
 def prompt_tokens(tokenizer: Tokenizer, question: Question, shots: int) -> list[int]:

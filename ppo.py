@@ -25,16 +25,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import memory
-import ranks
 import runtime
 from answers import extract_answer, is_correct
-from chat import Tokenizer
-from checkpoint import Checkpoint
 from data import Question, collate, dealt, load_questions, read_jsonl
 from eval import accuracy, score_responses
 from generate import generate
 from health import Health
+from hf.tokenizer import Tokenizer
 from model import (
     Llama,
     ModelConfig,
@@ -46,6 +43,8 @@ from model import (
     masked_values,
     save_model,
 )
+from runtime import memory, ranks
+from runtime.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import memory
 import quality
-import ranks
 import runtime
-from chat import Tokenizer
-from checkpoint import Checkpoint
 from data import batches, collate, dealt, load_questions, read_jsonl
 from eval import score_responses
+from hf.tokenizer import Tokenizer
 from model import ModelConfig, last_value, load_scalar_model, save_model
+from runtime import memory, ranks
+from runtime.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

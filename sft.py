@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import memory
-import ranks
 import runtime
-from chat import Tokenizer
-from checkpoint import Checkpoint
 from data import batches, collate, dealt, read_jsonl
+from hf.tokenizer import Tokenizer
 from model import ModelConfig, load_model, masked_logprobs, save_model
+from runtime import memory, ranks
+from runtime.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

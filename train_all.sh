@@ -126,7 +126,7 @@ if [ "$ABLATE" = 1 ]; then # every seed is a run of its own, JOBS at once; what 
 fi
 
 launch=("$PYTHON") redo=0 seen=" "
-if [ "$NPROC" != 1 ]; then launch+=("$here/ranks.py" "$NPROC"); fi # torchrun
+if [ "$NPROC" != 1 ]; then launch+=("$here/runtime/ranks.py" "$NPROC"); fi # torchrun
 run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run
   local stage=$1 script=$2
   shift 2
@@ -147,7 +147,7 @@ rl() { # rl STAGE FLAGS...: PPO with the settings that all its runs share
 }
 sampling() { echo --max_new_tokens "$new_tokens" --batch_size "$batch"; }
 
-"$PYTHON" "$here/preflight.py" --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
+PYTHONPATH="$here" "$PYTHON" -m runtime.preflight --run "$RUN" --preset "$PRESET" --seed "$SEED" --teacher "$TEACHER" --student "$STUDENT" \
   --teacher_test "${TEACHER_TEST:-}" --questions "$QUESTIONS" $memory $offload --batch_size $batch --new_tokens $new_tokens \
   --needs "$needs" --hub "${hub:-}" --nproc "$NPROC"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from answers import extract_answer, is_correct
-from arith import arith_problems
+from tasks.arith import arith_problems
 
 # The rules of TIGER-AI-Lab/MMLU-Pro, evaluate_from_local.py: the sentence, else the label, else the last lone letter.
 SENTENCE = re.compile(r"answer is \(?([A-J])\)?")

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sides
 
-from memory import PROCESS
+from runtime.memory import PROCESS
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = {  # name: script, tokens of a pass or rows sampled together, flags

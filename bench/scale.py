@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sides import SHAPES, llama
 
-import memory
 from model import ModelConfig
+from runtime import memory
 
 QWEN = ModelConfig(151936, 896, 4864, 24, 14, 2, 64, tie_word_embeddings=True, attention_bias=True, model_type="qwen2")
 LLAMA_70B = llama(128256, 8192, 28672, 80, 64, 8, 128, tied=False)

@@ -19,8 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
-from checkpoint import Checkpoint
 from model import Llama, ModelConfig, ScalarModel, load_model, masked_logprobs, save_model
+from runtime.checkpoint import Checkpoint
 
 CUDA = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if CUDA else torch.float32  # of the files, and of whatever only answers

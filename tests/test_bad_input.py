@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import answers
 import data
 import runtime
-from chat import Tokenizer
+from hf.tokenizer import Tokenizer
 from model import ScalarModel, load_model, load_scalar_model, save_model
 from pseudo_reward import load_samples
 

@@ -14,9 +14,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import runtime
-from chat import Tokenizer
 from data import load_questions, read_jsonl
 from generate import generate
+from hf.tokenizer import Tokenizer
 from model import Llama, load_model
 
 BENCH = Path(runtime.__file__).resolve().parent / "bench"

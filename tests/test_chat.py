@@ -12,7 +12,7 @@ from conftest import CHATML_SPECIAL, CHATML_TEMPLATE, LLAMA_SPECIAL, LLAMA_TEMPL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat import Tokenizer, default_system, family
+from hf.tokenizer import Tokenizer, default_system, family
 
 # The published templates' turns, dates and system turns; their branches for tools are left out, Qwen2.5's but for the
 # start of one, which is a trap: it opens a system turn, and its default text is not written in one piece.

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint as module
-from checkpoint import Checkpoint
 from runtime import SIGNALS, Stage, launch
+from runtime import checkpoint as module
+from runtime.checkpoint import Checkpoint
 
 STEPS = 9
 

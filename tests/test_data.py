@@ -19,10 +19,8 @@ import pytest
 import torch
 from conftest import real_data
 
-import arith
 import data
 import runtime
-from arith import SPLITS, arith_problems
 from data import (
     Question,
     batches,
@@ -35,6 +33,8 @@ from data import (
     read_jsonl,
     write_jsonl,
 )
+from tasks import arith
+from tasks.arith import SPLITS, arith_problems
 
 # ---- question files ------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import pytest
 
 import runtime
 
-ROOT = Path(runtime.__file__).resolve().parent
+ROOT = Path(runtime.__file__).resolve().parent.parent
 SCRIPT = ROOT / "bench" / "gpu_run.sh"
 
 # ---- the arithmetic ------------------------------------------------------------------------------------------------

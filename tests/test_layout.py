@@ -14,7 +14,7 @@ import pytest
 
 import runtime
 
-ROOT = Path(runtime.__file__).resolve().parent
+ROOT = Path(runtime.__file__).resolve().parent.parent
 MAY_IMPORT = {
     "model": set(),
     "ranks": set(),

@@ -11,21 +11,20 @@ import pytest
 import torch
 from conftest import (
     LLAMA_SPECIAL,  # noqa: F401  the fixtures of a tiny model
-    )
+)
 
-import checkpoint
 import decode
 import eval as evaluation
 import generate
-import memory
 import ppo
 import reward
 import runtime
 import sft
 from data import write_jsonl
 from model import KVCache, Llama, ModelConfig, ScalarModel
+from runtime import checkpoint, memory
 
-ROOT = Path(memory.__file__).resolve().parent
+ROOT = Path(memory.__file__).resolve().parent.parent
 SMALL = ModelConfig(100, 48, 80, 3, 6, 2, 10, tie_word_embeddings=True)
 
 

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import memory
-import preflight
+from runtime import memory, preflight
 
 
 @pytest.fixture

@@ -23,15 +23,15 @@ from safetensors.torch import load_file
 from test_resume import world  # noqa: F401  a fixture
 
 import data
-import ranks
 import runtime
+from runtime import ranks
 
-ROOT = Path(ranks.__file__).resolve().parent
+ROOT = Path(ranks.__file__).resolve().parent.parent
 
 DRIVER = """
 import importlib, os, signal, sys, time
 sys.path.insert(0, {root!r})
-import checkpoint, ranks, runtime
+import runtime; from runtime import checkpoint, ranks
 checkpoint.PAUSE = 0  # save after every step
 script, what, rank, step = sys.argv[1:5]
 log = runtime.Stage.log
@@ -104,7 +104,7 @@ def start(n, script, flags, out, driver=()):
     driver = driver and [str(out.parent / "driver.py"), script, *map(str, driver)]
     if driver:
         Path(driver[0]).write_text(DRIVER.format(root=str(ROOT)))
-    command = [str(ROOT / "ranks.py"), str(n)] if n > 1 else []
+    command = [str(ROOT / "runtime/ranks.py"), str(n)] if n > 1 else []
     command += driver or [str(ROOT / f"{script}.py")]
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen([sys.executable, *command, *flags.split(), f"--out={out}"], text=True,
@@ -271,7 +271,7 @@ def test_no_rank_holds_more_than_its_share(model_folder, tmp_path, n):
     """Of weights and of Adam's moments, before and after a pass; gradients and the gathered copy are those of one."""
     script = tmp_path / "shards.py"
     script.write_text(SHARDS.format(root=str(ROOT)))
-    done = subprocess.run([sys.executable, str(ROOT / "ranks.py"), str(n), str(script), f"--model={model_folder}"],
+    done = subprocess.run([sys.executable, str(ROOT / "runtime/ranks.py"), str(n), str(script), f"--model={model_folder}"],
                           capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     total, shares = done.stdout.split(maxsplit=1)

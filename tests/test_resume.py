@@ -10,16 +10,16 @@ import pytest
 import torch
 from conftest import LLAMA_SPECIAL  # noqa: F401  the fixtures of a tiny model
 
-import checkpoint
 import eval as evaluation
 import generate
 import ppo
 import reward
 import runtime
 import sft
-from chat import Tokenizer
 from data import write_jsonl
+from hf.tokenizer import Tokenizer
 from model import load_scalar_model, save_model
+from runtime import checkpoint
 
 KILLS = 6
 

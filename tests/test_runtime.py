@@ -17,7 +17,7 @@ import torch
 import runtime
 from runtime import Stage
 
-ROOT = Path(runtime.__file__).resolve().parent
+ROOT = Path(runtime.__file__).resolve().parent.parent
 
 
 # ---- flags ---------------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ import torch
 
 import report
 import runtime
-from chat import Tokenizer
+from hf.tokenizer import Tokenizer
 from model import load_model, load_scalar_model, save_model
 
-ROOT = Path(runtime.__file__).resolve().parent
+ROOT = Path(runtime.__file__).resolve().parent.parent
 
 
 class Bomb:

@@ -12,9 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import memory
 import runtime
-from runtime import require
+from runtime import memory, require
 
 PROMPT = 256  # tokens; most of GSM8K's are shorter
 

@@ -23,8 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import ranks
-from runtime import SIGNALS, Stage, require, sha256, sync, write_json
+from runtime import SIGNALS, Stage, ranks, require, sha256, sync, write_json
 
 PAUSE = 20  # the next save waits so many times as long as the last one took: they take 5 % of the time at most
 GROWING = ("metrics.jsonl", "samples.txt")  # files of a stage that a loop appends to

@@ -16,8 +16,7 @@ import json
 import types
 from pathlib import Path
 
-import ranks
-from runtime import require
+from runtime import ranks, require
 
 PROCESS = {False: 0.27e9, True: 0.6e9}  # by `cuda`: Python with its libraries; what CUDA keeps for itself
 LOGITS_AT_ONCE = 2**24  # as in model.py

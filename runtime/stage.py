@@ -1,0 +1,221 @@
+"""A stage: one script run that fills one folder. `done.json`, written last, says what was done to what; the next run
+with the same flags and the same inputs skips the stage, any other redoes it and keeps the old folder aside. What lets a
+stage go on in its middle is in checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import typing
+from pathlib import Path
+
+from tqdm import tqdm
+
+from runtime import ranks
+from runtime.files import sha256, sync, write_json
+from runtime.flags import require
+
+
+class Progress:
+    """A bar with the time left on a terminal; a plain line every ten seconds where the output is piped."""
+
+    def __init__(self, label: str, total: int, first: int = 0):
+        self.label, self.total, self.first, self.count = label, total, first, first
+        self.start = self.last = time.monotonic()
+        options = {"total": total, "initial": first, "desc": label, "leave": False, "dynamic_ncols": True}
+        self.bar = tqdm(**options) if sys.stderr.isatty() else None
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        self.count += count
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(count)
+        elif now - self.last >= 10:
+            self.last = now
+            left = int((now - self.start) / (self.count - self.first) * (self.total - self.count))
+            print(f"{self.label} {self.count}/{self.total} {note} left {left // 60}:{left % 60:02d}", flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _hash(path: Path, flag: str) -> str:
+    """SHA-256 of a file, or of a model folder's config, weights and tokenizer."""
+    if not path.exists():
+        raise FileNotFoundError(f"--{flag} {path}: there is no such file or folder")
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(
+            file
+            for file in path.iterdir()
+            if file.suffix in (".json", ".jsonl", ".safetensors") and file.name not in ("done.json", "metrics.jsonl")
+        )
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        if file != path:  # a file counts by its contents, a folder's files by their names too
+            digest.update(file.name.encode())
+        digest.update(bytes.fromhex(sha256(file)))
+    return digest.hexdigest()[:16]
+
+
+LOCKS: dict[tuple[int, int], int] = {}  # folders that this process works in: (device, inode) -> handle
+
+
+class Stage:
+    """The folder `cfg.out` of one script run, which rank 0 alone writes to.
+
+    `inputs` names the fields of cfg that are paths; they count by the contents of their files, not by their names, so
+    that a run folder can be moved; `memory` those that change what memory is needed and not what comes out, so that a
+    run that had too little goes on with less. `finished` is True when done.json already says that this work is done.
+    """
+
+    def __init__(self, cfg, inputs: typing.Iterable[str] = (), memory: typing.Iterable[str] = ()):
+        self.folder, self.start, self.memory = Path(cfg.out), time.monotonic(), frozenset(memory)
+        config = dataclasses.asdict(cfg)
+        paths = {name: config[name] for name in inputs if config[name]}
+        # a question set may be a name such as arith:test instead of a file
+        hashes = {
+            name: _hash(Path(path), name) for name, path in paths.items() if Path(path).exists() or ":" not in path
+        }
+        settings = {name: value for name, value in config.items() if name != "out" and name not in hashes}
+        self.record = {"config": config, "settings": settings, "inputs": hashes}
+        self.done = self._read_done()
+        self.finished = ranks.of_first(self.done is not None and not self._changes(self.done))
+        if self.finished:
+            print(f"{self.folder}: done already ({self.done['seconds']:.0f} s), skipped", flush=True)
+            return
+        place = next(path for path in [self.folder.resolve(), *self.folder.resolve().parents] if path.exists())
+        require(place.is_dir() and os.access(place, os.W_OK), f"--out {self.folder}: {place} is no folder to write to")
+        if self.folder.exists() and ranks.RANK == 0:
+            self._lock()
+
+    @functools.cached_property
+    def out(self) -> Path:
+        """The folder to fill, made by rank 0 when it first asks: once the inputs are known to be good, or a slip in one
+        of them would push a finished stage aside. Then one that was made otherwise is kept under another name."""
+        if ranks.RANK:
+            return self.folder
+        if (old := self.done or self._saved()) and (changes := self._changes(old)):
+            names = (self.folder.with_name(f"{self.folder.name}.old{i}") for i in range(1, 10**6))
+            aside = next(path for path in names if not path.exists())
+            self.folder.rename(aside)
+            text = "; ".join(changes)[:200]
+            print(f"{self.folder}: redone, the old one is kept in {aside.name} ({text})", flush=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        for path in self.folder.rglob("*.tmp"):  # of an attempt that was cut off
+            path.unlink()
+        if not (self.folder / "resume").exists():
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        return self.folder
+
+    def _changes(self, old: dict) -> list[str]:
+        """Which settings and inputs are other ones than those of an earlier run."""
+        return [
+            f"{key} {old[part].get(key)} -> {self.record[part].get(key)}"
+            for part in ("settings", "inputs")
+            for key in {**old[part], **self.record[part]}
+            if old[part].get(key) != self.record[part].get(key) and key not in self.memory
+        ]
+
+    def _read_done(self) -> dict | None:
+        """done.json if it is whole and the files it lists are still there as they were written."""
+        try:
+            done = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
+            if not {"settings", "inputs", "seconds"} <= done.keys():
+                return None
+            for name, size in done["outputs"].items():
+                path, digest = self.folder / name, done.get("sha256", {}).get(name)
+                if not path.is_file() or path.stat().st_size != size or (digest and sha256(path) != digest):
+                    print(f"{path} is not as it was written: the stage is done again", flush=True)
+                    return None
+            return done
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return None
+
+    def _saved(self) -> dict | None:
+        """Settings and inputs of the state that an attempt that was cut off saved."""
+        for path in sorted((self.folder / "resume").glob("*.json"), reverse=True):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                saved = json.loads(path.read_text(encoding="utf-8"))
+                return {"settings": dict(saved["settings"]), "inputs": dict(saved["inputs"])}
+        return None
+
+    def _lock(self) -> None:
+        """Refuse a folder that another process works in. The system's lock ends with its process, even at kill -9."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        handle = os.open(self.folder, os.O_RDONLY)
+        key = os.fstat(handle).st_dev, os.fstat(handle).st_ino
+        if key in LOCKS:
+            os.close(handle)
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            LOCKS[key] = handle
+        except BlockingIOError:
+            os.close(handle)
+            raise ValueError(f"--out {self.folder}: another process is at work in this folder; wait for it") from None
+        except OSError:  # a network's file system without locks
+            os.close(handle)
+
+    def log(self, step: int, **values: float) -> None:
+        """Append one line to metrics.jsonl; rank 0 does it."""
+        if ranks.RANK:
+            return
+        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def finish(self, tokens: int = 0, flops: float = 0.0, **results: object) -> None:
+        """Write done.json: what was asked, what it cost, what came out. `results` are the stage's own numbers."""
+        import torch
+
+        files = [path for path in sorted(self.out.rglob("*")) if path.is_file() and path.name != "done.json"]
+        files = [path for path in files if path.relative_to(self.out).parts[0] != "resume"]
+        for path in {*files, *(path.parent for path in files)}:
+            sync(path)  # or a power cut could leave done.json and half of what it lists
+        done = self.record | {
+            "seconds": round(time.monotonic() - self.start, 2),
+            "peak_memory_mb": round(peak_memory_mb()),
+            "tokens": int(tokens),
+            "flops": float(flops),
+            "results": results,
+            "outputs": {str(path.relative_to(self.out)): path.stat().st_size for path in files},
+            "sha256": {str(path.relative_to(self.out)): sha256(path) for path in files},
+            "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+            "threads": torch.get_num_threads(),
+            "ranks": ranks.SIZE,
+        }
+        write_json(self.out / "done.json", done)
+        shutil.rmtree(self.out / "resume", ignore_errors=True)
+        handle = LOCKS.pop((self.out.stat().st_dev, self.out.stat().st_ino), None)
+        if handle is not None:
+            os.close(handle)
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process ever held, in MB: on the GPU where there is one, else resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "win32":
+        return 0.0  # no getrusage there
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
