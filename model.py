@@ -11,6 +11,7 @@ Sources: Llama 3 (arXiv 2407.21783), RoPE (arXiv 2104.09864), GQA (arXiv 2305.13
 """
 
 import contextlib
+import copy
 import functools
 import json
 import math
@@ -178,7 +179,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     (a, b) becomes (a cos - b sin, b cos + a sin). Example: E 2, a quarter turn (cos 0, sin 1): [1, 2] -> [-2, 1].
     """
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat([-second, first], dim=-1), sin)
 
 
 # ---- cache ---------------------------------------------------------------------------------------------------------
@@ -197,32 +198,42 @@ class KVCache:
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.used = 0  # no row is longer than this: how much of S the attention must look at
+        self.places = torch.arange(max_length, device=device)  # (S,)
         self.rope = rope_table(config, max_length, device)  # (S, E), (S, E)
 
     def extend(self, T: int) -> Tensor:
         """Make room for T more tokens in every row; their positions (B, T)."""
-        (B, K, S, _), device = self.keys[0].shape, self.lengths.device
-        positions = self.lengths[:, None] + torch.arange(T, device=device)  # (B, T)
-        heads = torch.arange(0, B * K * S, S, device=device).view(B, K, 1)  # where each head begins
+        B, K, S, _ = self.keys[0].shape
+        positions = self.lengths[:, None] + self.places[:T]  # (B, T)
+        heads = torch.arange(0, B * K * S, S, device=positions.device).view(B, K, 1)  # where each head begins
         self.slots = (heads + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
         first, self.used, self.lengths = self.used == 0, self.used + T, self.lengths + T
-        seen = torch.arange(self.used, device=device) <= positions[:, None, :, None]  # (B, 1, T, S)
-        self.mask = None if first else torch.where(seen, 0.0, -math.inf).to(self.keys[0].dtype)  # added to the scores
+        hidden = self.places[: self.used] > positions[:, :, None]  # (B, T, S)
+        mask = torch.zeros_like(hidden, dtype=self.keys[0].dtype).masked_fill_(hidden, -math.inf)  # (B, T, S)
+        self.mask = None if first else mask.repeat_interleave(K, dim=0)  # (B*K, T, S), is added to the scores
         return positions
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k, v (B, T, K, E) in the room made; what q (B, T, H, E) finds in all that is stored, (B, T, H, E)."""
-        for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
-            stored.flatten(0, 2).index_copy_(0, self.slots, new.transpose(1, 2).flatten(0, 2))
+        keys, values = self.keys[layer].flatten(0, 1), self.values[layer].flatten(0, 1)  # (B*K, S, E)
+        for stored, new in ((keys, k), (values, v)):
+            stored.flatten(0, 1).index_copy_(0, self.slots, new.transpose(1, 2).flatten(0, 2))
         if self.mask is None:  # nothing was stored before
             return causal_attention(q, k, v)
         # the G query heads of a key head become G rows of one product: its keys are read once and never copied
         (B, T, H, E), K = q.shape, k.shape[2]
-        q = q.view(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B, K, -1, E)  # (B, K, G*T, E)
-        keys, values = self.keys[layer][:, :, : self.used], self.values[layer][:, :, : self.used]  # (B, K, S, E)
-        mask = self.mask if T == 1 else self.mask.repeat(1, 1, H // K, 1)  # (B, 1, G*T, S)
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)  # (B, K, G*T, E)
+        q = q.view(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B * K, -1, E)  # (B*K, G*T, E)
+        mask = self.mask if T == 1 else self.mask.repeat(1, H // K, 1)  # (B*K, 1 or G*T, S)
+        scores = torch.baddbmm(mask, q, keys[:, : self.used].transpose(1, 2), alpha=E**-0.5)  # (B*K, G*T, S)
+        out = torch.bmm(scores.softmax(-1), values[:, : self.used])  # (B*K, G*T, E)
         return out.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
+
+    def part(self, rows: slice) -> "KVCache":
+        """The same storage for some neighbouring rows alone."""
+        part = copy.copy(self)
+        part.keys, part.values = [x[rows] for x in self.keys], [x[rows] for x in self.values]  # views
+        part.lengths = self.lengths[rows]
+        return part
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows (n,) alone, in this order; a row may come several times."""
@@ -244,10 +255,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> weight * x / sqrt(mean of x^2 over D + eps), (..., D). Example: [3, 4] -> [0.8485, 1.1314].
 
-        Worked out in fp32, brought back to x's dtype, then weighted.
+        Worked out in fp32, the mean of squares needs it; then brought back to x's dtype.
         """
-        wide = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)  # the mean of squares needs fp32
-        return self.weight * wide.to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -266,7 +276,8 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, E)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
-        out = attend(rotate(q, *rope), rotate(k, *rope), v)  # (B, T, H, E)
+        q, k = rotate(torch.cat([q, k], dim=2), *rope).split([q.shape[2], k.shape[2]], dim=2)  # at once, to save time
+        out = attend(q, k, v)  # (B, T, H, E)
         return self.o_proj(out.reshape(B, T, -1))  # (B, T, D)
 
 
