@@ -621,7 +621,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("arms count in a run's cost", " or (\"+\" in stage and not arms)", "",
          "what_is_missing_is_said_and_nothing_else_changes"),
         ("the raw vote's curve in the learned one's", "r\"6_ppo(_r\\d)?\"", "r\"6_ppo(_r.*)?\"",
-         "a_second_round_follows_the_first"),
+         "unknown_numbers_and_a_second_round"),
         ("the interval of half a run", "\"–\".join(map(number, row[\"ci95\"]))",
          "\"–\".join(number(x, False) for x in row[\"ci95\"])", "the_page_of_a_run"),
         ("fixed and broken swapped", "== (not fixed, fixed)]", "== (fixed, not fixed)]", "the_page_of_a_run"),

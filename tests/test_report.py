@@ -10,7 +10,6 @@ from fractions import Fraction
 import pytest
 
 import report
-import runtime
 from data import Question
 
 GOLD = "7"
@@ -25,6 +24,8 @@ ANSWERS = {
     "hard_sft": [0, 0, 0, 1],
     "hard_ppo": [1, 1, 0, 0],
 }
+
+draw = report.draw
 
 
 def write_rows(path, rows):
@@ -45,9 +46,8 @@ def write_evaluation(run, name, right, **results):
              "response": f"let me see\n#### {GOLD if ok else 8} said by {name}"} for i, ok in enumerate(right)]
     folder, share = run / report.evaluation(name), sum(right) / len(right)
     write_rows(folder / "transcripts.jsonl", rows)
-    accuracy = {"strict": share, "lenient": share, "n": len(right), "ci95": [share / 2, (1 + share) / 2],
-                "no_answer": 0.125, "truncated": 0.0625, "mean_tokens": 5.0}
-    write_done(folder, seconds=2.0, accuracy=accuracy, parameters=9, **results)
+    rest = {"ci95": [share / 2, (1 + share) / 2], "no_answer": 0.125, "truncated": 0.0625, "mean_tokens": 5.0}
+    write_done(folder, seconds=2.0, accuracy={"strict": share, "lenient": share, "n": len(right)} | rest, **results)
 
 
 def write_ppo(folder, iterations, start=0.0):
@@ -92,9 +92,6 @@ def undrawn(monkeypatch):
     drawn = {}
     monkeypatch.setattr(report, "draw", lambda out, pictures: drawn.update(pictures))
     return drawn
-
-
-draw = report.draw
 
 
 def report_of(folder):
@@ -210,42 +207,34 @@ def test_what_is_missing_is_said_and_nothing_else_changes(tmp_path):
     assert len(report.read_run(run).metrics(report.LEARNED)) == 5  # PPO that was stopped, as far as it came
 
 
-def test_numbers_that_are_not_known(tmp_path):
-    """NaN is no JSON; a recorded answer has no count of tokens."""
+def test_unknown_numbers_and_a_second_round(tmp_path):
+    """NaN is no JSON; a recorded answer has no count of tokens. The curves of the second round follow the first."""
     run = make_run(tmp_path)
     write_evaluation(run, "best_of_n", ANSWERS["best_of_n"], auc_gold=math.nan)
     path = run / report.evaluation("teacher") / "done.json"
     path.write_text(path.read_text().replace('"mean_tokens": 5.0', '"mean_tokens": null'))
-    numbers = report_of(run)
-    assert numbers["reward_model"]["auc_gold"] is numbers["accuracy"]["teacher"]["mean_tokens"] is None
-    assert rows_of((run / "report.md").read_text(encoding="utf-8"), "Accuracy")["teacher"][5] == "–"
-
-
-def test_a_second_round_follows_the_first(tmp_path):
-    run = make_run(tmp_path)
     write_ppo(run / "6_ppo_r2", 3, start=10.0)
     write_done(run / "5_reward_r2", pair_accuracy=0.5)
     write_evaluation(run, "ppo_r1", [1] * 6 + [0] * 6)
     numbers = report_of(run)
+    assert numbers["reward_model"]["auc_gold"] is numbers["accuracy"]["teacher"]["mean_tokens"] is None
+    assert rows_of((run / "report.md").read_text(encoding="utf-8"), "Accuracy")["teacher"][5] == "–"
     assert numbers["accuracy"]["ppo_r1"]["strict"] == 0.5 and numbers["reward_model"]["pair_accuracy"] == 0.875
     metrics = report.read_run(run).metrics
     assert [row["objective/scores"] for row in metrics(report.LEARNED)] == [0, 1, 2, 3, 4, 10, 11, 12]
     assert [row["objective/scores"] for row in metrics(report.RAW)] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("full", [True, False])
-def test_the_pictures_are_png_that_read_well_at_1200_pixels(tmp_path, monkeypatch, full):
-    """And so they are where the run has no PPO and no best of n."""
-    monkeypatch.setattr(report, "draw", draw)
-    run = make_run(tmp_path, ANSWERS if full else {"sft": ANSWERS["sft"]})
-    if not full:
-        for stage in ("6_ppo", "6_ppo_raw"):
-            (run / stage / "metrics.jsonl").unlink()
-    report_of(run)
-    for name in ("curves", "reward"):
-        data = (run / f"{name}.png").read_bytes()
-        width, height = struct.unpack(">II", data[16:24])
-        assert data[:4] == b"\x89PNG" and 1200 <= width <= 2400 and 0.2 < height / width < 0.8 and len(data) > 10_000
+def test_the_pictures_are_png_that_read_well_at_1200_pixels(tmp_path, monkeypatch, undrawn):
+    """And so they are where there was neither PPO nor best of n."""
+    report_of(make_run(tmp_path))
+    for pictures in (undrawn, {"reward": (report.draw_judge, []), "curves": (report.draw_curves, {"learned": []})}):
+        draw(tmp_path, pictures)
+        for name in ("curves", "reward"):
+            data = (tmp_path / f"{name}.png").read_bytes()
+            width, height = struct.unpack(">II", data[16:24])
+            assert data[:4] == b"\x89PNG" and 1200 <= width <= 2400 and 0.2 < height / width < 0.8
+            assert len(data) > 10_000
 
 
 def test_without_matplotlib_there_is_a_page_and_no_picture(tmp_path, monkeypatch, capsys):
@@ -281,12 +270,9 @@ def test_two_runs_are_compared_and_where_they_part_is_said(tmp_path, undrawn):
     assert not (tmp_path / "again").exists()
 
 
-def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("DEBUG", raising=False)
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "empty")])
-    with pytest.raises(SystemExit) as exit:
-        runtime.launch(report.main, report.Config)
-    assert exit.value.code == 2 and str(tmp_path / "empty") in capsys.readouterr().err
+def test_a_mistake_names_its_file(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path / 'empty'}: "):
+        report.main(report.Config((str(tmp_path / "empty"),)))
     assert not (tmp_path / "empty").exists()
     run = make_run(tmp_path / "run")
     with (run / report.evaluation("sft") / "transcripts.jsonl").open("a") as file:
