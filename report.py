@@ -151,7 +151,7 @@ class Run:
 
 def read_run(folder: Path, arms: bool = False) -> Run:
     """What is finished in a run folder; with `arms` also the stages of an ablation, which have a + in their names."""
-    stages, needed = {}, {"results", "settings", "inputs", "versions", "threads", *COSTS}
+    stages, needed = {}, {"results", "settings", "inputs", "versions", *COSTS}
     for path in sorted(folder.glob("**/done.json")):
         stage = path.parent.relative_to(folder).as_posix()
         if ".old" in stage or ("+" in stage and not arms):  # a stage that was redone is kept aside as .old1

@@ -38,7 +38,7 @@ def write_done(folder, seconds=10.0, tokens=1000, flops=2e12, peak=100, settings
     (folder / "done.json").write_text(json.dumps({
         "settings": settings or {"seed": 0}, "inputs": {"model": "0123456789abcdef"}, "seconds": seconds,
         "peak_memory_mb": peak, "tokens": tokens, "flops": flops, "results": results,
-        "versions": {"torch": "2.9", "python": "3.12"}, "threads": 1}), encoding="utf-8")
+        "versions": {"torch": "2.9", "python": "3.12"}}), encoding="utf-8")
 
 
 def write_evaluation(run, name, right, **results):

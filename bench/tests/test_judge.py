@@ -93,7 +93,7 @@ def test_reliability_bins_are_the_table_behind_the_calibration_error():
 def test_a_run_is_judged_at_the_scale_that_was_trained(tmp_path):
     """Two questions; the right samples outscore the wrong ones by 1 and by -1, at a trained scale of 2."""
     done = {"settings": {}, "inputs": {}, "seconds": 1.0, "tokens": 1, "flops": 1.0, "peak_memory_mb": 1,
-            "versions": {}, "threads": 1}
+            "versions": {}}
     for stage, results in (("5_reward", {"score_std": 2.0}), ("7_eval/best_of_n/sft", {})):
         (tmp_path / stage).mkdir(parents=True)
         (tmp_path / stage / "done.json").write_text(json.dumps(done | {"results": results}))
