@@ -36,10 +36,7 @@ MAY_IMPORT = {
     "reward": {"chat", "checkpoint", "data", "eval", "memory", "model", "quality", "ranks", "runtime"},
     "ppo": {"answers", "chat", "checkpoint", "data", "eval", "generate", "health", "memory", "model", "ranks",
             "runtime"},
-    "findings": {"answers", "data", "runtime"},
-    "ablation": {"findings", "report", "runtime"},
-    "figures": set(),
-    "report": {"figures", "findings", "runtime"},
+    "report": {"answers", "data", "runtime"},
 }
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 
