@@ -207,8 +207,9 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
             return loss, {"loss": loss, "right": (chosen > rejected).sum()}
 
         metrics = steps.step(model, adam, batch, lengths, cfg, loss_of)
-        tokens = sum(2 * len(train[i].prompt) + len(train[i].chosen) + len(train[i].rejected) for i in batch)
-        stage.log(step, metrics | {"accuracy": metrics.pop("right") / len(batch), "tokens": tokens})
+        metrics["accuracy"] = metrics.pop("right") / len(batch)
+        metrics["tokens"] = sum(2 * len(train[i].prompt) + len(train[i].chosen) + len(train[i].rejected) for i in batch)
+        stage.log(step, metrics)
 
     model = ranks.full_model(model)
     scores = score_responses(model, *samples, cfg.micro_tokens)  # (samples,)
