@@ -21,12 +21,13 @@ from torch import Tensor
 import quality
 import runtime
 from answers import extract_answer, is_correct
-from data import Question, collate, dealt, load_questions, write_jsonl
+from data import Question, collate, load_questions, write_jsonl
 from generate import answer_questions, answer_stage, prompt_tokens, sampling_memory
 from hf.tokenizer import Tokenizer
 from model import Llama, ModelConfig, ScalarModel, last_value, load_model, load_scalar_model
-from pseudo_reward import load_samples
 from runtime import memory, ranks
+from runtime.steps import dealt
+from tasks.recorded import load_samples
 
 SCORED_AT_ONCE = 16384  # tokens of best-of-n: nothing is kept for a backward pass
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import runtime
 from answers import extract_answer
-from data import STOP_TEXT, Question, few_shot_prompt, load_questions, write_jsonl
+from data import Question, load_questions, write_jsonl
 from decode import Response, generate
 from hf.tokenizer import Tokenizer
 from model import Llama, ModelConfig, load_model
 from runtime import memory, ranks
 from runtime.checkpoint import Checkpoint
+from tasks.published import STOP_TEXT, few_shot_prompt
 
 
 def prompt_tokens(tokenizer: Tokenizer, question: Question, shots: int) -> list[int]:
@@ -164,8 +165,7 @@ def main(cfg: Config) -> None:
     tokenizer, device = Tokenizer(cfg.model), runtime.default_device()
     if stage:
         memory.say(sampling_memory(cfg, tokenizer, questions))
-    one_row = device.type == "cpu" and (bool(cfg.ask) or cfg.batch_size == 1)
-    model = load_model(cfg.model, runtime.inference_dtype(), device, one_row)
+    model = load_model(cfg.model, runtime.inference_dtype(), device)
     runtime.set_threads(model, say=not cfg.ask)  # --ask prints an answer and nothing else
     if cfg.ask:
         [[response]] = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import runtime
 from answers import extract_answer, is_correct
-from data import Question, collate, dealt, load_questions, read_jsonl
+from data import Question, collate, load_questions, read_jsonl
 from eval import accuracy, score_responses
 from generate import generate
 from health import Health
@@ -45,6 +45,7 @@ from model import (
 )
 from runtime import memory, ranks
 from runtime.checkpoint import Checkpoint
+from runtime.steps import dealt
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from torch import Tensor
 
 import quality
 import runtime
-from data import batches, collate, dealt, load_questions, read_jsonl
+from data import batches, collate, load_questions, read_jsonl
 from eval import score_responses
 from hf.tokenizer import Tokenizer
 from model import ModelConfig, last_value, load_scalar_model, save_model
 from runtime import memory, ranks
 from runtime.checkpoint import Checkpoint
+from runtime.steps import dealt
 
 
 @dataclass(frozen=True)

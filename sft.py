@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 import runtime
-from data import batches, collate, dealt, read_jsonl
+from data import batches, collate, read_jsonl
 from hf.tokenizer import Tokenizer
 from model import ModelConfig, load_model, masked_logprobs, save_model
 from runtime import memory, ranks
 from runtime.checkpoint import Checkpoint
+from runtime.steps import dealt
 
 
 @dataclass(frozen=True)

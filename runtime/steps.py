@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import random
 import typing
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+
+from runtime import ranks
 
 if typing.TYPE_CHECKING:
     import torch
@@ -73,3 +76,29 @@ def lr_at(step: int, total: int, warmup: int) -> float:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def micro_batches(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """The rows of one optimiser step in micro-batches of at most `tokens` tokens, padding included, longest row first.
+
+    Rows of like length share a micro-batch, so there is little padding. What does not fit into memory fails on the
+    first one. A row that is longer than `tokens` comes alone. Example: lengths 3, 1, 2, 4 tokens 6 -> [3], [0, 2], [1].
+    """
+    rows = sorted(rows, key=lengths.__getitem__, reverse=True)
+    while rows:
+        fit = max(1, tokens // lengths[rows[0]])
+        yield rows[:fit]
+        rows = rows[fit:]
+
+
+def dealt(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> Iterator[tuple[list[int], bool]]:
+    """This rank's micro-batches of an optimiser step, and whether each counts: (row indices, True or False).
+
+    The rows are dealt like cards, the longest first, so that all ranks have about as much to do. FSDP needs as many
+    passes on each rank: one that has fewer reads another one's shortest row again, which must not count.
+    """
+    rows = sorted(rows, key=lengths.__getitem__, reverse=True)
+    hands = [list(micro_batches(rows[rank :: ranks.SIZE], lengths, tokens)) for rank in range(ranks.SIZE)]
+    mine, most = hands[ranks.RANK], max(hands, key=len)
+    yield from ((micro, True) for micro in mine)
+    yield from ((most[-1][-1:], False) for _ in most[len(mine) :])

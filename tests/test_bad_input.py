@@ -23,7 +23,7 @@ import data
 import runtime
 from hf.tokenizer import Tokenizer
 from model import ScalarModel, load_model, load_scalar_model, save_model
-from pseudo_reward import load_samples
+from tasks.recorded import load_samples
 
 # ---- commands that work --------------------------------------------------------------------------------------------
 
@@ -51,7 +51,7 @@ COMMANDS = {  # flags whose values are paths within the world below, or plain va
     "ablation": "run run2 --out out",
     "preflight": "--run out --preset tiny --seed 0 --teacher model --student model --questions questions.jsonl",
 }
-MAINS = {"data check": ("data", "check", "CheckConfig"), "data fetch": ("data", "fetch", "FetchConfig"),
+MAINS = {"data check": ("data", "check_files", "CheckConfig"), "data fetch": ("data", "fetch", "FetchConfig"),
          "votes": ("ppo", "main", "Config"), "best_of_n": ("eval", "main", "Config")}
 
 
