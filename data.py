@@ -11,9 +11,8 @@ Shapes: B sequences, T tokens. Padding is on the right and is known from masks, 
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ import runtime
 from answers import extract_answer, is_correct  # noqa: F401  all that is about text can be had from here
 from hf.tokenizer import Tokenizer
 from runtime.files import read_jsonl, write_jsonl  # noqa: F401
+from runtime.flags import Count, Input
 from tasks import load_questions
 from tasks.check import CheckConfig, check
 from tasks.published import FetchConfig, fetch
@@ -30,8 +30,10 @@ from tasks.question import Question
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
-def collate(prompts: list[list[int]], responses: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-pad prompt + response rows: tokens (B, T), mask (B, T-1), lengths (B,).
+def collate(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], device: torch.device | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-pad prompt + response rows: tokens (B, T), mask (B, T-1), lengths (B,), on `device`.
 
     mask[b, t] is True where tokens[b, t+1] belongs to the response (its end token included): the (B, T-1) frame of
     token_logprobs. Padding holds 0, which nothing reads. Example: prompt [5, 6], response [7, 8] -> mask [F, T, T].
@@ -43,16 +45,7 @@ def collate(prompts: list[list[int]], responses: list[list[int]]) -> tuple[Tenso
         tokens[row, : lengths[row]] = torch.tensor(prompt + response)
     positions = torch.arange(1, tokens.shape[1])  # (T-1,): entry t is about token t + 1
     mask = (positions >= starts[:, None]) & (positions < lengths[:, None])  # (B, T-1)
-    return tokens, mask, lengths
-
-
-def batches(n: int, size: int, rng: torch.Generator) -> Iterator[list[int]]:
-    """One epoch of random index batches, every index once.
-
-    A batch is a fair sample of all lengths: batches of one length would each be of one kind of answer, and pull the
-    model to and fro. Its micro-batches are of even length instead.
-    """
-    yield from (rows.tolist() for rows in torch.randperm(n, generator=rng).split(size))
+    return tokens.to(device), mask.to(device), lengths.to(device)
 
 
 # ---- the script: one folder of disjoint splits ---------------------------------------------------------------------
@@ -70,23 +63,18 @@ class Config:
     Two more commands, each with a --help of its own: 'data.py check FILE ...' and 'data.py fetch gsm8k'.
     """
 
-    questions: str  # arith, gsm8k, mmlu_pro, or a JSONL file to be split
+    questions: Input  # arith, gsm8k, mmlu_pro, or a JSONL file to be split
     out: str  # folder to write
-    train: int = 2000  # questions the student may learn from (their gold answers are for reports only)
-    valid: int = 200  # held out of training, for choosing and stopping
-    test: int = 1000  # held out of everything
+    train: Count = 2000  # questions the student may learn from (their gold answers are for reports only)
+    valid: Count = 200  # held out of training, for choosing and stopping
+    test: Count = 1000  # held out of everything
     instruction: str = ""  # follows every question that has none of its own; auto: what suits its kind
     seed: int = 0  # shuffles a set before its first questions are taken
 
 
-def main(cfg: Config) -> None:
-    stage = runtime.Stage(cfg, inputs=["questions"] if Path(cfg.questions).is_file() else [])
-    if stage.finished:
-        return
+@runtime.stage
+def main(cfg: Config, stage: runtime.Stage) -> None:
     counts = {"train": cfg.train, "valid": cfg.valid, "test": cfg.test}
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"--{name} {count}: at least one question is needed")
     splits = disjoint_splits(cfg.questions, counts, cfg.seed)
     for name, questions in splits.items():
         asked = [INSTRUCTIONS[q.kind] if cfg.instruction == "auto" else cfg.instruction for q in questions]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.flags import require
+from runtime import flags
 from tasks.question import Question, numbered_questions
 
 
@@ -18,7 +18,7 @@ class CheckConfig:
 
     files: tuple[str, ...]  # question files; a question that is in two of them is a leak
     tokenizer: str = ""  # model folder: lengths in tokens of the chat prompt too
-    max_tokens: int = 0  # count the prompts that are longer
+    max_tokens: flags.Natural = 0  # count the prompts that are longer
 
 
 def check(cfg: CheckConfig, chat: Callable[[str], list[int]] | None = None) -> None:
@@ -26,7 +26,8 @@ def check(cfg: CheckConfig, chat: Callable[[str], list[int]] | None = None) -> N
 
     Faults and leaks are errors, raised as one ValueError at the end; copies and clashes of ids are notes.
     """
-    require(not cfg.max_tokens or chat is not None, "--max_tokens counts tokens of a --tokenizer FOLDER")
+    flags.check(cfg)
+    flags.require(not cfg.max_tokens or chat is not None, "--max_tokens counts tokens of a --tokenizer FOLDER")
     seen, ids, errors = {}, {}, []  # seen: question -> (file, line); ids: id -> (file, line, question)
     for path in map(Path, cfg.files):
         faults: list[str] = []

@@ -20,8 +20,8 @@ from conftest import real_data
 
 import data
 import runtime
-from data import Question, batches, collate, extract_answer, load_questions, read_jsonl, write_jsonl
-from runtime.steps import micro_batches
+from data import Question, collate, extract_answer, load_questions, read_jsonl, write_jsonl
+from runtime.steps import micro_batches, rows_of_step
 from tasks import arith, published
 from tasks.arith import SPLITS, arith_problems
 from tasks.check import CheckConfig, check
@@ -575,15 +575,17 @@ def test_the_mask_selects_exactly_the_response():
             assert tokens[row, : lengths[row]].tolist() == prompts[row] + responses[row]
 
 
-@pytest.mark.parametrize("n, size", [(0, 4), (1, 4), (97, 1), (97, 4), (128, 8), (5, 9)])
-def test_an_epoch_has_every_index_once(n, size):
-    """Each index once, full batches but for one; the generator alone decides the order, which differs each epoch."""
-    draw = lambda seed, rng=None: list(batches(n, size, rng or torch.Generator().manual_seed(seed)))
-    epoch, rng = draw(0), torch.Generator().manual_seed(0)
-    assert sorted(i for batch in epoch for i in batch) == list(range(n))
-    assert sorted(map(len, epoch), reverse=True)[:-1] == [size] * (len(epoch) - 1)
-    assert epoch == draw(0) == draw(0, rng)
-    assert n < 90 or len({str(drawn) for drawn in (epoch, draw(1), draw(0, rng))}) == 3
+@pytest.mark.parametrize("n, size", [(1, 4), (97, 1), (97, 4), (128, 8), (5, 9)])
+def test_a_pass_has_every_row_once(n, size):
+    """Each row once, full batches but for the last; the order follows from pass, seed and purpose, and differs."""
+    steps = -(-n // size)
+    draw = lambda epoch, *purpose: [rows_of_step(epoch * steps + i, n, size, *purpose) for i in range(steps)]
+    for epoch in (0, 1):
+        assert sorted(row for batch in draw(epoch, 0, "sft") for row in batch) == list(range(n))
+        assert [len(batch) for batch in draw(epoch, 0, "sft")][:-1] == [size] * (steps - 1)
+    assert draw(0, 0, "sft") == draw(0, 0, "sft")
+    drawn = [draw(0, 0, "sft"), draw(1, 0, "sft"), draw(0, 1, "sft"), draw(0, 0, "reward")]
+    assert n < 90 or len(set(map(str, drawn))) == 4
 
 
 def test_micro_batches_by_hand():

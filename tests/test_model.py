@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_file
 from model import (
-    ChunkedLogprobs,
     KVCache,
     Llama,
     ModelConfig,
@@ -34,6 +33,8 @@ from model import (
     save_model,
     token_logprobs,
 )
+from runtime import chunked
+from runtime.chunked import ChunkedLogprobs
 
 ROOT = Path(model_file.__file__).resolve().parent
 LLAMA3_ROPE = dict(rope_type="llama3", rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
@@ -240,7 +241,7 @@ def plain_logprobs(hidden, weight, targets, temperature):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_logprobs_in_chunks_are_the_plain_formula(monkeypatch, at_once, dtype):
     """Values, entropies, and gradients of the hidden states and of a weight that made them too, as if tied."""
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(chunked, "LOGITS_AT_ONCE", at_once)
     rng = torch.Generator().manual_seed(0)
     start, table = torch.randn(20, 6, generator=rng, dtype=dtype), torch.randn(41, 6, generator=rng, dtype=dtype)
     targets, factor = torch.randint(41, (20,), generator=rng), torch.randn(20, generator=rng, dtype=dtype)
@@ -280,7 +281,7 @@ class Memory(TorchDispatchMode):
 def test_no_more_logits_than_a_chunk_are_ever_in_memory(make_model, monkeypatch, grad):
     """4 x 63 positions of which half count, 5,000 tokens: 0.64M logits. Of 40,000 at once there are never four."""
     chunk = weight = 8 * 5000
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", chunk)
+    monkeypatch.setattr(chunked, "LOGITS_AT_ONCE", chunk)
     model = make_model(vocab_size=5000, hidden_size=8, head_dim=2, num_hidden_layers=1, tie_word_embeddings=True)
     tokens, mask = random_tokens(model.config, 4, 64), (torch.arange(63) % 2 == 0).expand(4, 63)
     with torch.set_grad_enabled(grad), Memory() as memory:
@@ -391,15 +392,16 @@ def test_cached_steps_equal_the_full_pass(name, make_model):
         torch.testing.assert_close(logits[row, :length], full[row, :length], rtol=1e-5, atol=2e-5)
     cache.lengths = torch.tensor(lengths)
     for row, length in enumerate(lengths):  # what lies beyond the prompt is never looked at
-        cache.keys[:, row, :, length:], cache.values[:, row, :, length:] = 1e3, 1e3
+        for stored in (*cache.keys, *cache.values):
+            stored[row, :, length:] = 1e3
     rows = torch.arange(4)
     for step, size in enumerate([1, 1, 1, 2, 1, 1, 1]):
         if step == 2:
             rows = rows[[0, 2, 3]]
-            cache.keep(torch.tensor([0, 2, 3]))
+            cache.select(torch.tensor([0, 2, 3]))
         if step == 4:
             rows = rows[[2, 0]]
-            cache.keep(torch.tensor([2, 0]))
+            cache.select(torch.tensor([2, 0]))
         at = cache.lengths[:, None] + torch.arange(size)  # (B, size)
         logits = model(texts[rows[:, None], at], cache)
         torch.testing.assert_close(logits, full[rows[:, None], at], rtol=1e-5, atol=2e-5)

@@ -291,7 +291,7 @@ def test_rows_are_dealt_once_and_all_ranks_make_as_many_passes(monkeypatch, size
         for rank in range(size):
             monkeypatch.setattr(ranks, "RANK", rank)
             monkeypatch.setattr(ranks, "SIZE", size)
-            hands.append(list(steps.dealt(rows, lengths, 14)))
+            hands.append(list(steps.shares(rows, lengths, 14)))
         assert len({len(hand) for hand in hands}) == 1
         real = [row for hand in hands for micro, counts in hand if counts for row in micro]
         assert sorted(real) == list(rows)
@@ -301,7 +301,7 @@ def test_rows_are_dealt_once_and_all_ranks_make_as_many_passes(monkeypatch, size
                 assert len(micro) * lengths[micro[0]] <= 14 or len(micro) == 1
                 assert lengths[micro[0]] == max(lengths[row] for row in micro)
                 assert counts or (len(micro) == 1 and micro[0] in rows and not own & set(micro))
-    assert [micro for micro, _ in steps.dealt(range(11), lengths, 14)] == list(
+    assert [micro for micro, _ in steps.shares(range(11), lengths, 14)] == list(
         steps.micro_batches(range(11), lengths, 14)) or size > 1
 
 
