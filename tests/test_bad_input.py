@@ -42,9 +42,8 @@ COMMANDS = {  # flags whose values are paths within the world below, or plain va
            "--max_new_tokens 4 --out out",
     "votes": "--policy model --votes votes.jsonl --questions questions.jsonl --iterations 1 --rollout_size 4 "
              "--max_new_tokens 4 --out out",
-    "eval": "--model model --questions questions.jsonl --max_new_tokens 2 --out out",
-    "best_of_n": "--model model --questions questions.jsonl --max_new_tokens 2 --reward_model scorer --samples 2 "
-                 "--out out",
+    "eval": "x=model --questions questions.jsonl --max_new_tokens 2 --out out",
+    "best_of_n": "x=model --questions questions.jsonl --max_new_tokens 2 --reward_model scorer --samples 2 --out out",
     "report": "run",
     "preflight": "--run out --preset tiny --seed 0 --teacher model --student model --questions questions.jsonl",
 }
@@ -155,34 +154,36 @@ FLAGS = [  # of the ranges, which the types of the flags know, one a script
     *[("generate", f"--{flag} {value}", [f"--{flag}", value.split(",")[-1]]) for flag, value in [
         ("samples", "0"), ("samples", "many"), ("source", "me"), ("temperatures", "hot"), ("temperatures", "nan"),
         ("temperatures", "1,cold"), ("temperatures", "1e9"), ("seed", "-1"), ("seed", "1.0")]],
-    ("generate", "--shots 9", ["--shots 9", "8 examples"]), ("generate", "--model out", ["tokenizer.json"]),
+    ("generate", "--shots 9", ["--shots 9", "8 examples"]), ("generate", "--model out", ["out/config.json"]),
     ("generate", "--max_new_tokens 500", ["context of 256", "--max_new_tokens 500"]),
-    ("generate", "--questions arith:", ["arith", "train, valid, test"]), ("generate", "--modle x", ["--modle"]),
+    ("generate", "--questions arith:", ["--questions arith:"]), ("generate", "--modle x", ["--modle"]),
     ("generate", "~--model model", ["--questions", "--ask"]), ("generate", "~--questions questions.jsonl", ["--model"]),
     ("generate", "~--model model --ask", ["--ask"]), ("generate", "--lenient=maybe", ["--lenient"]),
     *[("sft", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
         ("epochs", "0.5"), ("lr", "nan"), ("lr", "-1"), ("max_grad_norm", "0"), ("seed", str(2**64))]],
     ("sft", "--max_tokens 3", ["none of its 4 examples", "--max_tokens 3"]),
-    ("sft", "--model nowhere", ["--model nowhere"]), ("sft", "--data out", ["out", "not"]),
+    ("sft", "--model nowhere", ["nowhere"]), ("sft", "--data out", ["out", "not"]),
     *[("pseudo_reward", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
         ("voters", "nobody"), ("min_share", "1.5"), ("min_share", "-0.1"), ("min_share", "nan"),
         ("sft_per_question", "0"), ("pairs_per_question", "-1"), ("teacher", "nowhere.jsonl")]],
     *[("reward", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
-        ("held_out", "0"), ("held_out", "1"), ("held_out", "nan"), ("calibration_samples", "0"),
-        ("calibration_samples", "1"), ("pairs", "nowhere"), ("calibrate", "nowhere"), ("questions", "nowhere")]],
+        ("held_out", "1.5"), ("held_out", "nan"), ("calibration_samples", "0")]],
+    *[(command, f"--{flag} nowhere", ["nowhere"]) for command, flag in [
+        ("reward", "pairs"), ("reward", "calibrate"), ("reward", "questions"), ("ppo", "valid")]],
     *[("ppo", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
         ("iterations", "0"), ("temperature", "0"), ("kl_coef", "inf"), ("gamma", "1.5"), ("minibatches", "5"),
-        ("unfinished_score", "nan"), ("max_new_tokens", "300"), ("valid", "nowhere"), ("reference", "nowhere")]],
+        ("unfinished_score", "nan"), ("max_new_tokens", "300")]],
     ("ppo", "--votes votes.jsonl", ["--reward_model", "--votes"]), ("ppo", "--gold", ["--gold"]),
     ("ppo", "--policy scorer", ["scorer", "language model"]),
     ("ppo", "--reward_model model", ["model", "score.weight"]), ("ppo", "--critic model", ["model", "score.weight"]),
-    *[("ppo", f"--{flag} other", ["other", "tokenizer"]) for flag in ("reward_model", "critic", "reference")],
+    *[("ppo", f"--{flag} other", ["other", "tokenizer"]) for flag in ("reward_model", "critic")],
     *[("eval", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
-        ("samples", "0"), ("samples", "2"), ("reward_model", "scorer"), ("shots", "9"), ("model", "nowhere")]],
-    ("eval", "--model scorer", ["scorer"]), ("eval", "--model samples.jsonl --shots 1", ["--shots"]),
+        ("samples", "0"), ("samples", "2"), ("reward_model", "scorer"), ("shots", "9")]],
+    *[("eval", f"~{models} --questions questions.jsonl --out out", words) for models, words in [
+        ("x=nowhere", ["nowhere"]), ("x=scorer", ["scorer"]), ("model", ["NAME=FOLDER"]),
+        ("x=samples.jsonl --shots 1", ["samples.jsonl", "recorded answers"])]],
     ("best_of_n", "--temperature 0", ["--temperature 0"]), ("best_of_n", "--shots 1", ["--shots"]),
     ("best_of_n", "--reward_model other", ["tokenizer"]),
-    ("best_of_n", "--model samples.jsonl", ["recorded answers"]),
     ("report", "~nowhere", ["nowhere", "7_eval"]), ("report", "~run run --out x", ["twice"]),
     ("report", "~model", ["model", "7_eval"]), ("report", "~run --out x", ["--out"]),
     ("preflight", "--questions nowhere", ["QUESTIONS=nowhere"]),
@@ -339,7 +340,7 @@ def file(name, content):
 
 MODELS = {
     "NaN": (weights(lambda t: [tensor.fill_(float("nan")) for tensor in t.values()]), ["model.safetensors", "NaN"]),
-    "NaN in a matrix": (weights(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["nan", "bad"]),
+    "NaN in a matrix": (weights(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["nan"]),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json", "not found"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors", "not found"]),
     "weights are a folder": (lambda folder: ((folder / "model.safetensors").unlink(),
@@ -361,7 +362,7 @@ MODELS = {
     "fewer rows than tokens": (config(vocab_size=100), ["vocab_size", "tokenizer.json"]),
 }
 USERS = {"generate": "--model bad", "sft": "--model bad", "reward": "--model bad", "ppo": "--policy bad",
-         "eval": "--model bad"}
+         "eval": "~x=bad --questions questions.jsonl --out out"}
 
 
 @pytest.mark.parametrize(("command", "name"), [(list(USERS)[i % len(USERS)], name) for i, name in enumerate(MODELS)])

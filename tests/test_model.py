@@ -735,8 +735,9 @@ def test_normal_head_has_variance_one_over_d_plus_one(make_config, tmp_path):
     """300 heads of D = 3: standard deviation 1/2 (1/sqrt(3) would be 15% more), mean 0, both within 4 sigma."""
     save_model(Llama(make_config(hidden_size=3, head_dim=2, num_attention_heads=1, num_key_value_heads=1,
                                  num_hidden_layers=1, vocab_size=4, intermediate_size=2)), tmp_path)
-    torch.manual_seed(0)
-    heads = torch.cat([load_scalar_model(tmp_path, new_head="normal").score.weight.detach() for _ in range(300)])
+    draw = lambda seed: load_scalar_model(tmp_path, new_head="normal", seed=seed).score.weight.detach()
+    heads = torch.cat([draw(seed) for seed in range(300)])
+    assert torch.equal(draw(0), heads[:1]) and len(heads.unique()) == heads.numel()
     n = heads.numel()
     assert heads.shape == (300, 3)
     assert heads.mean().abs() < 4 * 0.5 / n**0.5
