@@ -32,19 +32,17 @@ UNSUPPORTED = {  # keys of config.json that make another network, the value that
     "use_sliding_window": (False, "only full attention is implemented"),
 }
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-SIZES = {*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings"}
-SIZES.add("rope_original_max_position_embeddings")
-ROPE_NUMBERS = ["rope_factor", "rope_low_freq_factor", "rope_high_freq_factor"]
-NUMBERS = {"rms_norm_eps", "rope_theta", *ROPE_NUMBERS}
-SWITCHES = {"tie_word_embeddings", "attention_bias", "mlp_bias"}
-TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id"}
-DEFAULTS = {  # what transformers takes where a file says nothing
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e4,
-    "rope_type": "default",
-    **dict.fromkeys(SWITCHES, False),
+ROPE = ["rope_original_max_position_embeddings", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor"]
+SWITCHES = ["tie_word_embeddings", "attention_bias", "mlp_bias"]
+KINDS = {  # every key that is read, and what it must be
+    **dict.fromkeys([*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", ROPE[0]], "size"),
+    **dict.fromkeys(["rms_norm_eps", "rope_theta", *ROPE[1:]], "number"),
+    **dict.fromkeys(SWITCHES, "switch"),
+    **dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"], "token"),
+    **dict.fromkeys(["model_type", "rope_type"], "name"),
 }
+# what transformers takes where a file says nothing
+DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 1e4} | dict.fromkeys(SWITCHES, False)
 
 
 def read_config(folder: str | Path) -> dict:
@@ -59,24 +57,9 @@ def read_config(folder: str | Path) -> dict:
     if "auto_map" in raw:
         print(f"warning: {path} names Python code to run (auto_map); it is not run here", file=sys.stderr)
     try:
-        raw = _supported(raw)
-        required = REQUIRED + [*ROPE_NUMBERS, "rope_original_max_position_embeddings"] * (raw["rope_type"] == "llama3")
-        for key in required:
-            if key not in raw:
-                raise ValueError(f"the key {key.removeprefix('rope_')!r} is missing")
-        given = {key: _checked(key, value) for key, value in raw.items() if key in SIZES | NUMBERS | SWITCHES | TOKENS}
-        heads = given["num_attention_heads"]
-        config = DEFAULTS | {"num_key_value_heads": heads, "head_dim": given["hidden_size"] // heads} | given
-        config |= {"model_type": raw["model_type"], "rope_type": raw["rope_type"]}
-        if heads % config["num_key_value_heads"]:
-            _refuse("num_key_value_heads", config["num_key_value_heads"], f"it must divide the {heads} query heads")
-        if config["head_dim"] % 2 or not config["head_dim"]:
-            _refuse("head_dim", config["head_dim"], "rotary positions turn pairs of features")
-        if raw["rope_type"] == "llama3" and config["rope_low_freq_factor"] >= config["rope_high_freq_factor"]:
-            _refuse("low_freq_factor", config["rope_low_freq_factor"], "it must be below high_freq_factor")
+        return _config(_supported(raw))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return config
 
 
 def _refuse(key: str, value: object, supported: str) -> None:
@@ -105,17 +88,34 @@ def _supported(raw: dict) -> dict:
     return raw | ({"attention_bias": True} if model_type == "qwen2" else {})
 
 
-def _checked(key: str, value: object) -> object:
-    """A value of the kind that its key needs; a list of token ids becomes a tuple."""
+def _config(raw: dict) -> dict:
+    """The values that are read, checked one by one and against each other, with the defaults."""
+    for key in REQUIRED + ROPE * (raw["rope_type"] == "llama3"):
+        if key not in raw:
+            raise ValueError(f"the key {key.removeprefix('rope_')!r} is missing")
+    given = {key: _checked(key, kind, raw[key]) for key, kind in KINDS.items() if key in raw}
+    heads = given["num_attention_heads"]
+    config = DEFAULTS | {"num_key_value_heads": heads, "head_dim": given["hidden_size"] // heads} | given
+    if heads % config["num_key_value_heads"]:
+        _refuse("num_key_value_heads", config["num_key_value_heads"], f"it must divide the {heads} query heads")
+    if config["head_dim"] % 2 or not config["head_dim"]:
+        _refuse("head_dim", config["head_dim"], "rotary positions turn pairs of features")
+    if raw["rope_type"] == "llama3" and config["rope_low_freq_factor"] >= config["rope_high_freq_factor"]:
+        _refuse("low_freq_factor", config["rope_low_freq_factor"], "it must be below high_freq_factor")
+    return config
+
+
+def _checked(key: str, kind: str, value: object) -> object:
+    """The value, if it is of its kind; a list of token ids becomes a tuple."""
     most = 1024 if key == "num_hidden_layers" else 2**24  # a slip of the pen must not fill the memory
-    if key in SIZES and not (type(value) is int and 0 < value <= most):
+    if kind == "size" and not (type(value) is int and 0 < value <= most):
         _refuse(key, value, f"it must be a whole number from 1 to {most}")
-    if key in NUMBERS and not (type(value) in (int, float) and 0 < value < 1e30):
+    if kind == "number" and not (type(value) in (int, float) and 0 < value < 1e30):
         _refuse(key, value, "it must be a number above 0")
-    if key in SWITCHES and type(value) is not bool:
+    if kind == "switch" and type(value) is not bool:
         _refuse(key, value, "it must be true or false")
     several = key == "eos_token_id" and isinstance(value, list)
-    if key in TOKENS and not all(type(token) is int for token in (value if several else [value])):
+    if kind == "token" and not all(type(token) is int for token in (value if several else [value])):
         _refuse(key, value, "it must be a token id")
     return tuple(value) if several else value
 

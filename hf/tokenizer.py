@@ -141,7 +141,7 @@ class Tokenizer:
         else:
             known = "Llama 3, Llama 3.1, Llama 3.2, SmolLM2, Qwen2.5 or plain ChatML"
             raise ValueError(
-                f"{self.folder} has a chat template that chat.py does not know: take one with that of {known}"
+                f"{self.folder} has a chat template that hf/tokenizer.py does not know: take one with that of {known}"
             )
         for token in tokens:
             if self.id(token) is None:

@@ -25,7 +25,7 @@ from runtime.steps import micro_batches, rows_of_step
 from tasks import arith, published
 from tasks.arith import SPLITS, arith_problems
 from tasks.check import CheckConfig, check
-from tasks.published import FetchConfig, few_shot_prompt, fetch, hash_split
+from tasks.published import FetchConfig, fetch, few_shot_prompt, hash_split
 
 # ---- question files ------------------------------------------------------------------------------------------------
 
