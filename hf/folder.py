@@ -32,11 +32,11 @@ UNSUPPORTED = {  # keys of config.json that make another network, the value that
     "use_sliding_window": (False, "only full attention is implemented"),
 }
 REQUIRED = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-ROPE = ["rope_original_max_position_embeddings", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor"]
+ROPE = ["rope_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_original_max_position_embeddings"]
 SWITCHES = ["tie_word_embeddings", "attention_bias", "mlp_bias"]
 KINDS = {  # every key that is read, and what it must be
-    **dict.fromkeys([*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", ROPE[0]], "size"),
-    **dict.fromkeys(["rms_norm_eps", "rope_theta", *ROPE[1:]], "number"),
+    **dict.fromkeys([*REQUIRED, "num_key_value_heads", "head_dim", "max_position_embeddings", ROPE[-1]], "size"),
+    **dict.fromkeys(["rms_norm_eps", "rope_theta", *ROPE[:-1]], "number"),
     **dict.fromkeys(SWITCHES, "switch"),
     **dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"], "token"),
     **dict.fromkeys(["model_type", "rope_type"], "name"),

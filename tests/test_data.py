@@ -563,18 +563,6 @@ def test_collate_by_hand():
         collate([[1]], [[2], [3]])
 
 
-def test_the_mask_selects_exactly_the_response():
-    """tokens[:, 1:][mask] is every response in full and nothing else; tokens[:length] is prompt + response."""
-    rng = random.Random(0)
-    for rows in range(1, 40):
-        prompts, responses = ([rng.choices(range(6), k=rng.randint(1, 7)) for _ in range(rows)] for _ in range(2))
-        tokens, mask, lengths = collate(prompts, responses)
-        assert mask.shape == (rows, tokens.shape[1] - 1) and tokens.shape[1] == lengths.max()
-        for row in range(rows):
-            assert tokens[row, 1:][mask[row]].tolist() == responses[row]
-            assert tokens[row, : lengths[row]].tolist() == prompts[row] + responses[row]
-
-
 @pytest.mark.parametrize("n, size", [(1, 4), (97, 1), (97, 4), (128, 8), (5, 9)])
 def test_a_pass_has_every_row_once(n, size):
     """Each row once, full batches but for the last; the order follows from pass, seed and purpose, and differs."""
