@@ -621,7 +621,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "different.setdefault(c.response, (c, r))",
          "pairs_are_all_combinations_of_an_ended_winner_and_an_ended_loser"),
         ("one pair too few", "return list(different.values())[:most]", "return list(different.values())[: most - 1]",
-         "pairs_are_capped"),
+         "pairs_are_all_combinations_of_an_ended_winner_and_an_ended_loser"),
         ("the student's winners are imitated",
          "zip(samples, rewards, strict=True) if reward == 1 and s.source == \"teacher\"]",
          "zip(samples, rewards, strict=True) if reward == 1]", "winners_are_the_teachers_different_winning_texts"),

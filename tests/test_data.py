@@ -39,8 +39,8 @@ GOOD = '{"question": "3+4?", "answer": "7"}'
 
 
 def test_a_users_own_file_loads(tmp_path):
-    """question and answer are enough; the rest is kept; the gold becomes canonical; BOM and empty lines do no harm."""
-    path = write(tmp_path / "mine.jsonl", b"\xef\xbb\xbf" + GOOD.encode(), "", '{"question": " Große Frage? "}',
+    """question and answer are enough, the rest is kept, the gold is canonical; BOM, line ends, empty lines do no harm."""
+    path = write(tmp_path / "mine.jsonl", b"\xef\xbb\xbf" + GOOD.encode(), "\r", '{"question": " Große Frage? "}',
                  '{"id": 5, "question": "How many?", "kind": "number", "instruction": "Name a number.", '
                  '"subject": "s"}',
                  '{"id": null, "question": "q", "answer": "5-3=2\\n#### $1,002.0"}',
