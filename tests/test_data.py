@@ -39,7 +39,7 @@ GOOD = '{"question": "3+4?", "answer": "7"}'
 
 
 def test_a_users_own_file_loads(tmp_path):
-    """question and answer are enough, the rest is kept, the gold is canonical; BOM, line ends, empty lines do no harm."""
+    """question and answer suffice, the rest is kept, the gold is canonical; BOM, line ends, empty lines do no harm."""
     path = write(tmp_path / "mine.jsonl", b"\xef\xbb\xbf" + GOOD.encode(), "\r", '{"question": " Große Frage? "}',
                  '{"id": 5, "question": "How many?", "kind": "number", "instruction": "Name a number.", '
                  '"subject": "s"}',
