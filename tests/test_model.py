@@ -524,7 +524,7 @@ def edit_config(**changes):
 
 def edit_tensors(change):
     def edit(folder):
-        tensors = load_file(folder / "model.safetensors")
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
         change(tensors)
         save_file(tensors, folder / "model.safetensors")
     return edit
