@@ -8,7 +8,6 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -72,8 +71,7 @@ def test_rmsnorm_squares_in_fp32_for_bf16():
     norm = RMSNorm(4096, eps=1e-5).to(torch.bfloat16)
     x = (1 + torch.rand(3, 4096, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
     exact = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-    assert norm(x).dtype == torch.bfloat16
-    assert ((norm(x).double() - exact) / exact).abs().max() <= 2**-8
+    assert norm(x).dtype == torch.bfloat16 and ((norm(x).double() - exact) / exact).abs().max() <= 2**-8
 
 
 @pytest.mark.parametrize("rope", [dict(rope_theta=1e4), dict(LLAMA3_ROPE, rope_theta=500.0)], ids=["default", "llama3"])
@@ -157,20 +155,14 @@ def test_token_logprobs_are_minus_the_cross_entropy(temperature):
     assert torch.equal(token_logprobs(rough, tokens), token_logprobs(rough.float(), tokens))
 
 
-class Headed(SimpleNamespace):
-    """Given hidden states under a given head."""
-
-    __call__ = Llama.forward
-
-
-MASK = torch.tensor([[False, True, True, False, True, False], [True, False, False, True, True, True]])  # (B, T-1)
+MASK = torch.tensor([[0, 1, 1, 0, 1, 0], [0] * 6, [1, 0, 0, 1, 1, 1]]).bool()  # (B, T-1)
 
 
 def test_masked_logprobs_equal_token_logprobs(make_model):
     """The short way gives the values, entropies and gradients of the long way, and 0 where masked."""
     short, long = make_model(), make_model()
-    tokens = random_tokens(short.config, 2, 7)
-    weights = torch.linspace(-1, 2, 12).view(2, 6)
+    tokens = random_tokens(short.config, 3, 7)
+    weights = torch.linspace(-1, 2, 18).view(3, 6)
     logprobs, entropies = masked_logprobs(short, tokens, MASK, temperature=0.7)
     logits = long(tokens)
     expected = torch.where(MASK, token_logprobs(logits, tokens, 0.7), 0.0)
@@ -182,25 +174,6 @@ def test_masked_logprobs_equal_token_logprobs(make_model):
     (expected * weights).sum().backward()
     for (key, a), b in zip(short.named_parameters(), long.parameters()):
         assert (a.grad - b.grad).norm() <= 1e-4 * b.grad.norm(), key
-
-
-@pytest.mark.parametrize("poison", [1e6, float("nan"), float("inf")])
-def test_masked_positions_change_nothing_in_masked_logprobs(poison):
-    """Whatever the hidden states hold at masked positions, values and gradients stay as they were."""
-    rng = torch.Generator().manual_seed(0)
-    clean, tokens = torch.randn(2, 7, 8, generator=rng), torch.randint(9, (2, 7), generator=rng)
-    read = F.pad(MASK, (0, 1))  # (B, T): hidden states whose logits are used
-    results = []
-    for fill in (0.0, poison):
-        hidden = torch.where(read[..., None], clean, fill).requires_grad_()
-        head = torch.nn.Linear(8, 9, bias=False)
-        head.weight.data = torch.arange(72.0).view(9, 8).sin()
-        model = Headed(model=lambda _, read, hidden=hidden: hidden[:, :-1][read], lm_head=head)
-        logprobs, entropies = masked_logprobs(model, tokens, MASK)
-        logprobs.square().sum().backward()
-        results.append([logprobs.detach(), entropies, hidden.grad, head.weight.grad])
-    for a, b in zip(*results):
-        assert torch.equal(a, b) and a.any()
 
 
 def plain_logprobs(hidden, weight, targets, temperature):
@@ -296,13 +269,6 @@ def test_under_autocast_products_are_bf16_and_log_probs_and_values_are_not(make_
         assert b.dtype == torch.float32 and (b != b.bfloat16()).float().mean() > 0.9
         assert 1e-4 < (a - b).abs().mean() < 0.05
     assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in model.parameters())
-
-
-def test_masked_logprobs_of_nothing_are_zero(make_model):
-    model = make_model()
-    logprobs, entropies = masked_logprobs(model, random_tokens(model.config, 2, 5), torch.zeros(2, 4, dtype=torch.bool))
-    logprobs.sum().backward()
-    assert logprobs.shape == (2, 4) and not logprobs.any() and not entropies.any()
 
 
 def test_masked_mean_sees_only_the_mask():
@@ -414,18 +380,13 @@ def test_loaded_weights_outlive_their_file_and_never_write_to_it(llama, tmp_path
     save_model(llama, tmp_path)
     written = (tmp_path / "model.safetensors").read_bytes()
     first, second = load_model(tmp_path), load_model(tmp_path)
-    loss = first(torch.tensor([[1, 2, 3]])).square().mean()
-    loss.backward()
-    torch.optim.SGD(first.parameters(), lr=0.1).step()
+    first.lm_head.weight.data += 1
     assert (tmp_path / "model.safetensors").read_bytes() == written
-    assert not torch.equal(first.lm_head.weight, llama.lm_head.weight)
-    assert torch.equal(second.lm_head.weight, llama.lm_head.weight)
-    changed = first.lm_head.weight.clone()
     save_model(second.bfloat16(), tmp_path)  # over the file that both were loaded from
     for file in tmp_path.iterdir():
         file.unlink()
-    assert torch.equal(first.lm_head.weight, changed)
-    assert torch.equal(second.model.embed_tokens.weight, llama.model.embed_tokens.weight.bfloat16())
+    assert torch.equal(first.lm_head.weight, llama.lm_head.weight + 1)
+    assert torch.equal(second.lm_head.weight, llama.lm_head.weight.bfloat16())
 
 
 PEAK = """
@@ -531,8 +492,7 @@ def edit_tensors(change):
 
 
 def truncate(folder):
-    data = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    os.truncate(folder / "model.safetensors", 1000)
 
 
 def lose_a_shard(folder):
@@ -541,10 +501,7 @@ def lose_a_shard(folder):
 
 
 def write_index(content):
-    def write(folder):
-        split_into_shards(folder)
-        (folder / "model.safetensors.index.json").write_text(content)
-    return write
+    return lambda folder: ((folder / WEIGHTS).unlink(), (folder / f"{WEIGHTS}.index.json").write_text(content))
 
 
 NORM, HEAD = "model.layers.1.input_layernorm.weight", "lm_head.weight"
@@ -556,28 +513,24 @@ CONFIGS = [  # changes to config.json, words of the sentence
     (dict(sliding_window=4096), ["sliding_window", "4096"]),
     (dict(model_type="qwen2", sliding_window=4096, use_sliding_window=True), ["use_sliding_window"]),
     (dict(num_local_experts=8), ["num_local_experts"]), (dict(num_experts=60), ["num_experts"]),
-    (dict(partial_rotary_factor=0.5), ["partial_rotary_factor"]),
     (dict(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}), ["partial_rotary_factor"]),
     (dict(rope_scaling=["llama3"]), ["rope_scaling"]),
     (dict(rope_scaling={"type": "yarn", "factor": 4.0}), ["rope", "yarn"]),
-    (dict(rope_parameters={"rope_type": "yarn"}), ["rope", "yarn"]),
-    (dict(rope_scaling={"rope_type": "linear", "factor": 2.0}), ["rope", "linear"]),
+    (dict(rope_parameters={"rope_type": "linear"}), ["rope", "linear"]),
     (dict(rope_scaling={"rope_type": "llama3"}), ["factor"]),
     (dict(rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=4.0,
                             original_max_position_embeddings=32)), ["low_freq_factor"]),
     (dict(num_key_value_heads=3), ["num_key_value_heads"]), (dict(head_dim=7), ["head_dim"]),
     (dict(head_dim=None, num_attention_heads=64), ["head_dim"]),
     *[({key: value}, [key, repr(value)]) for key, value in [
-        ("vocab_size", "61"), ("vocab_size", 0), ("hidden_size", -32), ("hidden_size", 32.0), ("hidden_size", True),
-        ("num_hidden_layers", 10**9), ("num_attention_heads", [4]), ("head_dim", "8"), ("intermediate_size", {}),
-        ("num_key_value_heads", -1), ("rms_norm_eps", "1e-5"), ("rms_norm_eps", -1.0), ("rope_theta", 0),
-        ("rope_theta", math.inf), ("tie_word_embeddings", "false"), ("attention_bias", 1), ("mlp_bias", []),
-        ("max_position_embeddings", 10**30), ("eos_token_id", "2"), ("eos_token_id", [1, "2"]), ("bos_token_id", [1]),
+        ("vocab_size", "61"), ("vocab_size", 0), ("hidden_size", 32.0), ("hidden_size", True),
+        ("num_hidden_layers", 10**9), ("num_key_value_heads", -1), ("rms_norm_eps", "1e-5"), ("rope_theta", 0),
+        ("rope_theta", math.inf), ("tie_word_embeddings", "false"), ("attention_bias", 1),
+        ("max_position_embeddings", 10**30), ("eos_token_id", [1, "2"]), ("bos_token_id", [1]),
         ("pad_token_id", 0.5)]],
 ]
-INDEXES = [("{}", "weight_map"), ("[]", "object"), ("{nope", "JSON"), ('{"weight_map": []}', "weight_map"),
-           ('{"weight_map": {}}', "weight_map"), ('{"weight_map": {"a": 1}}', "weight_map"),
-           ('{"weight_map": {"a": "weights.bin"}}', "weight_map")]  # paths out of the folder: test_security.py
+INDEXES = [("[]", "object"), ("{nope", "JSON"), ('{"weight_map": {}}', "weight_map"),
+           ('{"weight_map": {"a": 1}}', "weight_map")]  # paths out of the folder: test_security.py
 FAULTS = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
     **{f"config is {content[:9]}": (lambda folder, content=content: (folder / "config.json").write_bytes(content),
@@ -601,7 +554,7 @@ FAULTS = {
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), [WEIGHTS]),
     "pickle only": (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"), [WEIGHTS, "pickle"]),
     "lost shard": (lose_a_shard, ["model-00002-of-00003.safetensors"]),
-    **{f"index {content}": (write_index(content), ["model.safetensors.index.json", word]) for content, word in INDEXES},
+    **{f"index {content}": (write_index(content), [f"{WEIGHTS}.index.json", word]) for content, word in INDEXES},
 }
 
 
