@@ -1254,22 +1254,22 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     ],
     "answers.py": [
         ("the thought is the answer", "text.split(\"</think>\")[:2][-1]", "text.split(\"</think>\")[0]",
-         "numbers_as_models_write_them"),
-        ("the first number is read leniently", "maxlen=1)", "maxlen=None)", "number_answers"),
+         "answers_as_models_write_them"),
+        ("the first number is read leniently", "maxlen=1)", "maxlen=None)", "answers_as_people_write_them"),
         ("lenient reading for all", "finditer(text) if lenient else (), maxlen=1)", "finditer(text), maxlen=1)",
-         "number_answers"),
+         "answers_as_people_write_them"),
         ("an answer that was taken back counts",
          "            if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless it is "
          "'7. Wait, ...'\n"
-         "                break\n", "            break\n", "numbers_as_models_write_them"),
+         "                break\n", "            break\n", "answers_as_models_write_them"),
         ("the last of several statements", "if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):",
-         "if False:", "number_answers"),
+         "if False:", "answers_as_people_write_them"),
         ("no answer equals no gold", "    if answer is None or gold is None:\n"
          "        return False\n", "    if answer is None or gold is None:\n"
          "        return answer is gold\n", "is_correct"),
-        ("the sign is lost", "(-1 if \"-\" in number[\"sign\"] else 1)", "1", "number_answers"),
+        ("the sign is lost", "(-1 if \"-\" in number[\"sign\"] else 1)", "1", "answers_as_people_write_them"),
         ("mixed numbers are only their fraction", "+ Fraction(int(top), int(number[\"bottom\"] or 1))",
-         "* 0 + Fraction(int(top), int(number[\"bottom\"] or 1))", "number_answers"),
+         "* 0 + Fraction(int(top), int(number[\"bottom\"] or 1))", "answers_as_people_write_them"),
     ],
     "eval.py": [
         ("the interval is that of a normal", "centre = (right + z * z / 2) / (n + z * z)", "centre = right / n",
