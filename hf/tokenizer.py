@@ -89,6 +89,11 @@ def default_system(template: str) -> str | None:
     return literal and literal[2].encode("ascii", "backslashreplace").decode("unicode_escape")  # as Jinja reads it
 
 
+def _name(token: object) -> object:
+    """A token that a file names, alone or with its flags."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
 # ---- the tokenizer -------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +152,9 @@ class Tokenizer:
         if self.style == "plain":
             if not ends:
                 raise ValueError(f"{self.folder}: no end token is known; name it as eos_token in tokenizer_config.json")
-            *begin, end = [Special(token) for token in (*self.backend.encode("").tokens[:1], ends[0])]
+            bos = _name(config.get("bos_token"))
+            begin = [bos] if bos else self.backend.encode("").tokens[:1]
+            *begin, end = [Special(token) for token in (*begin, ends[0])]
             self.pieces = partial(plain, begin=begin, end=end)
             return [*begin, end]
         if self.style == "chatml":
@@ -161,8 +168,7 @@ class Tokenizer:
         """The ids of all end tokens that the folder's files name, the tokenizer's own first."""
         stops = []
         for file in CONFIGS:
-            named = self._json(file).get("eos_token" if file == CONFIGS[0] else "eos_token_id")
-            named = named.get("content") if isinstance(named, dict) else named  # a token with its flags
+            named = _name(self._json(file).get("eos_token" if file == CONFIGS[0] else "eos_token_id"))
             for token in named if isinstance(named, list) else [] if named is None else [named]:
                 id = self.id(token) if isinstance(token, str) else token
                 if type(id) is not int or not 0 <= id < self.vocab_size:

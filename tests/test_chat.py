@@ -220,6 +220,8 @@ def test_base_models_are_plain(llama_folder, chatml_folder, tmp_path):
     tokenizer = Tokenizer(variant(chatml_folder, tmp_path / "b", config=base))
     assert (tokenizer.style, tokenizer.end_id) == ("plain", tokenizer.id("<|endoftext|>"))
     assert tokenizer.chat("2+2?") == tokenizer.encode("2+2?\n")
+    named = Tokenizer(variant(chatml_folder, tmp_path / "bos", config=base | {"bos_token": "<|endoftext|>"}))
+    assert named.chat("2+2?") == [named.end_id, *named.encode("2+2?\n")]
     unnamed = {"chat_template": None, "eos_token": None, "bos_token": None}
     tokenizer = Tokenizer(variant(llama_folder, tmp_path / "c", config=unnamed, model={"eos_token_id": 1}))
     assert (tokenizer.style, tokenizer.end_id) == ("plain", 1)
