@@ -1,4 +1,4 @@
-"""report.py: the numbers of a made-up run, worked out by hand; missing parts; two runs; the pictures."""
+"""report.py: the numbers of a made-up run, worked out by hand; missing parts; the page and its picture."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 
 import report
-from data import Question
+from tasks import Question
 
 GOLD = "7"
 # right (1) or wrong (0) on twelve test questions
@@ -79,19 +79,14 @@ def make_run(folder, answers=ANSWERS):
     write_ppo(folder / "6_ppo_raw", 5)
     write_done(folder / "6_ppo.old1", seconds=1e6)  # kept aside: counts for nothing
     for name, right in answers.items():
-        judge = {"auc_gold": 0.8125, "any_right": 0.75} if name == "best_of_n" else {}
-        write_evaluation(folder, name, right, **judge)
-    write_rows(folder / report.evaluation("best_of_n") / "scores.jsonl",
-               [{"id": "test-0", "scores": [1.5, -0.5], "correct": [True, False], "tokens": [4, 9]}])
+        write_evaluation(folder, name, right, **({"auc_gold": 0.8125} if name == "best_of_n" else {}))
     return folder
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
-    """What was to be drawn, by name: a picture takes half a second, and only its own tests need it."""
-    drawn = {}
-    monkeypatch.setattr(report, "draw", lambda out, pictures: drawn.update(pictures))
-    return drawn
+    """A picture takes half a second, and only its own tests need it."""
+    monkeypatch.setattr(report, "draw", lambda *_: None)
 
 
 def report_of(folder):
@@ -99,10 +94,11 @@ def report_of(folder):
     return json.loads((folder / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
-def rows_of(page, title):
-    """Cells of the table under a heading of the page, by their first."""
+def rows_of(page, title, nth=0):
+    """Cells of the first or nth table under a heading of the page, by their first."""
     section = page.split(f"## {title}")[1].split("\n## ")[0]
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.split("\n") if line.startswith("|")]
+    lines = [part for part in section.split("\n\n") if part.startswith("|")][nth].strip().split("\n")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if not line.startswith("| --")]
     assert len({len(row) for row in cells}) == 1
     return {row[0]: row[1:] for row in cells}
 
@@ -122,11 +118,11 @@ def test_compare_counts_only_questions_that_both_answered():
         return {key: {"correct": value} for key, value in answers.items()}
 
     one, other = right(a=True, b=True, c=False, x=True), right(a=True, b=False, c=False, y=True)
-    assert report.compare(one, other) == {"difference": pytest.approx(1 / 3), "p_value": 1.0, "wins": 1, "losses": 0,
-                                          "n": 3, "verdict": "within noise"}
-    assert report.compare(one, right(y=True)) == {"difference": None, "p_value": None, "wins": 0, "losses": 0, "n": 0,
-                                                  "verdict": "not known"}
-    better, worse = right(**{f"q{i}": True for i in range(6)}), right(**{f"q{i}": False for i in range(6)})
+    assert report.compare(one, other) == {
+        "difference": pytest.approx(1 / 3), "p_value": 1.0, "wins": 1, "losses": 0, "n": 3, "verdict": "within noise"}
+    assert report.compare(one, right(y=True)) == {
+        "difference": None, "p_value": None, "wins": 0, "losses": 0, "n": 0, "verdict": "not known"}
+    better, worse = (right(**{f"q{i}": value for i in range(6)}) for value in (True, False))
     assert (report.compare(better, worse)["verdict"], report.compare(worse, better)["verdict"]) == ("yes", "no")
 
 
@@ -134,11 +130,10 @@ def test_label_quality_by_hand():
     responses = [{"source": "teacher", "answer": answer, "reward": reward}
                  for answer, reward in (("7", 1), ("8", 0), ("7", 0), ("7", 1))]
     rows = [{"id": "a", "vote": "7", "responses": responses}]
-    quality = {"vote_accuracy": 1.0, "label_accuracy": 0.75, "teacher_single_answer_accuracy": 0.75}
-    assert report.label_quality(rows, {"a": Question("a", "?", "7")}) == quality
-    nothing = dict.fromkeys(quality)
-    assert report.label_quality(rows, {"a": Question("a", "?", None)}) == nothing  # no gold answer
-    assert report.label_quality(rows, {}) == report.label_quality([], {}) == nothing
+    found = report.label_quality(rows, {"a": Question("a", "?", "7")})
+    assert found == {"vote_accuracy": 1, "label_accuracy": 0.75, "teacher_single_answer_accuracy": 0.75}
+    for questions in ({"a": Question("a", "?", None)}, {}):  # no gold answer
+        assert report.label_quality(rows, questions) == dict.fromkeys(found)
 
 
 def test_the_numbers_of_a_run(tmp_path):
@@ -156,37 +151,40 @@ def test_the_numbers_of_a_run(tmp_path):
     assert list(numbers["hard"]) == ["hard_sft", "hard_ppo"] and numbers["hard_vs_sft"]["wins"] == 2
     assert numbers["pseudo_reward"] == {"vote_accuracy": pytest.approx(2 / 3), "label_accuracy": 5 / 8, "kept": 3,
                                         "share_kept": 0.75, "teacher_single_answer_accuracy": 3 / 5}
-    known = {"pair_accuracy": 0.875, "auc_gold": 0.8125, "ece": 0.0625, "any_right": 0.75}
+    known = {"pair_accuracy": 0.875, "auc_gold": 0.8125, "ece": 0.0625}
     assert {key: value for key, value in numbers["reward_model"].items() if value is not None} == known
     assert numbers["cost"]["6_ppo"] == {"seconds": 30.0, "tokens": 1000, "flops": 2e12, "peak_memory_mb": 300}
     assert set(numbers["cost"]) == {"2_sft", "4_pseudo_reward", "5_reward", "6_ppo", "6_ppo_raw",
                                     *map(report.evaluation, ANSWERS)}
 
 
-def test_the_page_of_a_run(tmp_path, capsys, undrawn):
+def test_the_page_of_a_run(tmp_path, capsys):
     assert report.table(["%", "n"], [["a", 4]]).splitlines()[1] == "| -- | -: |"  # a rule that Markdown reads
-    run = make_run(tmp_path)
-    (run / "command.txt").write_text("PRESET=tiny SEED=3 bash train_all.sh\n")
-    report_of(run)
+    report_of(run := make_run(tmp_path / "a run"))
     page, printed = (run / "report.md").read_text(encoding="utf-8"), capsys.readouterr().out
     accuracy = rows_of(page, "Accuracy")
     assert accuracy["PPO, reward model"] == ["83.3", "41.7–91.7", "83.3", "12.5", "6.2", "5.00", "12"]
+    assert rows_of(page, "Accuracy", 1) == {
+        "PPO against": ["better", "points", "won : lost", "p", "n"],
+        "teacher": ["within noise", "+33.3", "4 : 0", "0.12", "12"],
+        "SFT": ["within noise", "+50.0", "7 : 1", "0.07", "12"],
+        "PPO, raw vote": ["within noise", "+25.0", "4 : 1", "0.38", "12"],
+        "hard: SFT": ["within noise", "+25.0", "2 : 1", "1", "4"]}
     assert accuracy["hard: SFT"][0] == "25.0" and accuracy["hard: SFT"][-1] == "4"
-    assert "**Within noise**: +33.3 points on 12 answers, 4 won : 0 lost, p = 0.12" in page
+    assert list(rows_of(page, "Quality").values())[1:5] == [["75.0"], ["60.0"], ["66.7"], ["62.5"]]
     # seconds: 7 + 10 + 10 + 30 + 30 and eight evaluations of 2; tokens: 13 stages of 1000
     cost = rows_of(page, "Cost")
-    assert cost["6_ppo"] == ["30.0", "29.1", "1,000", "33", "2.000", "300"]
-    assert cost["total"] == ["103.0", "100.0", "13,000", "126", "26.000", "300"]
+    assert cost["6_ppo"] == ["30.0", "1,000", "33", "2.000", "300"]
+    assert cost["7_eval"] == ["16.0", "8,000", "500", "16.000", "100"]
+    assert cost["total"] == ["103.0", "13,000", "126", "26.000", "300"]
     # question and options without the instruction, gold, both answers; the five are the first five
     fixed, broke = page.split("## What PPO changed")[1].split("## Cost")[0].split("broken by PPO")
     assert "    test-2: What is number 2? | A. one | B. two\n    gold: 7\n    SFT:  let me see | #### 8 said by sft\n" \
            "    PPO:  let me see | #### 7 said by ppo" in fixed
     assert [f"test-{i}:" in fixed for i in range(12)] == [2 <= i <= 6 for i in range(12)]
     assert [f"test-{i}:" in broke for i in range(12)] == [i == 11 for i in range(12)]
-    assert "\n    PRESET=tiny SEED=3 bash train_all.sh\n" in page
     assert "PPO, reward model" in printed and str(run / "report.md") in printed
     assert max(map(len, [line for line in printed.split("\n") if line.startswith("|")])) <= 80
-    assert undrawn["reward"][1][0]["scores"] == [1.5, -0.5]
 
 
 def test_what_is_missing_is_said_and_nothing_else_changes(tmp_path):
@@ -197,12 +195,13 @@ def test_what_is_missing_is_said_and_nothing_else_changes(tmp_path):
     write_evaluation(run, "ppo+kl0", ANSWERS["ppo"])  # an arm of an ablation is no part of a report
     numbers = report_of(run)
     missing = [report.evaluation(name) for name in ("teacher", "base", "best_of_n", "ppo_raw")]
-    assert numbers["missing"] == ["4_pseudo_reward", "5_reward", "6_ppo", "6_ppo_raw", *missing]
+    assert numbers["missing"] == ["6_ppo", "6_ppo_raw", *missing]
     assert list(numbers["accuracy"]) == ["sft", "ppo"] and numbers["hard"] == {} and len(numbers["cost"]) == 3
     assert numbers["student_vs_sft"]["p_value"] == pytest.approx(18 / 256)
     assert (numbers["student_vs_teacher"]["p_value"], numbers["student_vs_teacher"]["difference"]) == (None, None)
     assert all(numbers[part][key] is None for part, key in report.SIGNALS)
-    assert "**Not known**" in (run / "report.md").read_text(encoding="utf-8")
+    page = (run / "report.md").read_text(encoding="utf-8")
+    assert list(rows_of(page, "Accuracy", 1)) == ["PPO against", "SFT"] and report.evaluation("teacher") in page
     assert report.evaluation("ppo+kl0") in report.read_run(run, arms=True).stages
     assert len(report.read_run(run).metrics(report.LEARNED)) == 5  # PPO that was stopped, as far as it came
 
@@ -225,49 +224,20 @@ def test_unknown_numbers_and_a_second_round(tmp_path):
     assert [row["objective/scores"] for row in metrics(report.RAW)] == [0, 1, 2, 3, 4]
 
 
-def test_the_pictures_are_png_that_read_well_at_1200_pixels(tmp_path, monkeypatch, undrawn):
-    """And so they are where there was neither PPO nor best of n."""
-    report_of(make_run(tmp_path))
-    for pictures in (undrawn, {"reward": (report.draw_judge, []), "curves": (report.draw_curves, {"learned": []})}):
-        draw(tmp_path, pictures)
-        for name in ("curves", "reward"):
-            data = (tmp_path / f"{name}.png").read_bytes()
-            width, height = struct.unpack(">II", data[16:24])
-            assert data[:4] == b"\x89PNG" and 1200 <= width <= 2400 and 0.2 < height / width < 0.8
-            assert len(data) > 10_000
-
-
-def test_without_matplotlib_there_is_a_page_and_no_picture(tmp_path, monkeypatch, capsys):
+def test_the_picture_is_a_png_that_reads_well_at_1200_pixels(tmp_path, monkeypatch, capsys):
+    """And so it is where there was no PPO. Without matplotlib there is a page and no picture."""
     monkeypatch.setattr(report, "draw", draw)
+    report_of(run := make_run(tmp_path / "run"))
+    draw(tmp_path / "nothing.png", {"learned": []})
+    for path in (run / "curves.png", tmp_path / "nothing.png"):
+        data = path.read_bytes()
+        width, height = struct.unpack(">II", data[16:24])
+        assert data[:4] == b"\x89PNG" and 1200 <= width <= 2400 and 0.2 < height / width < 0.8
+        assert len(data) > 10_000
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # its import fails
-    report_of(make_run(tmp_path))
-    assert "matplotlib" in capsys.readouterr().out and not list(tmp_path.glob("*.png"))
-
-
-def test_two_runs_are_compared_and_where_they_part_is_said(tmp_path, undrawn):
-    """Seed, epochs and the fourth step of PPO differ; in the second run PPO has question 9 too, and no teacher is."""
-    second = {name: right for name, right in ANSWERS.items() if name != "teacher"} | {"ppo": [1] * 11 + [0]}
-    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", second)]
-    write_done(runs[1] / "2_sft", settings={"epochs": 3, "seed": 1})
-    rows = [json.loads(line) for line in (runs[1] / "6_ppo" / "metrics.jsonl").read_text().splitlines()]
-    rows[2]["objective/kl"] *= 1 + 1e-8  # rounding
-    rows[3] |= {"objective/kl": 9.0, "objective/scores": 3.5}
-    write_rows(runs[1] / "6_ppo" / "metrics.jsonl", rows)
-    one, other = (report.read_run(run) for run in runs)
-    apart = report.partings(one, other)
-    assert report.partings(one, one) == {}
-    assert sorted(apart.values()) == [["2_sft"], ["2_sft"], ["6_ppo"], [report.evaluation("teacher")]]
-    [ppo] = [what for what, stages in apart.items() if stages == ["6_ppo"]]
-    assert "step 3 " in ppo and "objective/kl 1.5 against 9" in ppo
-    assert {"--epochs 2 against 3", "--seed 0 against 1"} <= set(apart)
-    report.main(report.Config(tuple(map(str, runs)), str(tmp_path / "out")))
-    table = rows_of((tmp_path / "out" / "comparison.md").read_text(encoding="utf-8"), "Accuracy")
-    assert table["PPO, reward model"] == ["83.3", "91.7", "+8.3", "1 : 0", "1"]
-    assert table["SFT"][:4] == ["33.3", "33.3", "+0.0", "0 : 0"] and "teacher" not in table
-    assert [rows[3]["objective/kl"] for rows in undrawn["comparison"][1].values()] == [1.5, 9.0]
-    with pytest.raises(ValueError, match="the same folder twice"):
-        report.main(report.Config((f"{runs[0]}", f"{runs[0]}/"), str(tmp_path / "again")))
-    assert not (tmp_path / "again").exists()
+    report_of(run := make_run(tmp_path / "bare"))
+    assert "matplotlib" in capsys.readouterr().out and (run / "report.md").is_file()
+    assert not list(run.glob("*.png"))
 
 
 def test_a_mistake_names_its_file(tmp_path):
@@ -275,11 +245,13 @@ def test_a_mistake_names_its_file(tmp_path):
         report.main(report.Config((str(tmp_path / "empty"),)))
     assert not (tmp_path / "empty").exists()
     run = make_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"compare\.py"):
+        report.main(report.Config((str(run), str(run))))
     with (run / report.evaluation("sft") / "transcripts.jsonl").open("a") as file:
         file.write("{broken\n")
     with pytest.raises(ValueError, match=r"transcripts\.jsonl, line 13: "):
         report_of(run)
     for text in ("{", "[]", "{}"):
         (run / "2_sft" / "done.json").write_text(text)
-        with pytest.raises(ValueError, match=r"2_sft/done\.json is damaged"):
+        with pytest.raises(ValueError, match=r"2_sft/done\.json "):
             report_of(run)
