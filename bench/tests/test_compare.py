@@ -27,10 +27,11 @@ def settings(folder, stage, **values):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Seed, an input and the fourth step of PPO differ; in the second run PPO has one more right, and no teacher is."""
+    """Seed, an input, the fourth step of PPO and one question differ; in the second run PPO has one more right, SFT
+    one less, and there is no teacher."""
     one, other = tmp_path / "a run", tmp_path / "b"
     run_folder(one, RIGHT)
-    run_folder(other, {"sft": 3, "ppo": 8})
+    run_folder(other, {"sft": 2, "ppo": 8}, ids="abcdefghiJ")
     ppo(one)
     ppo(other, **{"objective/kl": 9.0, "objective/scores": 3.5})
     settings(one, "5_reward", settings={"seed": 0, "epochs": 2}, inputs={"pairs": "0123"})
@@ -55,8 +56,8 @@ def test_the_page_of_two_runs(runs, tmp_path, monkeypatch):
     page = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.split("\n") if line.startswith("|")]
     rows = {row[0]: row[1:] for row in rows}
-    assert rows["PPO, reward model"] == ["70.0", "80.0", "within noise", "+10.0", "1 : 0", "1", "10"]
-    assert rows["SFT"][3:5] == ["+0.0", "0 : 0"] and "teacher" not in rows
+    assert rows["PPO, reward model"] == ["77.8", "88.9", "within noise", "+11.1", "1 : 0", "1", "9"]
+    assert rows["SFT"][3:5] == ["-11.1", "0 : 1"] and "teacher" not in rows
     assert [row[3]["objective/kl"] for row in drawn["comparison.png"].values()] == [1.5, 9.0]
     with pytest.raises(ValueError, match="two different"):
         compare.main(compare.Config((f"{runs[0]}", f"{runs[0]}/"), str(tmp_path / "again")))
