@@ -17,7 +17,8 @@ asked=$(set_ones PRESET SEED QUICK NPROC ROUNDS TEACHER TEACHER_TEST STUDENT QUE
 PYTHON=${PYTHON:-$(command -v python || echo python3)} models=${MODELS_DIR:-$here/models}
 
 if ! [[ $PRESET =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ && -f $here/presets/$PRESET.sh ]]; then
-  refuse "PRESET=$PRESET: presets/ has $(cd -- "$here/presets" && printf '%s ' [!_]*.sh)"
+  presets=$(cd -- "$here/presets" && printf ' %s' [!_]*.sh)
+  refuse "PRESET=$PRESET: there is no such file in presets/, which has${presets//.sh/}"
 fi
 if [ "$QUICK" = 1 ]; then source "$here/presets/_quick.sh"; fi
 source "$here/presets/$PRESET.sh"
