@@ -29,8 +29,8 @@ from torch import Tensor
 import runtime
 from answers import canonical, extract_answer, is_correct  # noqa: F401  all that is about text can be had from here
 from hf.tokenizer import Tokenizer
-from runtime import ranks
 from runtime.files import numbered_jsonl, read_jsonl, refuse, write_jsonl
+from runtime.flags import Count, Input
 from tasks.arith import arith_problems
 
 # ---- questions -----------------------------------------------------------------------------------------------------
@@ -254,8 +254,10 @@ def _mmlu_pro_block(question: Question) -> str:
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
-def collate(prompts: list[list[int]], responses: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-pad prompt + response rows: tokens (B, T), mask (B, T-1), lengths (B,).
+def collate(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], device: torch.device | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-pad prompt + response rows: tokens (B, T), mask (B, T-1), lengths (B,), on `device`.
 
     mask[b, t] is True where tokens[b, t+1] belongs to the response (its end token included): the (B, T-1) frame of
     token_logprobs. Padding holds 0, which nothing reads. Example: prompt [5, 6], response [7, 8] -> mask [F, T, T].
@@ -267,42 +269,7 @@ def collate(prompts: list[list[int]], responses: list[list[int]]) -> tuple[Tenso
         tokens[row, : lengths[row]] = torch.tensor(prompt + response)
     positions = torch.arange(1, tokens.shape[1])  # (T-1,): entry t is about token t + 1
     mask = (positions >= starts[:, None]) & (positions < lengths[:, None])  # (B, T-1)
-    return tokens, mask, lengths
-
-
-def batches(n: int, size: int, rng: torch.Generator) -> Iterator[list[int]]:
-    """One epoch of random index batches, every index once.
-
-    A batch is a fair sample of all lengths: batches of one length would each be of one kind of answer, and pull the
-    model to and fro. Its micro-batches are of even length instead.
-    """
-    yield from (rows.tolist() for rows in torch.randperm(n, generator=rng).split(size))
-
-
-def micro_batches(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """The rows of one optimiser step in micro-batches of at most `tokens` tokens, padding included, longest row first.
-
-    Rows of like length share a micro-batch, so there is little padding. What does not fit into memory fails on the
-    first one. A row that is longer than `tokens` comes alone. Example: lengths 3, 1, 2, 4 tokens 6 -> [3], [0, 2], [1].
-    """
-    rows = sorted(rows, key=lengths.__getitem__, reverse=True)
-    while rows:
-        fit = max(1, tokens // lengths[rows[0]])
-        yield rows[:fit]
-        rows = rows[fit:]
-
-
-def dealt(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> Iterator[tuple[list[int], bool]]:
-    """This rank's micro-batches of an optimiser step, and whether each counts: (row indices, True or False).
-
-    The rows are dealt like cards, the longest first, so that all ranks have about as much to do. FSDP needs as many
-    passes on each rank: one that has fewer reads another one's shortest row again, which must not count.
-    """
-    rows = sorted(rows, key=lengths.__getitem__, reverse=True)
-    hands = [list(micro_batches(rows[rank :: ranks.SIZE], lengths, tokens)) for rank in range(ranks.SIZE)]
-    mine, most = hands[ranks.RANK], max(hands, key=len)
-    yield from ((micro, True) for micro in mine)
-    yield from ((most[-1][-1:], False) for _ in most[len(mine) :])
+    return tokens.to(device), mask.to(device), lengths.to(device)
 
 
 # ---- the script: one folder of disjoint splits ---------------------------------------------------------------------
@@ -315,23 +282,18 @@ class Config:
     Two more commands, each with a --help of its own: 'data.py check FILE ...' and 'data.py fetch gsm8k'.
     """
 
-    questions: str  # arith, gsm8k, mmlu_pro, or a JSONL file to be split
+    questions: Input  # arith, gsm8k, mmlu_pro, or a JSONL file to be split
     out: str  # folder to write
-    train: int = 2000  # questions the student may learn from (their gold answers are for reports only)
-    valid: int = 200  # held out of training, for choosing and stopping
-    test: int = 1000  # held out of everything
+    train: Count = 2000  # questions the student may learn from (their gold answers are for reports only)
+    valid: Count = 200  # held out of training, for choosing and stopping
+    test: Count = 1000  # held out of everything
     instruction: str = ""  # follows every question that has none of its own; auto: what suits its kind
     seed: int = 0  # shuffles a set before its first questions are taken
 
 
-def main(cfg: Config) -> None:
-    stage = runtime.Stage(cfg, inputs=["questions"] if Path(cfg.questions).is_file() else [])
-    if stage.finished:
-        return
+@runtime.stage
+def main(cfg: Config, stage: runtime.Stage) -> None:
     counts = {"train": cfg.train, "valid": cfg.valid, "test": cfg.test}
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"--{name} {count}: at least one question is needed")
     if cfg.questions == "arith":
         splits = {name: load_questions(f"arith:{name}", count) for name, count in counts.items()}
         splits["hard"] = load_questions("arith:hard", cfg.test)

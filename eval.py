@@ -1,18 +1,19 @@
 """Accuracy with its sample size and interval, strict and lenient, and every transcript kept.
 
-    python eval.py --name ppo --model runs/try/6_ppo --questions runs/try/0_questions/test.jsonl \\
-        --out runs/try/7_eval/ppo
-    python eval.py --name best_of_n --model runs/try/2_sft --reward_model runs/try/5_reward --samples 8 ...
+    python eval.py --questions runs/try/0_questions/test.jsonl --out runs/try/7_eval/test \\
+        base=weights/tiny-student-base sft=runs/try/2_sft ppo=runs/try/6_ppo
+    python eval.py --questions ... --out runs/try/7_eval/best_of_n --reward_model runs/try/5_reward --samples 8 \\
+        sft=runs/try/2_sft
 
 All models answer the same questions with the same prompt, greedily: a chat, or, with --shots, the worked examples that
-published scores are measured with (8 for GSM8K, 5 for MMLU-Pro), to be completed. With a reward model, several answers
-are sampled, the one with the highest score counts (best-of-n), and all scores are compared with the truth: the share
-of pairs in the right order, calibration, length, and what a best-of-n of any n would reach.
+published scores are measured with (8 for GSM8K, 5 for MMLU-Pro), to be completed. Each has a folder of its own, and is
+skipped when it is done. With a reward model, several answers are sampled, the one with the highest score counts
+(best-of-n), and all scores are compared with the truth.
 """
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,14 +22,35 @@ from torch import Tensor
 import quality
 import runtime
 from answers import extract_answer, is_correct
-from data import Question, collate, dealt, load_questions, write_jsonl
-from generate import answer_questions, answer_stage, prompt_tokens, sampling_memory
-from hf.tokenizer import Tokenizer
-from model import Llama, ModelConfig, ScalarModel, last_value, load_model, load_scalar_model
+from data import STOP_TEXT, Question, Tokenizer, load_questions
+from generate import answer_in_parts, answers_to, load, prompts_of
+from model import Llama, load_scalar_model
 from pseudo_reward import load_samples
-from runtime import memory, ranks
+from reward import score_responses
+from runtime.files import lines
+from runtime.flags import Count, Input, Inputs, Natural, Positive
 
 SCORED_AT_ONCE = 16384  # tokens of best-of-n: nothing is kept for a backward pass
+
+
+@dataclass(frozen=True)
+class Config:
+    """Answer a question set with one or more models and count what is right."""
+
+    models: Inputs  # NAME=FOLDER ...: its name in the report, and a Hugging Face folder or a JSONL of recorded answers
+    questions: Input  # question set with gold answers
+    out: str  # folder that gets a folder for each name
+    max_new_tokens: Count = 256  # an answer that has not ended by then counts as truncated
+    batch_size: Count = 256  # rows sampled together
+    limit: Natural = 0  # only the first questions; 0: all
+    shots: Natural = 0  # worked examples before the question, as published scores have them; 0: a chat without
+    reward_model: Input = ""  # scores the answers: best-of-n
+    samples: Count = 1  # answers per question; more than one needs a reward model
+    temperature: Positive = 1.0  # of those several samples; a single answer is greedy
+    seed: int = 0  # of those samples
+
+
+# ---- what is counted -----------------------------------------------------------------------------------------------
 
 
 def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -72,27 +94,16 @@ def grade(question: Question, text: str, finish: str, tokens: int | None) -> dic
 
 
 def accuracy(
-    model: Llama,
-    tokenizer: Tokenizer,
-    questions: list[Question],
-    max_new_tokens: int,
-    batch_size: int = 256,
-    label: str = "eval",
-    shots: int = 0,
-    compile: bool = False,
-    stage: runtime.Stage | None = None,
+    model: Llama, tokenizer: Tokenizer, questions: list[Question], max_new_tokens: int, batch_size: int = 256
 ) -> tuple[dict, list[dict]]:
-    """Greedy answers to the questions: the summary and the transcripts. As a stage's work they are saved in parts."""
-    settings = (batch_size, label, 1, shots, compile)
-    if stage is None:
-        answers = answer_questions(model, tokenizer, questions, max_new_tokens, 0.0, 0, *settings)
-    else:
-        [answers] = answer_stage(stage, model, tokenizer, questions, max_new_tokens, [0.0], 0, *settings)
-    transcripts = [grade(q, r.text, r.finish, len(r.tokens)) for q, [r] in zip(questions, answers)]
+    """Greedy answers to the questions: the summary and the transcripts."""
+    prompts = prompts_of(model.config, tokenizer, questions, max_new_tokens)
+    said = answers_to(model, tokenizer, prompts, max_new_tokens, batch_size)
+    transcripts = [grade(q, r.text, r.finish, len(r.tokens)) for q, r in zip(questions, said, strict=True)]
     return summarise(transcripts), transcripts
 
 
-def recorded_accuracy(path: str, questions: list[Question]) -> tuple[dict, list[dict]]:
+def recorded_transcripts(path: str, questions: list[Question]) -> list[dict]:
     """The first recorded answer to every question, graded: for a teacher that is an API and not a folder."""
     first = {}
     for sample in load_samples(path, "teacher", {question.id: question for question in questions}, lenient=False):
@@ -100,25 +111,13 @@ def recorded_accuracy(path: str, questions: list[Question]) -> tuple[dict, list[
     missing = [question.id for question in questions if question.id not in first]
     runtime.require(
         not missing,
-        f"{path}: {len(missing)} of {len(questions)} questions have no recorded answer, the "
-        f"first is '{(missing or [''])[0]}'",
+        f"{path}: {len(missing)} of {len(questions)} questions have no recorded answer, the first is "
+        f"'{(missing or [''])[0]}'",
     )
-    transcripts = [grade(q, first[q.id].response, "stop" if first[q.id].ended else "length", None) for q in questions]
-    return summarise(transcripts), transcripts
+    return [grade(q, first[q.id].response, "stop" if first[q.id].ended else "length", None) for q in questions]
 
 
-@torch.no_grad()
-def score_responses(
-    model: ScalarModel, prompts: list[list[int]], responses: list[list[int]], micro_tokens: int
-) -> Tensor:
-    """The reward model's score of each response, read at its last token: (N,), on the CPU."""
-    device = model.score.weight.device
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
-    scores = torch.zeros(len(prompts))  # (N,)
-    for batch, counts in dealt(range(len(lengths)), lengths, micro_tokens):
-        tokens, _, last = collate([prompts[j] for j in batch], [responses[j] for j in batch])  # (B, T), _, (B,)
-        scores[batch] = last_value(model(tokens.to(device)), last.to(device)).cpu() * counts
-    return ranks.total(scores)  # each row was read by one rank and is 0 on the others
+# ---- the best of several answers -----------------------------------------------------------------------------------
 
 
 def trained_scale(folder: str) -> float:
@@ -129,159 +128,108 @@ def trained_scale(folder: str) -> float:
         return 1.0
 
 
+def judge_quality(scored: list[dict], scale: float) -> dict:
+    """A reward model against gold, as in quality.py: from the rows of scores.jsonl, one per question.
+
+    auc_gold takes all samples of all questions together; the other *_gold numbers take the pairs of a right and a
+    wrong sample of one question. None: undefined.
+    """
+    scores, right, tokens = (Tensor([row[key] for row in scored]) for key in ("scores", "correct", "tokens"))  # (Q, n)
+    good, bad = quality.right_wrong_pairs(right)  # (P,), (P,)
+    flat, lengths, labels = (x.double().flatten().numpy() for x in (scores, tokens, right))  # (Q * n,) each
+    pairs = quality.pair_quality(flat[good] - flat[bad], lengths[good], lengths[bad], scale)
+    area = quality.auc(flat, labels)
+    return {
+        "auc_gold": None if math.isnan(area) else area,
+        "pairs_gold": len(good),
+        **{f"{name}_gold": value for name, value in pairs.items()},
+        "length_correlation_gold": quality.correlation(flat, lengths),
+        "single_sample_accuracy": float(labels.mean()),
+        "any_right": right.amax(1).mean().item(),  # what a perfect judge would reach
+    }
+
+
 # ---- the script ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Config:
-    """Answer a question set and count what is right."""
-
-    model: str  # Hugging Face folder, or a JSONL of recorded answers
-    questions: str  # question set with gold answers
-    out: str  # folder for transcripts.jsonl, scores.jsonl of best-of-n, and the summary in done.json
-    name: str = "model"  # what the report calls it
-    max_new_tokens: int = 256  # an answer that has not ended by then counts as truncated
-    batch_size: int = 256  # rows sampled together
-    limit: int = 0  # only the first questions; 0: all
-    shots: int = 0  # worked examples before the question, as published scores have them; 0: a chat without
-    reward_model: str = ""  # scores the answers: best-of-n
-    samples: int = 1  # answers per question; more than one needs a reward model
-    temperature: float = 1.0  # of those several samples; a single answer is greedy
-    seed: int = 0
-    compile: bool = False  # torch.compile, on a GPU with CUDA graphs: a minute at first, then faster; for long runs
-
-
 def main(cfg: Config) -> None:
-    for name in ("max_new_tokens", "batch_size", "samples"):
-        runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
     runtime.require(
         (cfg.samples > 1) == bool(cfg.reward_model),
         "--samples above 1 and --reward_model go together: the reward model picks one of the samples",
     )
-    runtime.require(cfg.temperature > 0, f"--temperature {cfg.temperature}: must be greater than 0")
-    recorded = Path(cfg.model).is_file()
-    for name in ("limit", "shots"):
-        runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: 0 or more")
     runtime.require(
-        not cfg.shots or not (recorded or cfg.reward_model),
-        "--shots asks a model in another way; recorded answers were asked already, a --reward_model knows chats alone",
+        not (cfg.shots and cfg.reward_model), "--shots asks a model in another way; a --reward_model knows chats alone"
     )
-    stage = runtime.Stage(cfg, inputs=["model", "questions", "reward_model"], memory=["batch_size"])
-    if stage.finished:
-        return
+    names = [word.partition("=")[0] for word in cfg.models]
+    for word, name in zip(cfg.models, names):
+        good = "=" in word and name == Path(name).name and names.count(name) == 1
+        runtime.require(good, f"'{word}': NAME=FOLDER is expected, and every NAME once: it becomes a folder of --out")
+    for word, name in zip(cfg.models, names):
+        evaluate(replace(cfg, models=(word,), out=str(Path(cfg.out) / name)))
+
+
+@runtime.stage
+def evaluate(cfg: Config, stage: runtime.Stage) -> None:
+    """Fill the folder of one model: transcripts.jsonl, the summary in done.json; scores.jsonl with a reward model."""
+    name, _, folder = cfg.models[0].partition("=")
     questions = load_questions(cfg.questions, cfg.limit or None)
     without = sum(question.answer is None for question in questions)
     runtime.require(not without, f"{cfg.questions}: {without} questions have no gold answer to compare with")
-    parameters, read, scored, judge = 0, 0, [], {}
-    if recorded:
-        runtime.require(
-            not cfg.reward_model, "--reward_model picks among a model's samples; recorded answers are graded"
-        )
-        summary, transcripts = recorded_accuracy(cfg.model, questions)
+    if Path(folder).is_file():
+        runtime.require(not (cfg.reward_model or cfg.shots), f"{folder}: recorded answers are graded as they are")
+        cost = {"parameters": 0}
+        stage.append("answers.jsonl", lines(recorded_transcripts(folder, questions)))
     else:
-        tokenizer = Tokenizer(cfg.model)
-        needs = sampling_memory(cfg, tokenizer, questions)
-        if cfg.reward_model:
-            needs = memory.with_scorer(needs, ModelConfig.from_folder(cfg.reward_model), SCORED_AT_ONCE)
-        memory.say(needs)
-        model = load_model(cfg.model, runtime.inference_dtype(), runtime.default_device())
-        runtime.set_threads(model)
-        parameters = sum(p.numel() for p in model.parameters())
-        read = cfg.samples * sum(len(prompt_tokens(tokenizer, question, cfg.shots)) for question in questions)
-        if cfg.reward_model:
-            runtime.require(
-                Tokenizer(cfg.reward_model).same_ids(tokenizer),
-                f"{cfg.reward_model} and --model {cfg.model} have different tokenizers: one cannot read the other's "
-                "tokens",
-            )
-            transcripts, scored, judge = best_of_n(cfg, stage, model, tokenizer, questions)
-            summary = summarise(transcripts)
-        else:
-            summary, transcripts = accuracy(
-                model, tokenizer, questions, cfg.max_new_tokens, cfg.batch_size, cfg.name, cfg.shots, cfg.compile, stage
-            )
-    if ranks.RANK:
-        return
-    if scored:
-        write_jsonl(stage.out / "scores.jsonl", scored)
-    write_jsonl(stage.out / "transcripts.jsonl", transcripts)
+        cost = (best_of_n if cfg.reward_model else greedy)(cfg, stage, folder, questions)
+    transcripts, scored = stage.rows("answers.jsonl"), stage.rows("scores.jsonl")
+    stage.rename("answers.jsonl", "transcripts.jsonl")
+    judge = judge_quality(scored, trained_scale(cfg.reward_model)) if scored else {}
+    summary = summarise(transcripts)
     low, high = summary["ci95"]
     print(
-        f"{cfg.name}: {summary['strict']:.1%} [{low:.1%}, {high:.1%}] of {summary['n']} right, lenient "
+        f"{name}: {summary['strict']:.1%} [{low:.1%}, {high:.1%}] of {summary['n']} right, lenient "
         f"{summary['lenient']:.1%}, no answer {summary['no_answer']:.1%}, truncated {summary['truncated']:.1%}"
     )
     tokens = sum(sum(row["tokens"]) for row in scored) or sum(row["tokens"] or 0 for row in transcripts)
-    flops = 2 * (parameters + judge.get("scorer_parameters", 0)) * (tokens + read)  # the scorer reads all that is said
-    stage.finish(tokens=tokens, flops=flops, name=cfg.name, parameters=parameters, accuracy=summary, **judge)
+    # the reward model reads all that is said
+    flops = 2 * (cost["parameters"] + cost.get("scorer_parameters", 0)) * (tokens + cost.pop("read", 0))
+    stage.finish(tokens=tokens, flops=flops, name=name, accuracy=summary, **cost, **judge)
 
 
-def best_of_n(
-    cfg: Config, stage: runtime.Stage, model: Llama, tokenizer: Tokenizer, questions: list[Question]
-) -> tuple[list[dict], list[dict], dict]:
-    """Sample several answers to each question and keep the one that the reward model likes best.
+def greedy(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Question]) -> dict:
+    """Answer into answers.jsonl; returns the number of parameters and of prompt tokens read."""
+    model, tokenizer = load(folder)
+    prompts = prompts_of(model.config, tokenizer, questions, cfg.max_new_tokens, cfg.shots)
+    stop_text = STOP_TEXT[questions[0].kind] if cfg.shots else ""
+    for _, rows, answers in answer_in_parts(stage, cfg, model, tokenizer, prompts, "eval", stop_text=stop_text):
+        graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for i, [r] in zip(rows, answers)]
+        stage.append("answers.jsonl", lines(graded))
+    return {"parameters": sum(p.numel() for p in model.parameters()), "read": sum(map(len, prompts))}
 
-    Returns the transcripts of those, one row per question with the scores of all, and how good a judge the model is.
-    """
+
+def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Question]) -> dict:
+    """Sample several answers to each question; the one that the reward model likes best goes into answers.jsonl, the
+    scores of all into scores.jsonl."""
+    model, tokenizer = load(folder)
+    tokenizer.require_same(cfg.reward_model)
     scorer = load_scalar_model(cfg.reward_model, torch.float32, runtime.default_device())
-    sampling = (cfg.max_new_tokens, [cfg.temperature], cfg.seed, cfg.batch_size, cfg.name, cfg.samples, 0, cfg.compile)
-    [answers] = answer_stage(stage, model, tokenizer, questions, *sampling)
-    prompts = [tokenizer.chat(question.prompt) for question in questions]
-    scores = score_responses(
-        scorer,
-        [prompt for prompt in prompts for _ in range(cfg.samples)],
-        [r.tokens for responses in answers for r in responses],
-        SCORED_AT_ONCE,
-    )
-    scores = scores.view(len(questions), cfg.samples)  # (questions, n)
-    transcripts, scored = [], []
-    for question, responses, row in zip(questions, answers, scores):
-        graded = [grade(question, r.text, r.finish, len(r.tokens)) for r in responses]
-        best = int(row.argmax())
-        transcripts.append(graded[best] | {"score": row[best].item()})
-        scored.append(
-            {
-                "id": question.id,
-                "scores": [round(score, 5) for score in row.tolist()],
-                "correct": [r["correct"] for r in graded],
-                "answers": [r["answer"] for r in graded],
-                "tokens": [r["tokens"] for r in graded],
-            }
-        )
-    judge = judge_quality(scores, scored, trained_scale(cfg.reward_model))
-    print(
-        f"reward model against gold, {scores.numel()} samples: AUC {judge['auc_gold'] or math.nan:.3f}, "
-        f"{judge['pair_accuracy_gold'] or math.nan:.1%} of {judge['pairs_gold']} pairs in order; one sample "
-        f"{judge['single_sample_accuracy']:.1%}, best of {cfg.samples} {judge['best_of_n']['judge'][-1]:.1%}, "
-        f"a perfect judge {judge['any_right']:.1%}"
-    )
-    return transcripts, scored, judge | {"scorer_parameters": sum(p.numel() for p in scorer.parameters())}
-
-
-def judge_quality(scores: Tensor, scored: list[dict], scale: float) -> dict:
-    """A reward model against gold, as in quality.py: scores (questions, n) and the rows of scores.jsonl.
-
-    auc_gold and accuracy_gold (at the threshold that is best for these samples) take all samples of all questions
-    together; the other *_gold numbers take the pairs of a right and a wrong sample of one question. None: undefined.
-    """
-    right, tokens = ([row[key] for row in scored] for key in ("correct", "tokens"))  # (questions, n) each
-    good, bad = quality.right_wrong_pairs(right)  # (P,), (P,)
-    flat, lengths = scores.double().flatten().numpy(), torch.tensor(tokens).flatten().numpy()  # (questions * n,) each
-    pairs = quality.pair_quality(flat[good] - flat[bad], lengths[good], lengths[bad], scale)
-    labels = torch.tensor(right)  # (questions, n)
-    area = quality.auc(flat, labels.flatten())
-    accuracy_gold, threshold = quality.best_threshold(flat, labels.flatten())
-    return {
-        "auc_gold": None if math.isnan(area) else area,
-        "accuracy_gold": accuracy_gold,
-        "threshold_gold": None if math.isinf(threshold) else threshold,
-        "pairs_gold": len(good),
-        **{f"{name}_gold": value for name, value in pairs.items()},
-        "length_correlation_gold": quality.correlation(flat, lengths),
-        "single_sample_accuracy": labels.double().mean().item(),
-        "any_right": labels.any(1).double().mean().item(),  # what a perfect judge would reach
-        "best_of_n": quality.best_of_n_curve(scores, right)
-        | {"majority": quality.majority_curve([row["answers"] for row in scored], right)},
-    }
+    prompts = prompts_of(model.config, tokenizer, questions, cfg.max_new_tokens)
+    sampling = ("eval", (cfg.temperature,), cfg.samples)
+    for _, rows, answers in answer_in_parts(stage, cfg, model, tokenizer, prompts, *sampling):
+        read = [prompts[i] for i in rows for _ in range(cfg.samples)]
+        said = [response.tokens for responses in answers for response in responses]
+        scores = score_responses(scorer, read, said, SCORED_AT_ONCE).view(-1, cfg.samples).tolist()  # (part, n)
+        for i, responses, row in zip(rows, answers, scores):
+            graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for r in responses]
+            best = row.index(max(row))
+            stage.append("answers.jsonl", lines([graded[best] | {"score": row[best]}]))
+            columns = {"correct": "correct", "answers": "answer", "tokens": "tokens"}
+            columns = {key: [transcript[name] for transcript in graded] for key, name in columns.items()}
+            scored = {"id": questions[i].id, "scores": [round(score, 5) for score in row]} | columns
+            stage.append("scores.jsonl", lines([scored]))
+    parameters = {"parameters": model, "scorer_parameters": scorer}
+    cost = {name: sum(p.numel() for p in network.parameters()) for name, network in parameters.items()}
+    return cost | {"read": cfg.samples * sum(map(len, prompts))}
 
 
 if __name__ == "__main__":

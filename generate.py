@@ -1,124 +1,228 @@
-"""Questions in, answers out: a model asked in its chat template, or with worked examples; sampled or greedy.
+"""Tokens in, tokens out: batched sampling with a key/value cache; and questions in, answers out.
 
     python generate.py --model weights/tiny-teacher --questions arith:test --out runs/try --temperatures 0.7,1.0
     python generate.py --model folder --questions gsm8k:test --shots 8 --out runs/few     # worked examples, no chat
     python generate.py --model weights/tiny-teacher --ask "Ava has 3 pens. Ava buys 4 more. How many pens does ...?"
 
-How a token is drawn is in decode.py: `generate`, which this file hands on, takes and returns token ids.
+Sampling draws from the full softmax at a temperature: no top-k, no top-p, no repetition penalty. The log-probability
+returned with a token is therefore the one that it was drawn with, which PPO depends on.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
+from torch import Tensor
+
 import runtime
-from answers import extract_answer
-from data import STOP_TEXT, Question, few_shot_prompt, load_questions, write_jsonl
-from decode import Response, generate
-from hf.tokenizer import Tokenizer
-from model import Llama, ModelConfig, load_model
-from runtime import memory, ranks
-from runtime.checkpoint import Checkpoint
+from data import STOP_TEXT, Question, Tokenizer, extract_answer, few_shot_prompt, load_questions
+from model import KVCache, Llama, ModelConfig, load_model
+from runtime import ranks, seed_of
+from runtime.files import lines
+from runtime.flags import Count, Input, Natural
+
+# ---- tokens in, tokens out -----------------------------------------------------------------------------------------
 
 
-def prompt_tokens(tokenizer: Tokenizer, question: Question, shots: int) -> list[int]:
-    """How a question is asked: as a chat without examples, or, with shots, as a text to be completed."""
-    return tokenizer.text(few_shot_prompt(question, shots)) if shots else tokenizer.chat(question.prompt)
+@dataclass(frozen=True)
+class Response:
+    """What a model said: token ids (those it ended with included), their log-probs, and why it stopped."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str  # 'stop': an end token or a stop text was sampled; 'length': max_new_tokens were
+    text: str = ""  # the tokens read, up to a stop text: `answers_to` adds it, `generate` knows no letters
 
 
-def sampling_memory(cfg, tokenizer: Tokenizer, questions: list[Question]) -> dict[str, float]:
-    """What answering needs, by the flags of this script or of eval.py (memory.py says how)."""
-    config = ModelConfig.from_folder(cfg.model)
-    longest = max(len(prompt_tokens(tokenizer, question, cfg.shots)) for question in questions)
-    rows = min(cfg.batch_size, len(questions) * cfg.samples)
-    cuda = runtime.default_device().type == "cuda"
-    width = memory.file_width(cfg.model, config) if cuda else 4  # fp32 on a CPU
-    return memory.sampling(config, rows, -(-rows // cfg.samples), longest, cfg.max_new_tokens, cuda, width)
-
-
-def says(tokenizer: Tokenizer, stop: str) -> Callable[[list[int]], bool]:
-    """Whether new tokens have just completed a stop text. A token holds a byte or more, so a short tail is enough."""
-    return lambda tokens: stop in tokenizer.decode(tokens[-len(stop.encode()) - 3 :])
-
-
-def answer_questions(
+def generate(
     model: Llama,
-    tokenizer: Tokenizer,
-    questions: list[Question],
+    prompts: list[list[int]],
     max_new_tokens: int,
-    temperature: float,
-    seed: int,
-    batch_size: int,
-    label: str = "generate",
-    samples: int = 1,
-    shots: int = 0,
+    temperature: float = 1.0,
+    stop_ids: Collection[int] = (),
+    seed: int | Sequence[int] = 0,
+    batch_size: int = 256,
+    ended: Callable[[list[int]], bool] = lambda tokens: False,
+    progress: Callable[[int], None] = lambda count: None,
     compile: bool = False,
-) -> list[list[Response]]:
-    """`samples` responses to each question, with their text and a progress bar.
+) -> list[Response]:
+    """Continue every prompt until a stop id or max_new_tokens; the answers come in the prompts' order.
 
-    shots 0 asks in the chat template. With shots the model completes a text (data.few_shot_prompt), and a response ends
-    where it begins a question of its own: its tokens include that beginning, its text does not. All questions are then
-    of one kind. Raises ValueError for a question that does not fit into the model's context.
+    temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
+    `seed`: one number for each prompt, or one number, of which the prompts' own follow. Same prompts and seed: same
+    text, whatever the batch size, but for rounding. `ended`, asked after each token with all new tokens of a row, may
+    end the row too. Call it on every rank: each continues its share, and all get all answers. Raises ValueError for
+    an empty prompt or one that leaves no room in the context, FloatingPointError if the model computes NaN.
     """
-    context, prompts = model.config.max_position_embeddings, []
+    room = model.config.max_position_embeddings - max_new_tokens
+    for i, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= room:
+            raise ValueError(
+                f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new ones the model's context of "
+                f"{room + max_new_tokens} takes 1 to {room}"
+            )
+    seeds = [seed_of(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else seed
+    model, said = ranks.full_model(model), {}
+    step = torch.compile(model, dynamic=True) if compile else model
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i]))  # like lengths share a batch
+    order = order[ranks.RANK :: ranks.SIZE]
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        chances = np.stack([np.random.default_rng(seeds[i]).random(max_new_tokens) for i in rows])  # (B, new)
+        batch = [prompts[i] for i in rows]
+        batch = continue_batch(model, step, batch, chances, temperature, frozenset(stop_ids), ended, progress)
+        said |= dict(zip(rows, batch, strict=True))
+    said = {i: response for share in ranks.gather(said) for i, response in share.items()}
+    return [said[i] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def continue_batch(model, step, prompts, chances, temperature, stop_ids, ended, progress) -> list[Response]:
+    """Draw token after token for every row of a batch: chances (B, new), one for each token. `step` is the model."""
+    device = model.lm_head.weight.device
+    chances = torch.from_numpy(chances).to(device)  # (B, new)
+    tokens, logprobs, finish = [[] for _ in prompts], [[] for _ in prompts], ["length"] * len(prompts)
+    cache, logits = prefill(model, prompts, chances.shape[1])  # _, (B, V)
+    going = list(range(len(prompts)))  # the prompt that each row of the cache continues
+    for t in range(chances.shape[1]):
+        token, logprob = sample_token(logits, temperature, chances[:, t])  # (b,), (b,)
+        stay = []
+        for row, (i, token_id, lp) in enumerate(zip(going, token.tolist(), logprob.tolist())):
+            if finish[i] == "stop":  # a row that has ended goes on until enough of them have
+                continue
+            tokens[i].append(token_id)
+            logprobs[i].append(lp)
+            if token_id in stop_ids or ended(tokens[i]):
+                finish[i] = "stop"
+                progress(1)
+            else:
+                stay.append(row)
+        if not stay or t == chances.shape[1] - 1:
+            break
+        if len(stay) <= 0.8 * len(going):  # enough to pay for the copy
+            rows = torch.tensor(stay, device=device)
+            cache.select(rows)
+            token, chances, going = token[rows], chances[rows], [going[row] for row in stay]
+        logits = step(token[:, None], cache)[:, 0]  # (b, V)
+    progress(finish.count("length"))
+    if not all(math.isfinite(sum(row)) for row in logprobs):
+        raise FloatingPointError("the model computes NaN: the run that made its weights diverged")
+    return [Response(*row) for row in zip(tokens, logprobs, finish)]
+
+
+def prefill(model: Llama, prompts: list[list[int]], new: int) -> tuple[KVCache, Tensor]:
+    """A cache that holds the prompts, with room for `new` tokens, and the logits at their ends (B, V).
+
+    Equal prompts are read once.
+    """
+    place = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    width, weight = max(map(len, prompts)), model.lm_head.weight
+    padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in place], device=weight.device)  # (U, P)
+    lengths = torch.tensor([len(prompt) for prompt in place], device=weight.device)  # (U,)
+    ends = torch.arange(1, width + 1, device=weight.device) == lengths[:, None]  # (U, P)
+    cache = KVCache(model.config, len(place), width + new, weight.dtype, weight.device)
+    logits = model.lm_head(model.model(padded, cache, read=ends)).float()  # (U, V)
+    cache.lengths = lengths  # what lies beyond a row's own prompt is forgotten
+    rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=weight.device)  # (B,)
+    cache.select(rows)
+    return cache, logits[rows]
+
+
+def sample_token(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token per row from softmax(logits / temperature), or the largest logit if temperature is 0.
+
+    logits (B, V) in fp32, chance (B,) in float64, uniform in [0, 1) -> token (B,), its log-probability (B,) in fp32
+    under the distribution it was drawn from; for temperature 0 under softmax(logits). The token is the first whose
+    cumulative probability exceeds the chance: one draw per row instead of V. Sums are in float64, and the chance is a
+    share of the last of them, so that no token is lost and none of probability 0 is drawn.
+    Example: [0, ln 3], temperature 1: chance 0.2 -> token 0, ln 1/4 = -1.3863; chance 0.3 -> token 1, ln 3/4 = -0.2877.
+    """
+    probs = torch.softmax(logits / (temperature or 1.0), dim=-1)  # (B, V)
+    if temperature == 0:
+        token = probs.argmax(-1, keepdim=True)  # (B, 1)
+    else:
+        below = probs.cumsum(-1, dtype=torch.float64)  # (B, V); in fp32 the rare tokens would be lost
+        token = torch.searchsorted(below, chance[:, None] * below[:, -1:], right=True)  # (B, 1)
+        token = token.clamp(max=logits.shape[-1] - 1)  # of NaN
+    return token[:, 0], probs.gather(-1, token)[:, 0].log()
+
+
+# ---- questions in, answers out -------------------------------------------------------------------------------------
+
+
+def prompts_of(
+    config: ModelConfig, tokenizer: Tokenizer, questions: Sequence[Question], max_new_tokens: int, shots: int = 0
+) -> list[list[int]]:
+    """The token ids that ask each question: in the chat template, or after `shots` worked examples, to be completed.
+
+    ValueError for a question that leaves no room for its answer.
+    """
+    prompts, context = [], config.max_position_embeddings
     for question in questions:
-        prompt = prompt_tokens(tokenizer, question, shots)
+        prompt = tokenizer.text(few_shot_prompt(question, shots)) if shots else tokenizer.chat(question.prompt)
         runtime.require(
             len(prompt) + max_new_tokens <= context,
             f"question '{question.id}': a prompt of {len(prompt)} tokens and --max_new_tokens {max_new_tokens} exceed "
             f"the model's context of {context}: lower --max_new_tokens{' or --shots' * bool(shots)}, or leave it out",
         )
-        prompts += [prompt] * samples
-    stop = STOP_TEXT[questions[0].kind] if shots else None
-    ended = says(tokenizer, stop) if stop else None
-    bar = runtime.Progress(label, -(-len(prompts) // ranks.SIZE))
-    flat = generate(
-        model, prompts, max_new_tokens, temperature, tokenizer.stop_ids, seed, batch_size, bar.update, ended, compile
-    )
-    bar.close()
-    texts = (tokenizer.decode(response.tokens) for response in flat)
-    flat = [replace(response, text=text.split(stop)[0] if stop else text) for response, text in zip(flat, texts)]
-    return [flat[i : i + samples] for i in range(0, len(flat), samples)]
+        prompts.append(prompt)
+    return prompts
 
 
-def answer_stage(
-    stage: runtime.Stage,
+def answers_to(
     model: Llama,
     tokenizer: Tokenizer,
-    questions: list[Question],
+    prompts: list[list[int]],
     max_new_tokens: int,
-    temperatures: list[float],
-    seed: int,
     batch_size: int,
-    label: str,
-    samples: int = 1,
-    shots: int = 0,
-    compile: bool = False,
-) -> list[list[list[Response]]]:
-    """answer_questions at each temperature, as the work of a stage: a run that is killed goes on where it was.
+    temperature: float = 0.0,
+    seed: int | Sequence[int] = 0,
+    stop_text: str = "",
+    **options,
+) -> list[Response]:
+    """`generate`, with each response's text. It also ends where it says `stop_text`, which its text leaves out."""
 
-    The questions are asked in parts of some eight batches, whose answers do not depend on the other parts; what is
-    answered is saved between them.
+    def says(tokens: list[int]) -> bool:  # a token holds a byte or more, so a short tail is enough
+        return bool(stop_text) and stop_text in tokenizer.decode(tokens[-len(stop_text.encode()) - 3 :])
+
+    ends = {"stop_ids": tokenizer.stop_ids, "ended": says}
+    said = generate(model, prompts, max_new_tokens, temperature, seed=seed, batch_size=batch_size, **ends, **options)
+    texts = [tokenizer.decode(response.tokens) for response in said]
+    return [replace(r, text=text.split(stop_text)[0] if stop_text else text) for r, text in zip(said, texts)]
+
+
+PART = 512  # answers between two saves of a stage
+
+
+def answer_in_parts(
+    stage: runtime.Stage,
+    cfg,
+    model: Llama,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    purpose: str,
+    temperatures: Sequence[float] = (0.0,),
+    samples: int = 1,
+    **options,
+) -> Iterator[tuple[float, range, list[list[Response]]]]:
+    """Ask a stage's questions in parts, `samples` times at each temperature: the temperature, which ones, the answers.
+
+    What the caller keeps by stage.append outlives a kill: the next run goes on with the part that is missing. A chance
+    follows from run seed, purpose, and the indices of temperature, question and sample, so that parts and batches
+    change nothing.
     """
-    at = {"answers": [[] for _ in temperatures], "size": max(1, 8 * batch_size // samples)}
-    checkpoint, size = Checkpoint(stage, {}, at), at["size"]  # an attempt that was cut off has set the size
-    parts = [(index, start) for index in range(len(temperatures)) for start in range(0, len(questions), size)]
-    for step in checkpoint.steps(len(parts)):
+    size = max(1, PART // samples)  # questions of a part
+    parts = [(index, start) for index in range(len(temperatures)) for start in range(0, len(prompts), size)]
+    for step in stage.steps(len(parts), units=size * samples):
         index, start = parts[step]
-        answers = answer_questions(
-            model,
-            tokenizer,
-            questions[start : start + size],
-            max_new_tokens,
-            temperatures[index],
-            seed + index + (start << 32),  # a part's rows draw chances of their own
-            batch_size,
-            f"{label} T={temperatures[index]:g}",
-            samples,
-            shots,
-            compile,
-        )
-        at["answers"][index] += [[vars(response) for response in responses] for responses in answers]
-    return [[[Response(**fields) for fields in responses] for responses in answers] for answers in at["answers"]]
+        asked = range(start, min(start + size, len(prompts)))
+        seeds = [seed_of(cfg.seed, purpose, index, i, sample) for i in asked for sample in range(samples)]
+        repeated = [prompts[i] for i in asked for _ in range(samples)]
+        sampling = (cfg.max_new_tokens, cfg.batch_size, temperatures[index], seeds)
+        said = answers_to(model, tokenizer, repeated, *sampling, progress=stage.bar.update, **options)
+        yield temperatures[index], asked, [said[i : i + samples] for i in range(0, len(said), samples)]
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -128,80 +232,88 @@ def answer_stage(
 class Config:
     """Sample answers to every question of a set, or, with --ask, print one answer."""
 
-    model: str  # Hugging Face folder
-    questions: str = ""  # question set: a JSONL, arith:train, gsm8k:train ...
+    model: Input  # Hugging Face folder
+    questions: Input = ""  # question set: a JSONL, arith:train, gsm8k:train ...
     out: str = ""  # folder for samples.jsonl
     source: str = "teacher"  # who is speaking, written beside every sample: teacher or student
-    samples: int = 8  # answers per question and temperature
+    samples: Count = 8  # answers per question and temperature
     temperatures: str = "1.0"  # comma-separated; several give the vote more variety
-    max_new_tokens: int = 256  # an answer that has not ended by then counts as unfinished
-    batch_size: int = 256  # rows sampled together
-    limit: int = 0  # only the first questions; 0: all
-    shots: int = 0  # worked examples before the question, as published scores have them; 0: a chat without
+    max_new_tokens: Count = 256  # an answer that has not ended by then counts as unfinished
+    batch_size: Count = 256  # rows sampled together
+    limit: Natural = 0  # only the first questions; 0: all
+    shots: Natural = 0  # worked examples before the question, as published scores have them; 0: a chat without
     lenient: bool = False  # read the last number or letter where no answer is stated
     seed: int = 0
-    compile: bool = False  # torch.compile, on a GPU with CUDA graphs: a minute at first, then faster; for long runs
+    compile: bool = False  # torch.compile for the step of a GPU: a minute at first, then faster; for long runs
     ask: str = ""  # one question to be answered greedily on the screen
 
 
 def main(cfg: Config) -> None:
+    runtime.require(bool(cfg.ask) or bool(cfg.questions and cfg.out), "give --questions and --out, or --ask")
+    (ask if cfg.ask else sample)(cfg)
+
+
+def load(folder: str) -> tuple[Llama, Tokenizer]:
+    """A model that only answers, and its tokenizer."""
+    model = load_model(folder, runtime.inference_dtype(), runtime.default_device())
+    runtime.set_threads(model)
+    return model, Tokenizer(folder)
+
+
+def ask(cfg: Config) -> None:
+    """Print the greedy answer to one question, and nothing else."""
+    runtime.flags.check(cfg)
+    model, tokenizer = load(cfg.model)
+    question = Question("--ask", cfg.ask)
+    prompts = prompts_of(model.config, tokenizer, [question], cfg.max_new_tokens, cfg.shots)
+    stop_text = STOP_TEXT[question.kind] if cfg.shots else ""
+    [response] = answers_to(model, tokenizer, prompts, cfg.max_new_tokens, 1, stop_text=stop_text)
+    print(response.text)
+
+
+@runtime.stage
+def sample(cfg: Config, stage: runtime.Stage) -> None:
+    """Fill samples.jsonl."""
     try:
         temperatures = [float(text) for text in cfg.temperatures.split(",")]
     except ValueError:
         temperatures = [-1.0]
     good = all(0 <= temperature <= 100 for temperature in temperatures)
     runtime.require(good, f"--temperatures {cfg.temperatures}: one or more numbers from 0 to 100, comma-separated")
-    for name in ("samples", "max_new_tokens", "batch_size"):
-        runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: at least 1 is needed")
-    for name in ("shots", "limit"):
-        runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: 0 or more")
     runtime.require(cfg.source in ("teacher", "student"), f"--source {cfg.source}: 'teacher' or 'student'")
-    runtime.require(bool(cfg.ask) or bool(cfg.questions and cfg.out), "give --questions and --out, or --ask")
-    stage = None if cfg.ask else runtime.Stage(cfg, inputs=["model", "questions"], memory=["batch_size"])
-    if stage and stage.finished:
-        return
-    questions = [Question("--ask", cfg.ask)] if cfg.ask else load_questions(cfg.questions, cfg.limit or None)
-    tokenizer, device = Tokenizer(cfg.model), runtime.default_device()
-    if stage:
-        memory.say(sampling_memory(cfg, tokenizer, questions))
-    one_row = device.type == "cpu" and (bool(cfg.ask) or cfg.batch_size == 1)
-    model = load_model(cfg.model, runtime.inference_dtype(), device, one_row)
-    runtime.set_threads(model, say=not cfg.ask)  # --ask prints an answer and nothing else
-    if cfg.ask:
-        [[response]] = answer_questions(model, tokenizer, questions, cfg.max_new_tokens, 0.0, 0, 1, shots=cfg.shots)
-        print(response.text)
-        return
-    rows, tokens, settings = [], 0, (cfg.batch_size, cfg.source, cfg.samples, cfg.shots, cfg.compile)
-    sampling = (cfg.max_new_tokens, temperatures, cfg.seed, *settings)
-    for temperature, answers in zip(temperatures, answer_stage(stage, model, tokenizer, questions, *sampling)):
-        for question, responses in zip(questions, answers):
-            for response in responses:
-                tokens += len(response.tokens)
-                answer = extract_answer(response.text, question.kind, cfg.lenient)
-                rows.append(
-                    {
-                        "id": question.id,
-                        "source": cfg.source,
-                        "response": response.text,
-                        "answer": answer,
-                        "finish": response.finish,
-                        "logprob": round(sum(response.logprobs), 4),
-                        "temperature": temperature,
-                        "tokens": len(response.tokens),
-                    }
-                )
-    if ranks.RANK:
-        return
-    write_jsonl(stage.out / "samples.jsonl", rows)
+    questions = load_questions(cfg.questions, cfg.limit or None)
+    model, tokenizer = load(cfg.model)
+    prompts = prompts_of(model.config, tokenizer, questions, cfg.max_new_tokens, cfg.shots)
+    options = {"stop_text": STOP_TEXT[questions[0].kind] if cfg.shots else "", "compile": cfg.compile}
+    sampling = (prompts, cfg.source, temperatures, cfg.samples)
+    for temperature, asked, answers in answer_in_parts(stage, cfg, model, tokenizer, *sampling, **options):
+        rows = [
+            {
+                "id": questions[i].id,
+                "source": cfg.source,
+                "response": response.text,
+                "answer": extract_answer(response.text, questions[i].kind, cfg.lenient),
+                "finish": response.finish,
+                "logprob": round(sum(response.logprobs), 4),
+                "temperature": temperature,
+                "tokens": len(response.tokens),
+            }
+            for i, responses in zip(asked, answers)
+            for response in responses
+        ]
+        stage.append("answers.jsonl", lines(rows))
+    rows = stage.rows("answers.jsonl")
+    stage.rename("answers.jsonl", "samples.jsonl")
     ended = sum(row["finish"] == "stop" for row in rows) / len(rows)
     answered = sum(row["answer"] is not None for row in rows) / len(rows)
+    tokens = sum(row["tokens"] for row in rows)
     print(
         f"{len(rows)} answers to {len(questions)} questions: {ended:.1%} ended, {answered:.1%} state an answer, "
         f"{tokens / len(rows):.1f} tokens each"
     )
-    read = sum(len(prompt_tokens(tokenizer, q, cfg.shots)) for q in questions) * cfg.samples * len(temperatures)
-    parameters = sum(p.numel() for p in model.parameters())
-    stage.finish(tokens=tokens, flops=2 * parameters * (tokens + read), ended=ended, answered=answered)
+    read = sum(map(len, prompts)) * cfg.samples * len(temperatures)
+    flops = 2 * sum(p.numel() for p in model.parameters()) * (tokens + read)
+    stage.finish(tokens=tokens, flops=flops, ended=ended, answered=answered)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which values of ppo.py's metrics.jsonl are healthy, and what it usually is when one of them is not.
+"""The numbers of ppo.py's metrics.jsonl: what each is, where it should be, and what it usually is when it is not.
 
     watch = Health(rollout_size=256)
     for line in watch.update(iteration, metrics):
@@ -11,7 +11,13 @@ runs. Sources: arXiv 1707.06347, 1909.08593, 2210.10760, 2307.04964, 2403.17031;
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model import masked_mean
 
 INF = math.inf
 
@@ -81,10 +87,100 @@ REWARD_LOST = 1.0  # of rlhf_reward, in standard deviations of the first scores,
 OFFSET = 0.3  # explained variance that a constant error of the critic may cost
 
 
+# ---- what is measured ----------------------------------------------------------------------------------------------
+
+NOTE = (  # on the screen, after each iteration
+    "score {objective/scores:+.2f} KL {objective/kl:.2f} ratio0 {val/ratio_first:.3f} clip {policy/clipfrac_avg:.1%} "
+    "entropy {policy/entropy_avg:.3f} ended {val/eos_share:.0%} length {response_length/mean:.0f} "
+    "EV {val/explained_variance:.2f}"
+)
+
+
+def of_rollout(r, advantages: Tensor, returns: Tensor, kl_coef: float) -> dict[str, float]:
+    """The rollout's metrics: per sequence where the name is objective/* or response_length/*, else over tokens."""
+    kl = torch.where(r.mask, r.logprobs - r.ref_logprobs, 0.0).sum(1)  # (B,)
+    values, targets, raw = r.values[r.mask], returns[r.mask], advantages[r.mask]  # (N,) each
+    spread = targets.var(correction=0) + 1e-5
+    lengths = r.mask.sum(1).float()  # (B,)
+    return {
+        "objective/scores": r.scores.mean().item(),
+        "objective/scores_std": r.scores.std(correction=0).item(),
+        "objective/scores_min": r.scores.min().item(),
+        "objective/scores_max": r.scores.max().item(),
+        "objective/kl": kl.mean().item(),
+        "objective/kl_coef": kl_coef,
+        "objective/non_score_reward": -kl_coef * kl.mean().item(),
+        "objective/rlhf_reward": (r.scores - kl_coef * kl).mean().item(),
+        "objective/entropy": -torch.where(r.mask, r.logprobs, 0.0).sum(1).mean().item(),
+        "policy/entropy_avg": masked_mean(r.entropy, r.mask).item(),
+        # the critic's: of the variance, blind to a constant offset; and of the squared error, which sees one
+        "val/explained_variance": (1 - (targets - values).var(correction=0) / spread).item(),
+        "val/explained_variance_mse": (1 - (targets - values).square().mean() / spread).item(),
+        "val/values_mean": values.mean().item(),
+        "val/returns_mean": targets.mean().item(),
+        "val/advantages_mean": raw.mean().item(),  # before whitening
+        "val/advantages_std": raw.std(correction=0).item(),
+        "val/num_eos_tokens": int(r.ended.sum()),
+        "val/eos_share": r.ended.float().mean().item(),
+        "val/repeated": 1 - len({text for text in r.texts if text.strip()}) / len(r.texts),  # or empty
+        "response_length/mean": lengths.mean().item(),
+        "response_length/min": lengths.min().item(),
+        "response_length/max": lengths.max().item(),
+        "response_length/clip_ratio": 1 - r.ended.float().mean().item(),
+        "tokens": r.tokens.numel(),
+        "sampled": int(r.mask.sum()),
+    }
+
+
+def ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Sums over the True cells, and largest values, that say how far a policy has moved since its rollout."""
+    log_ratio = (logprobs.detach() - old_logprobs)[mask].double()  # (N,)
+    ratio = log_ratio.exp()
+    sums = {"kl": 0.5 * log_ratio.square().sum(), "ratio": ratio.sum(), "ratio_squared": ratio.square().sum()}
+    return sums | {"max_ratio": ratio.max(), "max_gap": (ratio - 1).abs().max()}
+
+
+def of_update(policy_steps: list[dict], critic_steps: list[dict]) -> dict[str, float]:
+    """The update's metrics, means over all tokens of all steps."""
+    tokens = sum(step["tokens"] for step in policy_steps)
+    mean = {name: sum(step[name] for step in policy_steps) / tokens for name in policy_steps[0]}
+    return {
+        "loss/policy_avg": mean["loss"],
+        "policy/approxkl_avg": mean["kl"],
+        "policy/clipfrac_avg": mean["clipped"],
+        "val/ratio": mean["ratio"],
+        "val/ratio_var": mean["ratio_squared"] - mean["ratio"] ** 2,
+        "val/ratio_max": max(step["max_ratio"] for step in policy_steps),
+        # of the first step, when nothing was updated yet: the policy is the one that sampled
+        "val/ratio_first": policy_steps[0]["ratio"] / policy_steps[0]["tokens"],
+        "val/ratio_first_gap": policy_steps[0]["max_gap"],
+        "policy/grad_norm": sum(step["grad_norm"] for step in policy_steps) / len(policy_steps),
+        "loss/value_avg": sum(step["loss"] for step in critic_steps) / tokens,
+        "val/clipfrac_avg": sum(step["clipped"] for step in critic_steps) / tokens,
+        "critic/grad_norm": sum(step["grad_norm"] for step in critic_steps) / len(critic_steps),
+    }
+
+
+def show_samples(iteration: int, r) -> str:
+    """The answers with the lowest, the middle and the highest score of a rollout, for samples.txt."""
+    text = f"==== iteration {iteration}\n"
+    for place, row in zip(("lowest", "middle", "highest"), r.scores.argsort()[[0, len(r.scores) // 2, -1]].tolist()):
+        kl = (r.logprobs[row] - r.ref_logprobs[row])[r.mask[row]].sum()
+        answer = r.texts[row].replace("\n", "\n> ")
+        text += (
+            f"---- {place} score {r.scores[row]:+.2f}, KL {kl:+.2f} nats, {'ended' if r.ended[row] else 'cut off'}\n"
+        )
+        text += f"{r.questions[row].prompt}\n> {answer}\n"
+    return text + "\n"
+
+
+# ---- what is healthy -----------------------------------------------------------------------------------------------
+
+
 class Health:
     """Watches one run: `update` once per iteration returns the new warnings, a sentence each."""
 
-    def __init__(self, rollout_size: int):
+    def __init__(self, rollout_size: int, past: Sequence[dict] = ()):
         self.first: dict[str, float] = {}  # the first value of each metric
         self.best_accuracy, self.score_at_best = -INF, INF
         self.worse = 0  # looks in a row at a lost accuracy and a kept score
@@ -95,6 +191,16 @@ class Health:
         self.ranges["objective/kl"] = kl._replace(low=min(kl.low, -8 / rollout_size))
         self.ranges["val/eos_share"] = eos._replace(low=min(eos.low, 1 - 2 / rollout_size))  # two may be cut by chance
         self.active: set[tuple[str, str]] = set()  # (metric, what is wrong) of the last iteration
+        for row in past:  # what was said before an interruption is not said again
+            self.update(row["step"], {name: value for name, value in row.items() if name != "step"})
+
+    def check(self, iteration: int, metrics: dict[str, float]) -> None:
+        """Print the new warnings. RuntimeError where rollout and update disagree about the same tokens."""
+        # in bf16 a token's log-prob depends a little on the shape of the batch that it is read in
+        if (gap := metrics["val/ratio_first_gap"]) > (0.5 if torch.cuda.is_available() else 1e-3):
+            raise RuntimeError(f"a token of the first minibatch has a ratio {gap:.2g} away from 1: {DISAGREE}")
+        for warning in self.update(iteration, metrics):
+            print(f"warning: {warning}", flush=True)
 
     def update(self, iteration: int, metrics: dict[str, float]) -> list[str]:
         """Example: {"objective/kl": 31.2} -> ["objective/kl 31.2 nats per answer (healthy: -0.05 to 20): ..."]."""

@@ -11,7 +11,6 @@ Sources: Llama 3 (arXiv 2407.21783), RoPE (arXiv 2104.09864), GQA (arXiv 2305.13
 """
 
 import contextlib
-import copy
 import functools
 import json
 import math
@@ -26,6 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from runtime.chunked import ChunkedLogprobs
 
 # ---- configuration -------------------------------------------------------------------------------------------------
 
@@ -191,37 +192,22 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, max_length, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)  # (layers, B, K, S, E)
-        self.places = torch.arange(max_length, device=device)  # (S,)
-        self.zero = torch.zeros((), dtype=dtype, device=device)
-        self._lie_in(torch.arange(batch_size, device=device))
+        shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)  # (B, K, S, E) in each layer
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
         self.used = 0  # no row is longer than this: how much of S the attention must look at
         self.rope = rope_table(config, max_length, device)  # (S, E), (S, E)
 
-    def _lie_in(self, rows: Tensor) -> None:
-        """The rows of the batch lie in `rows` (B,) of keys and values."""
-        K, S = self.keys.shape[2:4]
-        self.rows = rows
-        self.heads = (rows[:, None] * K + torch.arange(K, device=rows.device)) * S  # (B, K) where each head begins
-
-    def only(self, rows: Tensor) -> "KVCache":
-        """The same storage for a batch of other texts, which lie in `rows` (n,) of it and are still empty."""
-        part = copy.copy(self)
-        part._lie_in(rows)
-        part.lengths, part.used = torch.zeros_like(rows), 0
-        return part
-
     def extend(self, T: int) -> Tensor:
         """Make room for T more tokens in every row; their positions (B, T)."""
-        positions = self.lengths[:, None] + self.places[:T]  # (B, T)
-        self.slots = (self.heads[:, :, None] + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
-        self.lengths = self.lengths + T
-        first, self.used = self.used == 0, min(self.used + T, len(self.places))
-        seen = self.places[: self.used] <= positions[:, None, :, None]  # (B, 1, T, S)
-        self.mask = None if first else torch.where(seen, self.zero, -math.inf)  # (B, 1, T, S), is added to the scores
+        (B, K, S, _), device = self.keys[0].shape, self.lengths.device
+        positions = self.lengths[:, None] + torch.arange(T, device=device)  # (B, T)
+        heads = torch.arange(0, B * K * S, S, device=device).view(B, K, 1)  # where each head begins
+        self.slots = (heads + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
+        first, self.used, self.lengths = self.used == 0, self.used + T, self.lengths + T
+        seen = torch.arange(self.used, device=device) <= positions[:, None, :, None]  # (B, 1, T, S)
+        self.mask = None if first else torch.where(seen, 0.0, -math.inf).to(self.keys[0].dtype)  # added to the scores
         return positions
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -231,27 +217,19 @@ class KVCache:
         if self.mask is None:  # nothing was stored before
             return causal_attention(q, k, v)
         # the G query heads of a key head become G rows of one product: its keys are read once and never copied
-        B, T, H, E = q.shape
-        K = k.shape[2]
+        (B, T, H, E), K = q.shape, k.shape[2]
         q = q.view(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B, K, -1, E)  # (B, K, G*T, E)
-        keys, values = self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]  # (B, K, S, E)
+        keys, values = self.keys[layer][:, :, : self.used], self.values[layer][:, :, : self.used]  # (B, K, S, E)
         mask = self.mask if T == 1 else self.mask.repeat(1, 1, H // K, 1)  # (B, 1, G*T, S)
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)  # (B, K, G*T, E)
         return out.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
 
-    def copy(self, source: Tensor, target: Tensor) -> None:
-        """Rows `target` (n,) get the texts of rows `source` (n,)."""
-        for stored in (*self.keys, *self.values):  # layer by layer: there is never a second cache
-            stored[target, :, : self.used] = stored[source, :, : self.used]
-        self.lengths[target] = self.lengths[source]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row but `rows` (indices): finished sequences cost nothing more."""
-        n = len(rows)
-        self.copy(rows, self.rows[:n])
-        self.keys, self.values = self.keys[:, :n], self.values[:, :n]  # (layers, n, K, S, E)
-        self.lengths = self.lengths[:n]
-        self._lie_in(self.rows[:n])
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows (n,) alone, in this order; a row may come several times."""
+        for stored in (self.keys, self.values):
+            for layer, x in enumerate(stored):  # layer by layer: there is never a second cache
+                stored[layer] = x[rows]
+        self.lengths = self.lengths[rows]
 
 
 # ---- the network ---------------------------------------------------------------------------------------------------
@@ -424,19 +402,16 @@ def load_model(
     folder: str | Path,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-    one_row: bool = False,
 ) -> Llama:
     """Load a Hugging Face folder (config.json + model.safetensors, or an index and its shards).
 
-    dtype and device default to the file's dtype and the CPU. `one_row`, for a model that answers one prompt at a time:
-    matrices that are not wider than tall lie in memory by columns, and a CPU multiplies one vector by them the faster
-    (SmolLM2-135M on one busy core: 50 ms a token instead of 63). Raises ValueError or FileNotFoundError with one
+    dtype and device default to the file's dtype and the CPU. Raises ValueError or FileNotFoundError with one
     sentence naming the file and the tensor.
     """
     with torch.device("meta"):  # shapes only: the weights go straight from the file to their place
         model = Llama(ModelConfig.from_folder(folder))
     skip = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    _fill(model, folder, dtype, device, skip, one_row)
+    _fill(model, folder, dtype, device, skip)
     model.tie()
     return model
 
@@ -446,6 +421,7 @@ def load_scalar_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     new_head: str | None = None,
+    seed: int = 0,
 ) -> ScalarModel:
     """Load a saved scalar model, or, with `new_head` 'normal' or 'zero', put a new head on a language model's trunk.
 
@@ -460,7 +436,8 @@ def load_scalar_model(
     if new_head:
         weight = torch.zeros(1, model.config.hidden_size)  # (1, D); drawn on the CPU: the same on every device
         if new_head == "normal":
-            weight.normal_(std=1 / math.sqrt(model.config.hidden_size + 1))
+            rng = torch.Generator().manual_seed(seed)
+            weight.normal_(std=1 / math.sqrt(model.config.hidden_size + 1), generator=rng)
         model.score.weight = nn.Parameter(weight.to(model.model.norm.weight))
     else:
         path = Path(folder) / "config.json"
@@ -470,7 +447,7 @@ def load_scalar_model(
     return model
 
 
-def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str], one_row: bool = False) -> None:
+def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str]) -> None:
     """Give every parameter of a meta-device model, but for `skip`, its tensor; no other tensor may be in the files.
 
     On the CPU and in the file's own dtype a parameter *is* the mapped file: read when first used, copied page by page
@@ -502,11 +479,9 @@ def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str], o
     if missing:
         raise ValueError(f"{folder}: {len(missing)} tensors are missing from the weights, the first is {missing[0]}")
     for name in sorted(tensors, key=lambda name: -tensors[name].numel()):  # largest first: memory is still free
-        by_columns = one_row and tensors[name].dim() == 2 and tensors[name].shape[0] >= tensors[name].shape[1]
-        if by_columns or (dtype or tensors[name].dtype) != tensors[name].dtype or device.type != "cpu":
+        if (dtype or tensors[name].dtype) != tensors[name].dtype or device.type != "cpu":
             with _open(places[name]) as file:  # mapped anew: what was read of the file leaves memory with this tensor
-                tensor = file.get_tensor(name).to(device, dtype or tensors[name].dtype)
-                tensors[name] = tensor.T.contiguous().T if by_columns else tensor
+                tensors[name] = file.get_tensor(name).to(device, dtype or tensors[name].dtype)
     model.load_state_dict(tensors, assign=True, strict=False)  # all that strict would check is checked above
 
 
@@ -613,55 +588,6 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     logits = logits / temperature  # (B, T-1, V)
     chosen = logits.gather(-1, tokens[:, 1:, None]).squeeze(-1)  # (B, T-1)
     return chosen - logits.logsumexp(-1)  # (B, T-1): log softmax, without storing it
-
-
-LOGITS_AT_ONCE = 2**24  # 64 MB in fp32: more are worked out chunk by chunk
-
-
-class ChunkedLogprobs(torch.autograd.Function):
-    """Log-probabilities of targets (N,) under softmax(hidden @ weight.T / temperature), and the entropies: (N,) each.
-
-    hidden (N, D), weight (V, D). Autograd would keep the logits of every chunk until the backward pass. This keeps none
-    and works them out again there, unless one chunk holds them all. The gradient of a log-probability in the logits is
-    one_hot(target) - softmax. The entropies have no gradient. Matrix products are in the type of `hidden`, all else is
-    in fp32 or wider.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        ctx.temperature, ctx.rows = temperature, max(1, LOGITS_AT_ONCE // len(weight))
-        logprobs, entropies, kept = [], [], None
-        for h, target in zip(hidden.split(ctx.rows), targets.split(ctx.rows)):  # (n, D), (n,)
-            log_p = ChunkedLogprobs.log_softmax(h, weight, temperature)  # (n, V)
-            logprobs.append(log_p.gather(-1, target[:, None])[:, 0])  # (n,)
-            p = log_p.exp()  # (n, V)
-            entropies.append(-log_p.mul_(p).sum(-1))  # (n,)
-            kept = p if len(hidden) <= ctx.rows else None
-            del log_p, p  # before the next chunk's are made
-        ctx.save_for_backward(hidden, weight, targets, kept)
-        logprobs, entropies = torch.cat(logprobs), torch.cat(entropies)  # (N,) each
-        ctx.mark_non_differentiable(entropies)
-        return logprobs, entropies
-
-    @staticmethod
-    def backward(ctx, d_logprobs: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden, weight, targets, kept = ctx.saved_tensors
-        d_hidden, d_weight = [], None
-        for h, target, d in zip(*(x.split(ctx.rows) for x in (hidden, targets, d_logprobs / ctx.temperature))):
-            p = ChunkedLogprobs.log_softmax(h, weight, ctx.temperature).exp_() if kept is None else kept  # (n, V)
-            d_logits = p * -d[:, None]  # (n, V)
-            d_logits = d_logits.scatter_add_(1, target[:, None], d[:, None]).to(h.dtype)
-            d_hidden.append(d_logits @ weight.to(h.dtype))  # (n, D)
-            part = d_logits.T @ h  # (V, D)
-            d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
-            del p, d_logits, part
-        return torch.cat(d_hidden), d_weight, None, None
-
-    @staticmethod
-    def log_softmax(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-        logits = hidden @ weight.to(hidden.dtype).T  # (n, V)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return logits.div_(temperature).log_softmax(-1)
 
 
 def masked_logprobs(model: Llama, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -8,85 +8,68 @@ kl_coef * (log-prob - reference log-prob) at every token; (3) advantages by GAE 
 epochs of the clipped policy loss and the clipped value loss. The reference is the policy as it starts, frozen; the
 critic starts as the reward model. Everything lives in the (B, T-1) frame of `token_logprobs`: entry t is about the
 token t + 1, a value at t has seen the tokens up to t only, and `mask` is True on the sampled tokens, the end token
-included.
-
-metrics.jsonl has a line per iteration (docs/ppo_details.md says what each number is, docs/healthy.md what it should
-look like), samples.txt a few answers with their scores, and checkpoint/ the policy as it last was, until the run ends.
+included. health.py says what each number of metrics.jsonl is and where it should be.
 
 Sources: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438), details for language models (arXiv 1909.08593, 2203.02155,
-2403.17031).
+2403.17031), one by one in docs/ppo_details.md.
 """
 
-import math
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.optim import AdamW
 
+import health
 import runtime
-from answers import extract_answer, is_correct
-from data import Question, collate, dealt, load_questions, read_jsonl
-from eval import accuracy, score_responses
-from generate import generate
-from health import Health
-from hf.tokenizer import Tokenizer
-from model import (
-    Llama,
-    ModelConfig,
-    ScalarModel,
-    load_model,
-    load_scalar_model,
-    masked_logprobs,
-    masked_mean,
-    masked_values,
-    save_model,
-)
-from runtime import memory, ranks
-from runtime.checkpoint import Checkpoint
+from data import Question, Tokenizer, collate, load_questions
+from eval import accuracy
+from generate import answers_to, prompts_of
+from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, masked_values
+from reward import make_score
+from runtime import Desk, ranks, steps
+from runtime.flags import Count, Input, Natural, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True)
 class Config:
     """Reinforcement learning of a student against a reward model, or against the raw vote."""
 
-    policy: str  # the SFT student, or the policy of the round before: where it starts
-    questions: str  # training questions; their gold answers are not read
+    policy: Input  # the SFT student, or the policy of the round before: where it starts
+    questions: Input  # training questions; their gold answers are not read
     out: str  # Hugging Face folder to write
-    reward_model: str = ""  # scores the answers; its copy becomes the critic
-    votes: str = ""  # instead of a reward model: rewards.jsonl, +1 for an answer that equals the vote, -1 otherwise
+    reward_model: Input = ""  # scores the answers; its copy becomes the critic
+    votes: Input = ""  # instead of a reward model: rewards.jsonl, +1 for an answer that equals the vote, -1 otherwise
     gold: bool = False  # instead of both: +1 for the gold answer. An upper bound, for comparison; never the method
-    reference: str = ""  # frozen, the KL is measured from it; none: the policy as it starts
-    critic: str = ""  # another reward model to start the critic from
-    iterations: int = 60  # rollouts
-    rollout_size: int = 256  # responses per iteration
-    minibatches: int = 4  # optimiser steps per epoch
-    epochs: int = 1  # passes over a rollout; more need the clip
-    batch_size: int = 256  # responses sampled together; changes memory, not the result
-    micro_tokens: int = 4096  # tokens per forward pass, padding included; changes memory, not the result
-    gradient_checkpointing: bool = False  # a third more time for much less memory; the result stays
-    offload: bool = False  # all but the network at work wait in the CPU's memory, Adam's moments too; the result stays
-    max_new_tokens: int = 256  # a response that has not ended by then is cut
-    temperature: float = 1.0  # of sampling, and of every log-prob
-    lr: float = 2e-4  # of the policy, linear to 0
-    critic_lr: float = 5e-4  # of the critic, linear to 0: it has more to learn
-    warmup: int = 2  # iterations
-    kl_coef: float = 0.05  # nats of reward per nat of divergence from the reference
-    gamma: float = 1.0  # no discount: the only score comes at the end
-    lam: float = 0.95  # GAE: 1 trusts the return, 0 the critic
-    clip: float = 0.2  # policy ratio stays within 1 +- clip
-    value_clip: float = 0.2  # value stays within +- value_clip of the old one, per update
+    critic: Input = ""  # another reward model to start the critic from
+    iterations: Count = 60  # rollouts
+    rollout_size: Count = 256  # responses per iteration
+    minibatches: Count = 4  # optimiser steps per epoch
+    epochs: Count = 1  # passes over a rollout; more need the clip
+    max_new_tokens: Count = 256  # a response that has not ended by then is cut
+    temperature: Positive = 1.0  # of sampling, and of every log-prob
+    lr: NotNegative = 2e-4  # of the policy, linear to 0
+    critic_lr: NotNegative = 5e-4  # of the critic, linear to 0: it has more to learn
+    warmup: Natural = 2  # iterations
+    kl_coef: NotNegative = 0.05  # nats of reward per nat of divergence from the reference
+    gamma: Share = 1.0  # no discount: the only score comes at the end
+    lam: Share = 0.95  # GAE: 1 trusts the return, 0 the critic
+    clip: NotNegative = 0.2  # policy ratio stays within 1 +- clip
+    value_clip: NotNegative = 0.2  # value stays within +- value_clip of the old one, per update
     lenient: bool = False  # with --votes and --gold: read the last number or letter where no answer is stated
     unfinished_score: float = -2.0  # replaces the score of a response without an end: well below the mean of 0
-    max_grad_norm: float = 1.0
-    valid: str = ""  # held-out questions: greedy score and accuracy now and then, for the report only
-    eval_every: int = 20  # iterations between those, between checkpoints, and between entries of samples.txt
-    seed: int = 0
-    compile: bool = False  # torch.compile for sampling, on a GPU with CUDA graphs: a minute at first, then faster
+    max_grad_norm: Positive = 1.0
+    valid: Input = ""  # held-out questions: greedy score and accuracy now and then, for the report only
+    eval_every: Count = 20  # iterations between those, and between entries of samples.txt
+    seed: int = 0  # of the order of the questions and of all sampling
+    # what changes the memory that is needed and not the result
+    batch_size: Count = 256  # responses sampled together
+    micro_tokens: Count = 4096  # tokens per forward pass, padding included
+    gradient_checkpointing: bool = False  # a third more time for much less memory
+    offload: bool = False  # all but the network at work wait in the CPU's memory, Adam's moments too
 
 
-# ---- the four pure functions ---------------------------------------------------------------------------------------
+# ---- the method: five pure functions -------------------------------------------------------------------------------
 
 
 def shape_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -163,448 +146,193 @@ def value_loss(
 
 @dataclass(frozen=True)
 class Rollout:
-    """What was sampled, and what the four models said of it before any update. Nothing here has a gradient."""
+    """What was sampled, and what the networks said of it before any update. Nothing here has a gradient."""
 
     tokens: Tensor  # (B, T) prompt and response, right-padded
     mask: Tensor  # (B, T-1) True where tokens[:, t+1] was sampled
-    logprobs: Tensor  # (B, T-1) of the policy that sampled
-    ref_logprobs: Tensor  # (B, T-1) of the frozen reference
-    values: Tensor  # (B, T-1) of the critic, before each token
-    entropy: Tensor  # (B, T-1) of the policy
+    lengths: list[int]  # of prompt and response, row by row
     scores: Tensor  # (B,)
     ended: Tensor  # (B,) False: cut at max_new_tokens
     questions: list[Question]
     texts: list[str]
+    logprobs: Tensor | None = None  # (B, T-1) of the policy that sampled
+    ref_logprobs: Tensor | None = None  # (B, T-1) of the frozen reference
+    values: Tensor | None = None  # (B, T-1) of the critic, before each token
+    entropy: Tensor | None = None  # (B, T-1) of the policy
+    advantages: Tensor | None = None  # (B, T-1) whitened
+    returns: Tensor | None = None  # (B, T-1)
 
-    def lengths(self) -> list[int]:
-        """Of prompt and response, row by row."""
-        positions = torch.arange(2, self.tokens.shape[1] + 1, device=self.tokens.device)  # (T-1,)
-        return (self.mask * positions).amax(1).tolist()
+    def rows(self, rows: list[int]) -> "Rollout":
+        """Some rows, cut to the longest of them: (b, T') and (b, T'-1)."""
+        T = max(self.lengths[row] for row in rows)
+        cut = {"tokens": self.tokens[rows, :T]}
+        for name in ("mask", "logprobs", "ref_logprobs", "values", "entropy", "advantages", "returns"):
+            if (x := getattr(self, name)) is not None:
+                cut[name] = x[rows, : T - 1]
+        return replace(self, **cut)
 
 
-@torch.no_grad()
 def rollout(
-    cfg: Config,
-    policy: Llama,
-    reference: Llama,
-    critic: ScalarModel,
-    score,
-    tokenizer: Tokenizer,
-    questions: list[Question],
-    seed: int,
+    cfg, policy: Llama, reference: Llama, critic: ScalarModel, score, tokenizer, asked, iteration, desk
 ) -> Rollout:
-    """Sample one response to each question, score it, and let every model read it once.
+    """Sample a response to each of `asked`, pairs of question and prompt; score it, and let three networks read it.
 
-    `score(questions, prompts, responses, texts) -> (B,)` judges finished responses, all as lists.
+    `score(questions, prompts, responses, texts) -> (B,)` judges the responses, all as lists (reward.py).
     """
-    device = policy.lm_head.weight.device
-    prompts = [tokenizer.chat(question.prompt) for question in questions]
-    stop, size = tokenizer.stop_ids, cfg.batch_size
-    sampler = ranks.gathered(policy)
-    sampled = generate(sampler, prompts, cfg.max_new_tokens, cfg.temperature, stop, seed, size, compile=cfg.compile)
-    del sampler  # where it is a copy, it makes room
-    responses = [response.tokens for response in sampled]
-    texts = [tokenizer.decode(response) for response in responses]
-    ended = torch.tensor([response.finish == "stop" for response in sampled])  # (B,)
+    questions, prompts = map(list, zip(*asked))
+    seeds = [runtime.seed_of(cfg.seed, "ppo", iteration, i) for i in range(len(prompts))]
+    with desk(policy):
+        sampled = answers_to(policy, tokenizer, prompts, cfg.max_new_tokens, cfg.batch_size, cfg.temperature, seeds)
+    responses, texts = [s.tokens for s in sampled], [s.text for s in sampled]
+    ended = torch.tensor([s.finish == "stop" for s in sampled])  # (B,)
     scores = torch.where(ended, score(questions, prompts, responses, texts), cfg.unfinished_score)  # (B,)
-    tokens, mask, lengths = collate(prompts, responses)  # (B, T), (B, T-1), (B,)
-    tokens, mask, lengths = tokens.to(device), mask.to(device), lengths.tolist()
-    readings = torch.zeros(4, *mask.shape, device=device)  # (4, B, T-1)
-    logprobs, ref_logprobs, values, entropy = readings  # (B, T-1) each
-    if cfg.offload:
-        for model in (reference, critic):
-            model.to(device)
-    for rows, counts in dealt(range(len(tokens)), lengths, cfg.micro_tokens):
-        b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
-        text, read = tokens[b, :T], mask[b, : T - 1] & counts  # (b, T), (b, T-1)
-        with runtime.mixed_precision():
-            # the function that the update uses, not the sampler's numbers: then the first ratio is 1
-            logprobs[b, : T - 1], entropy[b, : T - 1] = masked_logprobs(policy, text, read, cfg.temperature)
-            ref_logprobs[b, : T - 1], _ = masked_logprobs(reference, text, read, cfg.temperature)
-            values[b, : T - 1] = masked_values(critic, text, read)
-    ranks.total(readings)  # each row was read by one rank and is 0 on the others
-    if cfg.offload:
-        for model in (reference, critic):
-            model.to("cpu")
-    scores, ended = scores.to(device), ended.to(device)
-    return Rollout(tokens, mask, logprobs, ref_logprobs, values, entropy, scores, ended, questions, texts)
+    tokens, mask, lengths = collate(prompts, responses, desk.device)  # (B, T), (B, T-1), (B,)
+    scores, ended = scores.to(desk.device), ended.to(desk.device)
+    r = Rollout(tokens, mask, lengths.tolist(), scores, ended, questions, texts)
+
+    def reader(rows: list[int]) -> Tensor:
+        b = r.rows(rows)
+        # the function that the update uses, not the sampler's numbers: then the first ratio is 1
+        logprobs, entropy = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)  # (b, T'-1), (b, T'-1)
+        ref_logprobs, _ = masked_logprobs(reference, b.tokens, b.mask, cfg.temperature)  # (b, T'-1)
+        values = masked_values(critic, b.tokens, b.mask)  # (b, T'-1)
+        return torch.stack([logprobs, ref_logprobs, values, entropy])  # (4, b, T'-1)
+
+    with desk(policy, reference, critic):
+        logprobs, ref_logprobs, values, entropy = steps.read(r.lengths, cfg.micro_tokens, reader, like=mask)  # (B, T-1)
+    return replace(r, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values, entropy=entropy)
 
 
 # ---- update --------------------------------------------------------------------------------------------------------
 
 
 def update(
-    cfg: Config,
-    policy: Llama,
-    critic: ScalarModel,
-    optimizers: tuple,
-    r: Rollout,
-    advantages: Tensor,
-    returns: Tensor,
-    rng: torch.Generator,
+    cfg, policy: Llama, critic: ScalarModel, adam, critic_adam, r: Rollout, iteration: int, desk
 ) -> dict[str, float]:
     """`epochs` passes of minibatch steps over one rollout; returns the metrics, averaged over the tokens seen.
 
-    First all steps of the policy, then all of the critic: neither asks the other, so with --offload only one of them is
-    on the device. Raises FloatingPointError before a step that would be taken on NaN or infinity.
+    First all steps of the policy, then all of the critic: neither asks the other, so only one of them is at work.
     """
-    size, device = -(-len(r.tokens) // cfg.minibatches), r.tokens.device
-    orders = [torch.randperm(len(r.tokens), generator=rng) for _ in range(cfg.epochs)]  # (B,) each
-    minibatches = [minibatch for order in orders for minibatch in order.split(size)]
-    if cfg.offload:
-        place(device, policy, optimizers[0])
-    metrics = update_policy(cfg, policy, optimizers[0], r, advantages, minibatches)
-    if cfg.offload:
-        place("cpu", policy, optimizers[0])
-        place(device, critic, optimizers[1])
-    metrics |= update_critic(cfg, critic, optimizers[1], r, returns, minibatches)
-    if cfg.offload:
-        place("cpu", critic, optimizers[1])
-        policy.to(device)  # it samples next
-    return metrics
+    size = -(-len(r.tokens) // cfg.minibatches)
+    orders = [
+        steps.permutation(len(r.tokens), cfg.seed, "minibatches", iteration, epoch) for epoch in range(cfg.epochs)
+    ]
+    minibatches = [order[i : i + size] for order in orders for i in range(0, len(order), size)]
+    policy_steps, critic_steps = [], []
+    with desk(policy, adam):
+        for rows in minibatches:
+            total = int(r.mask[rows].sum())  # tokens of the whole optimiser step
 
+            def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
+                b = r.rows(rows)
+                logprobs, _ = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)  # (b, T'-1)
+                loss, clipped = policy_loss(logprobs, b.logprobs, b.advantages, b.mask, cfg.clip, total)
+                return loss, {"loss": loss * total, "clipped": clipped} | health.ratios(logprobs, b.logprobs, b.mask)
 
-def place(device: torch.device | str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Move a network and what its optimiser keeps."""
-    model.to(device)
-    for state in optimizer.state.values():
-        state.update({name: tensor.to(device) for name, tensor in state.items()})
+            policy_steps.append({"tokens": total} | steps.step(policy, adam, rows, r.lengths, cfg, loss_of))
+    with desk(critic, critic_adam):
+        for rows in minibatches:
+            total = int(r.mask[rows].sum())
 
+            def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
+                b = r.rows(rows)
+                values = masked_values(critic, b.tokens, b.mask)  # (b, T'-1)
+                loss, clipped = value_loss(values, b.values, b.returns, b.mask, cfg.value_clip, total)
+                return loss, {"loss": loss * total, "clipped": clipped}
 
-def update_policy(
-    cfg: Config, policy: Llama, optimizer, r: Rollout, advantages: Tensor, minibatches: list[Tensor]
-) -> dict[str, float]:
-    """A step of the clipped policy loss for each minibatch of rows."""
-    lengths, device = r.lengths(), r.tokens.device
-    names = ("loss", "clipped", "kl", "ratio", "ratio_squared", "ratio_max", "ratio_gap", "norm")
-    steps = []
-    for minibatch in minibatches:
-        total = int(r.mask[minibatch].sum())  # tokens of the whole optimiser step
-        sums, log_ratios = [], []
-        for rows, counts in dealt(minibatch.tolist(), lengths, cfg.micro_tokens):
-            b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
-            tokens, mask = r.tokens[b, :T], r.mask[b, : T - 1] & counts  # (b, T), (b, T-1)
-            old_logprobs = r.logprobs[b, : T - 1]  # (b, T-1)
-            with runtime.mixed_precision():
-                logprobs, _ = masked_logprobs(policy, tokens, mask, cfg.temperature)  # (b, T-1)
-            loss, clipped = policy_loss(logprobs, old_logprobs, advantages[b, : T - 1], mask, cfg.clip, total)
-            (ranks.SIZE * loss).backward()  # over ranks FSDP takes the mean, a step is their sum
-            sums.append(torch.stack([loss.detach() * total, clipped]))
-            log_ratios.append((logprobs.detach() - old_logprobs)[mask])  # (N,)
-        log_ratio = ranks.joined(torch.cat(log_ratios)).double()  # (total,)
-        ratio = log_ratio.exp()  # (total,)
-        numbers = [*ranks.total(torch.stack(sums).sum(0))]
-        numbers += [0.5 * log_ratio.square().sum(), ratio.sum(), ratio.square().sum()]
-        numbers += [ratio.max(), (ratio - 1).abs().max()]
-        numbers.append(ranks.whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)))
-        # read once a step: a GPU waits for every number that is read
-        step = {"tokens": total} | dict(zip(names, torch.stack(numbers).tolist(), strict=True))
-        require_finite({"loss/policy_avg": step["loss"], "policy/grad_norm": step["norm"]})
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        steps.append(step)
-    tokens = sum(step["tokens"] for step in steps)
-    mean = {name: sum(step[name] for step in steps) / tokens for name in names}
-    return {
-        "loss/policy_avg": mean["loss"],
-        "policy/approxkl_avg": mean["kl"],
-        "policy/clipfrac_avg": mean["clipped"],
-        "val/ratio": mean["ratio"],
-        "val/ratio_var": mean["ratio_squared"] - mean["ratio"] ** 2,
-        "val/ratio_max": max(step["ratio_max"] for step in steps),
-        # of the first step, when nothing was updated yet: the policy is the one that sampled
-        "val/ratio_first": steps[0]["ratio"] / steps[0]["tokens"],
-        "val/ratio_first_gap": steps[0]["ratio_gap"],
-        "policy/grad_norm": sum(step["norm"] for step in steps) / len(steps),
-    }
-
-
-def update_critic(
-    cfg: Config, critic: ScalarModel, optimizer, r: Rollout, returns: Tensor, minibatches: list[Tensor]
-) -> dict[str, float]:
-    """A step of the clipped value loss for each minibatch of rows."""
-    lengths, device = r.lengths(), r.tokens.device
-    names, steps = ("loss", "clipped", "norm"), []
-    for minibatch in minibatches:
-        total = int(r.mask[minibatch].sum())  # tokens of the whole optimiser step
-        sums = []
-        for rows, counts in dealt(minibatch.tolist(), lengths, cfg.micro_tokens):
-            b, T = torch.tensor(rows, device=device), lengths[rows[0]]  # (b,); T of the longest, beyond is padding
-            tokens, mask = r.tokens[b, :T], r.mask[b, : T - 1] & counts  # (b, T), (b, T-1)
-            old_values = r.values[b, : T - 1]  # (b, T-1)
-            with runtime.mixed_precision():
-                values = masked_values(critic, tokens, mask)  # (b, T-1)
-            loss, clipped = value_loss(values, old_values, returns[b, : T - 1], mask, cfg.value_clip, total)
-            (ranks.SIZE * loss).backward()  # over ranks FSDP takes the mean, a step is their sum
-            sums.append(torch.stack([loss.detach() * total, clipped]))
-        norm = ranks.whole(torch.nn.utils.clip_grad_norm_(critic.parameters(), cfg.max_grad_norm))
-        numbers = torch.stack([*ranks.total(torch.stack(sums).sum(0)), norm]).tolist()
-        step = {"tokens": total} | dict(zip(names, numbers, strict=True))
-        require_finite({"loss/value_avg": step["loss"], "critic/grad_norm": step["norm"]})
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        steps.append(step)
-    tokens = sum(step["tokens"] for step in steps)
-    return {
-        "loss/value_avg": sum(step["loss"] for step in steps) / tokens,
-        "val/clipfrac_avg": sum(step["clipped"] for step in steps) / tokens,
-        "critic/grad_norm": sum(step["norm"] for step in steps) / len(steps),
-    }
-
-
-def require_finite(metrics: dict[str, float]) -> None:
-    """Raises FloatingPointError naming the values that are NaN or infinite."""
-    if bad := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
-        raise FloatingPointError(", ".join(bad))
-
-
-# ---- what is logged ------------------------------------------------------------------------------------------------
-
-
-def describe(cfg: Config, r: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
-    """The rollout's metrics: per sequence where the name is objective/* or response_length/*, else over tokens."""
-    kl = torch.where(r.mask, r.logprobs - r.ref_logprobs, 0.0).sum(1)  # (B,)
-    values, targets, raw = r.values[r.mask], returns[r.mask], advantages[r.mask]  # (N,) each
-    spread = targets.var(correction=0) + 1e-5
-    lengths = r.mask.sum(1).float()  # (B,)
-    return {
-        "objective/scores": r.scores.mean().item(),
-        "objective/scores_std": r.scores.std(correction=0).item(),
-        "objective/scores_min": r.scores.min().item(),
-        "objective/scores_max": r.scores.max().item(),
-        "objective/kl": kl.mean().item(),
-        "objective/kl_coef": cfg.kl_coef,
-        "objective/non_score_reward": -cfg.kl_coef * kl.mean().item(),
-        "objective/rlhf_reward": (r.scores - cfg.kl_coef * kl).mean().item(),
-        "objective/entropy": -torch.where(r.mask, r.logprobs, 0.0).sum(1).mean().item(),
-        "policy/entropy_avg": masked_mean(r.entropy, r.mask).item(),
-        # the critic's: of the variance, blind to a constant offset; and of the squared error, which sees one
-        "val/explained_variance": (1 - (targets - values).var(correction=0) / spread).item(),
-        "val/explained_variance_mse": (1 - (targets - values).square().mean() / spread).item(),
-        "val/values_mean": values.mean().item(),
-        "val/returns_mean": targets.mean().item(),
-        "val/advantages_mean": raw.mean().item(),  # before whitening
-        "val/advantages_std": raw.std(correction=0).item(),
-        "val/num_eos_tokens": int(r.ended.sum()),
-        "val/eos_share": r.ended.float().mean().item(),
-        "val/repeated": 1 - len({text for text in r.texts if text.strip()}) / len(r.texts),  # or empty
-        "response_length/mean": lengths.mean().item(),
-        "response_length/min": lengths.min().item(),
-        "response_length/max": lengths.max().item(),
-        "response_length/clip_ratio": 1 - r.ended.float().mean().item(),
-    }
-
-
-def show_samples(iteration: int, r: Rollout) -> str:
-    """The answers with the lowest, the middle and the highest score of a rollout, for samples.txt."""
-    text = f"==== iteration {iteration}\n"
-    for place, row in zip(("lowest", "middle", "highest"), r.scores.argsort()[[0, len(r.scores) // 2, -1]].tolist()):
-        mask = r.mask[row]
-        kl = (r.logprobs[row] - r.ref_logprobs[row])[mask].sum()
-        text += (
-            f"---- {place} score {r.scores[row]:+.2f}, KL {kl:+.2f} nats, {int(mask.sum())} tokens, "
-            f"{'ended' if r.ended[row] else 'cut off'}\n{r.questions[row].prompt}\n> "
-            + r.texts[row].replace("\n", "\n> ")
-            + "\n"
-        )
-    return text + "\n"
+            critic_steps.append({"tokens": total} | steps.step(critic, critic_adam, rows, r.lengths, cfg, loss_of))
+    return health.of_update(policy_steps, critic_steps)
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
 
 
-def look_closer(cfg, out: Path, iteration: int, r: Rollout, policy, tokenizer, valid, score) -> dict[str, float]:
-    """Now and then: keep the policy and a few of its answers; let it answer held-out questions greedily."""
-    new, checkpoint, policy = out / "checkpoint.new", out / "checkpoint", ranks.gathered(policy)
-    if ranks.RANK == 0:
-        save_model(policy, new)
-        tokenizer.save(new)
-        if checkpoint.exists():
-            shutil.rmtree(checkpoint)
-        new.rename(checkpoint)
-        with (out / "samples.txt").open("a", encoding="utf-8") as file:
-            file.write(show_samples(iteration, r))
+@runtime.stage
+def main(cfg: Config, stage: runtime.Stage) -> None:
+    runtime.require(cfg.minibatches <= cfg.rollout_size, f"--minibatches {cfg.minibatches}: more than --rollout_size")
+    tokenizer, desk = Tokenizer(cfg.policy), Desk(cfg.offload)
+    tokenizer.require_same(cfg.reward_model, cfg.critic)
+    score, questions = make_score(cfg, load_questions(cfg.questions), desk)
+    valid = load_questions(cfg.valid) if cfg.valid else []
+
+    # four networks: two learn, the reference and (in score) the reward model never do
+    policy = load_model(cfg.policy, torch.float32, desk.idle)
+    reference = load_model(cfg.policy, torch.float32, desk.idle).requires_grad_(False)
+    judge = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
+    critic = load_scalar_model(judge or cfg.policy, torch.float32, desk.idle, new_head=None if judge else "zero")
+    prompts, _ = (prompts_of(policy.config, tokenizer, asked, cfg.max_new_tokens) for asked in (questions, valid))
+    policy, reference, critic = map(ranks.shard, (policy, reference, critic))
+    adam, critic_adam = (
+        AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
+        for network in (policy, critic)
+    )
+    for network in (policy, critic):
+        network.model.gradient_checkpointing = cfg.gradient_checkpointing
+    runtime.set_threads(policy)
+
+    watch = health.Health(cfg.rollout_size, stage.logged())
+    parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}
+    for iteration in stage.steps(cfg.iterations, health.NOTE, **parts):
+        for optimizer, lr in ((adam, cfg.lr), (critic_adam, cfg.critic_lr)):
+            runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
+
+        # 1. rollout: sample, score, and let policy, reference and critic read
+        rows = questions_of(iteration, len(questions), cfg)
+        asked = [(questions[i], prompts[i]) for i in rows]
+        r = rollout(cfg, policy, reference, critic, score, tokenizer, asked, iteration, desk)
+
+        # 2. rewards: a KL penalty on every sampled token, the score on the last
+        rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, cfg.kl_coef)  # (B, T-1)
+
+        # 3. advantages, whitened for the policy; returns, raw, for the critic
+        advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)  # (B, T-1), (B, T-1)
+        metrics = health.of_rollout(r, advantages, returns, cfg.kl_coef)
+        steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN
+        r = replace(r, advantages=whiten(advantages, r.mask), returns=returns)
+
+        # now and then, before the update: keep the policy, and let it answer held-out questions greedily
+        if iteration % cfg.eval_every == 0 or iteration == cfg.iterations - 1:
+            metrics |= look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score, desk)
+
+        # 4. update
+        metrics |= update(cfg, policy, critic, adam, critic_adam, r, iteration, desk)
+
+        stage.log(iteration, metrics)
+        watch.check(iteration, metrics)  # warnings, and an error where the update disagrees with the rollout
+
+    log, parameters = stage.logged(), sum(p.numel() for p in policy.parameters())
+    last, seen = log[-1], sum(row["tokens"] for row in log)
+    results = {"score": last["objective/scores"], "kl": last["objective/kl"]}
+    print(f"score {results['score']:+.2f}, KL {results['kl']:.2f} nats per answer, {last['val/eos_share']:.1%} ended")
+    # per token: the sampler, three readers and the judge 2N each; policy and critic 6N each per epoch
+    flops = parameters * seen * (10 + 12 * cfg.epochs)
+    stage.save(policy, tokenizer, tokens=sum(row["sampled"] for row in log), flops=flops, **results)
+
+
+def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:
+    """Which of n questions an iteration asks: every question once, in a random order, before any comes again."""
+    start = iteration * cfg.rollout_size
+    passes = range(start // n, (start + cfg.rollout_size - 1) // n + 1)
+    order = [i for epoch in passes for i in steps.permutation(n, cfg.seed, "questions", epoch)]
+    return order[start % n :][: cfg.rollout_size]
+
+
+def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score, desk) -> dict[str, float]:
+    """Keep the policy and some of its answers; how it answers held-out questions, and what the judge thinks of that."""
+    stage.keep(policy, tokenizer)
+    stage.append("samples.txt", health.show_samples(iteration, r))
     if not valid:
         return {}
-    summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, cfg.batch_size, "valid")
+    with desk(policy):
+        summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, cfg.batch_size)
     found = {"valid/accuracy": summary["strict"]}
-    if cfg.reward_model:  # what the reward model thinks of them: above, it is what PPO climbs; gold must follow
+    if cfg.reward_model:  # above, it is what PPO climbs; gold must follow
         prompts = [tokenizer.chat(question.prompt) for question in valid]
-        responses = [tokenizer.response(row["response"]) for row in transcripts]
+        texts = [row["response"] for row in transcripts]
         ended = torch.tensor([row["finish"] == "stop" for row in transcripts])  # (valid,)
-        scores = score(valid, prompts, responses, None)  # (valid,)
+        scores = score(valid, prompts, [tokenizer.response(text) for text in texts], texts)  # (valid,)
         found["valid/score"] = torch.where(ended, scores, cfg.unfinished_score).mean().item()
     return found
-
-
-def main(cfg: Config) -> None:
-    for name in (
-        "iterations",
-        "rollout_size",
-        "batch_size",
-        "minibatches",
-        "epochs",
-        "micro_tokens",
-        "max_new_tokens",
-        "temperature",
-        "max_grad_norm",
-        "eval_every",
-    ):
-        runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
-    for name in ("lr", "critic_lr", "warmup", "kl_coef", "clip", "value_clip"):
-        runtime.require(getattr(cfg, name) >= 0, f"--{name} {getattr(cfg, name)}: must not be negative")
-    for name in ("gamma", "lam"):
-        runtime.require(0 <= getattr(cfg, name) <= 1, f"--{name} {getattr(cfg, name)}: from 0 to 1")
-    runtime.require(
-        cfg.minibatches <= cfg.rollout_size,
-        f"--minibatches {cfg.minibatches}: more than --rollout_size {cfg.rollout_size}",
-    )
-    given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
-    runtime.require(not (cfg.offload and ranks.SIZE > 1), "--offload: several ranks hold shards anyway, leave it out")
-    runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
-    inputs = ["policy", "questions", "reward_model", "votes", "reference", "critic", "valid"]
-    stage = runtime.Stage(cfg, inputs, memory=["batch_size", "micro_tokens", "gradient_checkpointing", "offload"])
-    if stage.finished:
-        return
-    rng = runtime.seed_all(cfg.seed)
-    device = runtime.default_device()
-    tokenizer = Tokenizer(cfg.policy)
-    for folder in filter(None, (cfg.reward_model, cfg.reference, cfg.critic)):
-        runtime.require(
-            Tokenizer(folder).same_ids(tokenizer),
-            f"{folder} and --policy {cfg.policy} have different tokenizers: one cannot read the other's tokens",
-        )
-    questions = load_questions(cfg.questions)
-    valid = load_questions(cfg.valid) if cfg.valid else []
-    lengths = [len(tokenizer.chat(question.prompt)) for question in [*questions, *valid]]
-    folders = cfg.policy, cfg.critic or cfg.reward_model or cfg.policy, cfg.reference or cfg.policy, cfg.reward_model
-    configs = [ModelConfig.from_folder(folder) if folder else None for folder in folders]
-    rows, longest = min(cfg.batch_size, cfg.rollout_size), max(lengths) + cfg.max_new_tokens
-    tokens = memory.pass_size(longest, -(-cfg.rollout_size // cfg.minibatches), cfg.micro_tokens)
-    flags = cfg.gradient_checkpointing, cfg.offload, device.type == "cuda"
-    memory.say(memory.ppo(*configs, rows, max(lengths), cfg.max_new_tokens, tokens, *flags))
-    policy = ranks.shard(load_model(cfg.policy, torch.float32, device))
-    context = policy.config.max_position_embeddings
-    for question, length in zip([*questions, *valid], lengths):
-        runtime.require(
-            length + cfg.max_new_tokens <= context,
-            f"question '{question.id}': a prompt of {length} tokens and --max_new_tokens {cfg.max_new_tokens} exceed "
-            f"the model's context of {context}",
-        )
-    idle = torch.device("cpu") if cfg.offload else device  # where all but the policy wait
-    reference = ranks.shard(load_model(cfg.reference or cfg.policy, torch.float32, idle).requires_grad_(False))
-    if cfg.critic or cfg.reward_model:
-        critic = load_scalar_model(cfg.critic or cfg.reward_model, torch.float32, idle)
-    else:
-        critic = load_scalar_model(cfg.policy, torch.float32, idle, new_head="zero")
-    critic = ranks.shard(critic)
-    if cfg.reward_model:
-        scorer = ranks.shard(load_scalar_model(cfg.reward_model, torch.float32, idle).requires_grad_(False))
-
-        def score(questions, prompts, responses, texts):
-            with runtime.mixed_precision():
-                scores = score_responses(scorer.to(device), prompts, responses, cfg.micro_tokens)  # (B,)
-            if cfg.offload:
-                scorer.to("cpu")
-            return scores
-    else:
-        if cfg.gold:
-            truth = {question.id: question.answer for question in questions if question.answer is not None}
-        else:
-            truth = {}
-            for row in read_jsonl(cfg.votes, required=["id", "vote"]):
-                other = truth.setdefault(row["id"], row["vote"])
-                runtime.require(other == row["vote"], f"{cfg.votes}: two votes for '{row['id']}'")
-        questions = [question for question in questions if question.id in truth]
-        runtime.require(bool(questions), f"{cfg.votes or '--gold'}: no answer to any question of {cfg.questions}")
-
-        def score(questions, prompts, responses, texts):
-            answers = [extract_answer(text, q.kind, cfg.lenient) for q, text in zip(questions, texts)]
-            right = [is_correct(answer, truth[q.id], q.kind) for q, answer in zip(questions, answers)]
-            return torch.tensor(right) * 2.0 - 1.0  # (B,)
-
-    optimizers = tuple(
-        torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
-        for model, lr in ((policy, cfg.lr), (critic, cfg.critic_lr))
-    )
-    for model in (policy, critic):
-        model.model.gradient_checkpointing = cfg.gradient_checkpointing
-    parameters = sum(p.numel() for p in policy.parameters())
-    runtime.set_threads(policy)
-    print(
-        f"{parameters / 1e6:.2f}M parameters, {cfg.iterations} iterations of {cfg.rollout_size} responses to "
-        f"{len(questions)} questions",
-        flush=True,
-    )
-
-    parts = {"policy": policy, "critic": critic, "policy_adam": optimizers[0], "critic_adam": optimizers[1], "rng": rng}
-    at = {"order": [], "seen": 0, "sampled": 0, "metrics": {}}
-    state, watch, checkpoint = Checkpoint(stage, parts, at), Health(cfg.rollout_size), stage.out / "checkpoint"
-    for row in read_jsonl(stage.out / "metrics.jsonl") if state.step else ():
-        watch.update(row.pop("step"), row)  # what was said before the interruption is not said again
-    bar = runtime.Progress("ppo", cfg.iterations, state.step)
-    for iteration in state.steps(cfg.iterations):
-        for optimizer, lr in zip(optimizers, (cfg.lr, cfg.critic_lr)):
-            runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
-        order = at["order"]
-        while len(order) < cfg.rollout_size:  # every question once before any comes again
-            order += torch.randperm(len(questions), generator=rng).tolist()
-        batch, at["order"] = [questions[i] for i in order[: cfg.rollout_size]], order[cfg.rollout_size :]
-        try:
-            # 1. rollout: sample, score, and let the four models read
-            r = rollout(cfg, policy, reference, critic, score, tokenizer, batch, seed=cfg.seed * 1_000_003 + iteration)
-            # 2. rewards: a KL penalty on every sampled token, the score on the last
-            rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, cfg.kl_coef)  # (B, T-1)
-            # 3. advantages, whitened for the policy; returns, raw, for the critic
-            advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)  # (B, T-1), (B, T-1)
-            metrics = describe(cfg, r, advantages, returns)
-            require_finite(metrics)
-            if iteration % cfg.eval_every == 0 or iteration == cfg.iterations - 1:  # before the update
-                metrics |= look_closer(cfg, stage.out, iteration, r, policy, tokenizer, valid, score)
-            # 4. update
-            metrics |= update(cfg, policy, critic, optimizers, r, whiten(advantages, r.mask), returns, rng)
-        except FloatingPointError as error:
-            raise ValueError(
-                f"iteration {iteration}: {error}; stopped. The last good policy is in {checkpoint}. Usual causes: --lr "
-                f"or --critic_lr too high, a broken reward model; {stage.out / 'metrics.jsonl'} shows how it came"
-            ) from None
-        stage.log(iteration, **metrics)
-        # in bf16 a token's log-prob depends a little on the shape of the batch that it is read in
-        if (gap := metrics["val/ratio_first_gap"]) > (1e-3 if device.type == "cpu" else 0.5):
-            raise RuntimeError(
-                f"a token of the first minibatch has a ratio {gap:.2g} away from 1: update and rollout disagree "
-                "about the same tokens (temperature, mask, dtype or dropout differ)"
-            )
-        for warning in watch.update(iteration, metrics):
-            print(f"warning: {warning}", flush=True)
-        at["seen"] += r.tokens.numel()
-        at["sampled"] += int(r.mask.sum())
-        at["metrics"] = metrics
-        bar.update(
-            1,
-            f"score {metrics['objective/scores']:+.2f} KL {metrics['objective/kl']:.2f} "
-            f"ratio0 {metrics['val/ratio_first']:.3f} clip {metrics['policy/clipfrac_avg']:.1%} "
-            f"entropy {metrics['policy/entropy_avg']:.3f} ended {metrics['val/eos_share']:.0%} "
-            f"length {metrics['response_length/mean']:.0f} EV {metrics['val/explained_variance']:.2f}",
-        )
-    bar.close()
-    metrics, policy = at["metrics"], ranks.gathered(policy)
-    if ranks.RANK:
-        return
-    save_model(policy, cfg.out)
-    tokenizer.save(cfg.out)
-    shutil.rmtree(checkpoint, ignore_errors=True)  # the policy itself is here now
-    print(
-        f"score {metrics['objective/scores']:+.2f}, KL {metrics['objective/kl']:.2f} nats per answer, "
-        f"{metrics['val/eos_share']:.1%} ended"
-    )
-    # per token: the sampler, three readers and the scorer 2N each; policy and critic 6N each per epoch
-    stage.finish(
-        tokens=at["sampled"],
-        flops=parameters * at["seen"] * (10 + 12 * cfg.epochs),
-        score=metrics["objective/scores"],
-        kl=metrics["objective/kl"],
-    )
 
 
 if __name__ == "__main__":

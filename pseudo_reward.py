@@ -19,6 +19,7 @@ from pathlib import Path
 import runtime
 from answers import extract_answer
 from data import Question, load_questions, numbered_jsonl, write_jsonl
+from runtime.flags import Count, Input, Share
 
 
 @dataclass(frozen=True)
@@ -174,35 +175,30 @@ def _responses(row: dict) -> list[tuple[str, str | None, float | None]]:
 class Config:
     """Vote, reward, and pair the responses of teacher and student."""
 
-    questions: str  # question set that was answered
-    teacher: str  # the teacher's samples or recorded responses, JSONL
+    questions: Input  # question set that was answered
+    teacher: Input  # the teacher's samples or recorded responses, JSONL
     out: str  # folder for rewards.jsonl, sft.jsonl, pairs.jsonl
-    student: str = ""  # the student's samples, JSONL; none before the first SFT
+    student: Input = ""  # the student's samples, JSONL; none before the first SFT
     voters: str = "teacher"  # or both: the student's answers vote too
-    min_share: float = 0.0  # drop a question whose vote has a smaller share of the answers
-    sft_per_question: int = 4  # winning texts of the teacher kept for SFT
+    min_share: Share = 0.0  # drop a question whose vote has a smaller share of the answers
+    sft_per_question: Count = 4  # winning texts of the teacher kept for SFT
     sft_filter: bool = True  # --no-sft_filter, for comparison: the teacher's finished answers, whoever won the vote
     keep_duplicates: bool = False  # keep the same text as often as it was sampled, instead of once
-    pairs_per_question: int = 4  # a question's pairs share a total weight of 1
+    pairs_per_question: Count = 4  # a question's pairs share a total weight of 1
     lenient: bool = False  # read the last number or letter where no answer is stated
     seed: int = 0  # which pairs are drawn
 
 
-def main(cfg: Config) -> None:
+@runtime.stage
+def main(cfg: Config, stage: runtime.Stage) -> None:
     runtime.require(cfg.voters in ("teacher", "both"), f"--voters {cfg.voters}: 'teacher' or 'both'")
-    runtime.require(0 <= cfg.min_share <= 1, f"--min_share {cfg.min_share}: a share between 0 and 1")
-    runtime.require(cfg.sft_per_question > 0, f"--sft_per_question {cfg.sft_per_question}: at least 1")
-    runtime.require(cfg.pairs_per_question > 0, f"--pairs_per_question {cfg.pairs_per_question}: at least 1")
-    stage = runtime.Stage(cfg, inputs=["teacher", "student", "questions"])
-    if stage.finished:
-        return
     questions = {question.id: question for question in load_questions(cfg.questions)}
     samples: dict[str, list[Sample]] = defaultdict(list)
     for source, path in (("teacher", cfg.teacher), ("student", cfg.student)):
         for sample in load_samples(path, source, questions, cfg.lenient) if path else []:
             samples[sample.id].append(sample)
 
-    rng = random.Random(cfg.seed)
+    rng = random.Random(runtime.seed_of(cfg.seed, "pairs"))
     rewards_rows, sft_rows, pair_rows, kept = [], [], [], 0
     for key, question in questions.items():
         responses = samples[key]

@@ -13,8 +13,9 @@ Sources: Bradley-Terry loss as in arXiv 2203.02155, eq. 1; normalisation as in a
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,33 +23,32 @@ from torch import Tensor
 
 import quality
 import runtime
-from data import batches, collate, dealt, load_questions, read_jsonl
-from eval import score_responses
-from hf.tokenizer import Tokenizer
-from model import ModelConfig, last_value, load_scalar_model, save_model
-from runtime import memory, ranks
-from runtime.checkpoint import Checkpoint
+from data import Question, Tokenizer, collate, extract_answer, is_correct, load_questions, read_jsonl
+from model import ScalarModel, last_value, load_scalar_model
+from runtime import Desk, ranks, steps
+from runtime.flags import Count, Input, Natural, Positive, Share
 
 
 @dataclass(frozen=True)
 class Config:
     """Train a reward model on pairs of responses."""
 
-    model: str  # language model whose trunk it starts from: the SFT student, or the teacher
-    pairs: str  # JSONL with prompt, chosen, rejected, weight
-    calibrate: str  # the student's samples, JSONL: their scores get mean 0 and standard deviation 1
-    questions: str  # the question set of those samples
+    model: Input  # language model whose trunk it starts from: the SFT student, or the teacher
+    pairs: Input  # JSONL with prompt, chosen, rejected, weight
+    calibrate: Input  # the student's samples, JSONL: their scores get mean 0 and standard deviation 1
+    questions: Input  # the question set of those samples
     out: str  # folder to write: a Hugging Face sequence-classification model
-    epochs: int = 1  # a second pass overfits on real data
-    batch_size: int = 64  # pairs per optimiser step
-    micro_tokens: int = 4096  # tokens per forward pass, padding included; changes memory, not the result
-    gradient_checkpointing: bool = False  # a third more time for much less memory; the result stays
-    lr: float = 2e-4  # peak, linear warm-up, then linear to 0
-    warmup: int = 10  # optimiser steps
-    max_grad_norm: float = 1.0
-    held_out: float = 0.1  # share of the questions that only measure
-    calibration_samples: int = 1000  # of the student's responses
-    seed: int = 0
+    epochs: Count = 1  # a second pass overfits on real data
+    batch_size: Count = 64  # pairs per optimiser step
+    lr: Positive = 2e-4  # peak, linear warm-up, then linear to 0
+    warmup: Natural = 10  # optimiser steps
+    max_grad_norm: Positive = 1.0
+    held_out: Share = 0.1  # share of the questions that only measure
+    calibration_samples: Count = 1000  # of the student's responses
+    seed: int = 0  # of the new head, and of the order of the pairs
+    # what changes the memory that is needed and not the result
+    micro_tokens: Count = 4096  # tokens per forward pass, padding included
+    gradient_checkpointing: bool = False  # a third more time for much less memory
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -60,6 +60,18 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, weight: Tensor | None =
     return -(F.logsigmoid(chosen - rejected) * weight).sum() / weight.sum()
 
 
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    """Token ids, and how much the pair counts: a question's pairs have a weight of 1 together."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    weight: float
+
+
 def held_out_ids(ids: Iterable[str], share: float) -> set[str]:
     """The questions that only measure: a share of the different ids, at least one, the same ones in every run.
 
@@ -69,37 +81,26 @@ def held_out_ids(ids: Iterable[str], share: float) -> set[str]:
     return set(ordered[: max(1, round(share * len(ordered)))])
 
 
-def main(cfg: Config) -> None:
-    for name in ("epochs", "batch_size", "micro_tokens", "lr", "max_grad_norm"):
-        runtime.require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
-    runtime.require(cfg.warmup >= 0, f"--warmup {cfg.warmup}: must not be negative")
-    runtime.require(cfg.calibration_samples > 1, f"--calibration_samples {cfg.calibration_samples}: at least 2")
-    runtime.require(0 < cfg.held_out < 1, f"--held_out {cfg.held_out}: a share between 0 and 1")
-    stage = runtime.Stage(
-        cfg, ["model", "pairs", "calibrate", "questions"], memory=["micro_tokens", "gradient_checkpointing"]
-    )
-    if stage.finished:
-        return
-    rng = runtime.seed_all(cfg.seed)
-    device = runtime.default_device()
-    tokenizer = Tokenizer(cfg.model)
-    train, held_out = [], []  # (prompt ids, chosen ids, rejected ids, weight)
+def load_pairs(cfg: Config, tokenizer: Tokenizer) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on, and pairs of the questions that only measure."""
     rows = list(read_jsonl(cfg.pairs, required=["id", "prompt", "chosen", "rejected"]))
-    measuring = held_out_ids((row["id"] for row in rows), cfg.held_out)
+    measuring, train, held_out = held_out_ids((row["id"] for row in rows), cfg.held_out), [], []
     for row in rows:
         weight = row.get("weight", 1.0)
-        runtime.require(
-            type(weight) in (int, float) and 0 < weight < math.inf,
-            f"{cfg.pairs}: a pair of '{row['id']}' has the weight {weight!r:.40}, which is no number above 0",
-        )
+        good = type(weight) in (int, float) and 0 < weight < math.inf
+        runtime.require(good, f"{cfg.pairs}: a pair of '{row['id']}' has the weight {weight!r:.40}, no number above 0")
         texts = tokenizer.chat(row["prompt"]), tokenizer.response(row["chosen"]), tokenizer.response(row["rejected"])
-        pair = (*texts, float(weight))
-        (held_out if row["id"] in measuring else train).append(pair)
+        (held_out if row["id"] in measuring else train).append(Pair(*texts, float(weight)))
     runtime.require(
         bool(train and held_out),
-        f"{cfg.pairs}: {len(train)} pairs to train on and {len(held_out)} held out; "
-        "both are needed: sample more answers, or change --held_out",
+        f"{cfg.pairs}: {len(train)} pairs to train on and {len(held_out)} held out; both are needed: sample more "
+        "answers, or change --held_out",
     )
+    return train, held_out
+
+
+def load_samples_to_calibrate(cfg: Config, tokenizer: Tokenizer) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and responses, as token ids, of a random choice of the student's finished samples."""
     questions = {question.id: question for question in load_questions(cfg.questions)}
     samples = [
         row
@@ -107,93 +108,130 @@ def main(cfg: Config) -> None:
         if row["id"] in questions and row["finish"] == "stop"
     ]
     runtime.require(len(samples) > 1, f"{cfg.calibrate}: {len(samples)} finished responses, too few to calibrate on")
-    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected, _ in train]
-
-    config, longest = ModelConfig.from_folder(cfg.model), max(lengths)
-    tokens = memory.pass_size(2 * longest, min(cfg.batch_size, len(train)), cfg.micro_tokens)  # two texts a pair
-    memory.say(memory.training(config, tokens, cfg.gradient_checkpointing, device.type == "cuda", scalar=True))
-    model = ranks.shard(load_scalar_model(cfg.model, torch.float32, device, new_head="normal"))
-    context = config.max_position_embeddings
-    runtime.require(longest <= context, f"{cfg.pairs}: a text of {longest} tokens, the model's context is {context}")
-    model.model.gradient_checkpointing = cfg.gradient_checkpointing
-    parameters = sum(p.numel() for p in model.parameters())
-    runtime.set_threads(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    steps = cfg.epochs * -(-len(train) // cfg.batch_size)
-    print(
-        f"{parameters / 1e6:.2f}M parameters, {len(train)} pairs and {len(held_out)} held out, {steps} steps",
-        flush=True,
-    )
-
-    order = [batch for _ in range(cfg.epochs) for batch in batches(len(lengths), cfg.batch_size, rng)]
-    at = {"seen": 0}
-    state = Checkpoint(stage, {"model": model, "optimizer": optimizer}, at)
-    bar = runtime.Progress("reward", steps, state.step)
-    for step in state.steps(steps):
-        batch = order[step]
-        runtime.set_lr(optimizer, cfg.lr * runtime.lr_at(step, steps, cfg.warmup))
-        total = sum(train[i][3] for i in batch)  # weight of the whole step
-        loss, right = torch.zeros(2, device=device)
-        for rows, counts in dealt(batch, lengths, cfg.micro_tokens // 2):  # a pair is two texts
-            micro = [train[j] for j in rows]
-            weight = torch.tensor([pair[3] for pair in micro], device=device)  # (N,)
-            # chosen and rejected in one forward pass: both see the same padding
-            tokens, _, last = collate(
-                [p for p, _, _, _ in micro] * 2, [c for _, c, _, _ in micro] + [r for _, _, r, _ in micro]
-            )  # (2N, T), (2N,)
-            with runtime.mixed_precision():
-                scores = last_value(model(tokens.to(device)), last.to(device))  # (2N,)
-            chosen, rejected = scores.chunk(2)  # (N,), (N,)
-            micro_loss = bradley_terry_loss(chosen, rejected, weight) * (counts * weight.sum() / total)
-            (ranks.SIZE * micro_loss).backward()  # over ranks FSDP takes the mean, a step is their sum
-            loss += micro_loss.detach()
-            right += counts * (chosen > rejected).sum()
-        grad_norm = ranks.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.max_grad_norm))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        sums = ranks.total(torch.stack([loss, right]))  # (2,)
-        loss, right, grad_norm = torch.stack([*sums, grad_norm]).tolist()  # read once: a GPU waits for it
-        at["seen"] += sum(2 * len(train[i][0]) + len(train[i][1]) + len(train[i][2]) for i in batch)
-        runtime.require(math.isfinite(loss), f"step {step}: the loss is {loss}: is --lr too high, {cfg.model} broken?")
-        stage.log(step, loss=loss, accuracy=right / len(batch), grad_norm=grad_norm)
-        bar.update(1, f"loss {loss:.3f} accuracy {right / len(batch):.2f}")
-    bar.close()
-    model = ranks.gathered(model)
-
-    # shift and scale: the student's samples get mean 0 and standard deviation 1
-    samples = [samples[i] for i in torch.randperm(len(samples), generator=rng)[: cfg.calibration_samples].tolist()]
+    order = steps.permutation(len(samples), cfg.seed, "calibrate")[: cfg.calibration_samples]
+    samples = [samples[i] for i in order]
     prompts = [tokenizer.chat(questions[row["id"]].prompt) for row in samples]
-    responses = [tokenizer.response(row["response"]) for row in samples]
-    scores = score_responses(model, prompts, responses, cfg.micro_tokens)  # (samples,)
+    return prompts, [tokenizer.response(row["response"]) for row in samples]
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def score_responses(
+    model: ScalarModel, prompts: Sequence[list[int]], responses: Sequence[list[int]], micro_tokens: int
+) -> Tensor:
+    """The reward model's score of each response, read at its last token: (N,), on the CPU. Call on every rank."""
+    device = model.score.weight.device
+
+    def reader(rows: list[int]) -> Tensor:
+        tokens, _, last = collate([prompts[i] for i in rows], [responses[i] for i in rows], device)  # (b, T), _, (b,)
+        return last_value(model(tokens), last)[None, :, None]  # (1, b, 1)
+
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
+    like = torch.zeros(len(lengths), 1)  # (N, 1)
+    return steps.read(lengths, micro_tokens, reader, like)[0, :, 0].cpu()  # (N,)
+
+
+def calibrate(model: ScalarModel, scores: Tensor) -> float:
+    """Shift and scale the head so that its scores (N,) get mean 0 and deviation 1; returns their old deviation."""
     std = scores.std(correction=0).clamp(min=1e-6)  # a constant model must not become infinite
     with torch.no_grad():
-        model.score.weight /= std.to(device)
+        model.score.weight /= std.to(model.score.weight.device)
     model.score_mean = (scores.mean() / std).item()
+    return std.item()
 
-    # quality on the held-out questions
-    chosen, rejected = (
-        score_responses(model, [pair[0] for pair in held_out], [pair[side] for pair in held_out], cfg.micro_tokens)
-        for side in (1, 2)
-    )  # (P,), (P,)
-    if ranks.RANK:
-        return
-    judge = {
-        "held_out_pairs": len(held_out),
-        # confidence is taken at the scale that was trained: calibrating the mean and deviation changes it
-        **quality.pair_quality(
-            chosen - rejected, [len(c) for _, c, _, _ in held_out], [len(r) for _, _, r, _ in held_out], std.item()
-        ),
-        "length_correlation": quality.correlation(scores, [len(response) for response in responses]),
-        "score_std": std.item(),  # what the scores were divided by
+
+def make_score(cfg, questions: list[Question], desk: Desk) -> tuple[Callable, list[Question]]:
+    """What PPO climbs: score(questions, prompts, responses, texts) -> (B,), and the questions that it can judge.
+
+    Another reward is another function of this form: lists of questions, token ids and texts in, a number each out.
+    """
+    given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
+    runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
+    if cfg.reward_model:
+        judge = ranks.shard(load_scalar_model(cfg.reward_model, torch.float32, desk.idle).requires_grad_(False))
+
+        def by_reward_model(questions, prompts, responses, texts) -> Tensor:
+            with desk(judge):
+                return score_responses(judge, prompts, responses, cfg.micro_tokens)  # (B,)
+
+        return by_reward_model, questions
+    truth = {q.id: q.answer for q in questions if q.answer is not None} if cfg.gold else {}
+    for row in read_jsonl(cfg.votes, required=["id", "vote"]) if cfg.votes else ():
+        same = truth.setdefault(row["id"], row["vote"]) == row["vote"]
+        runtime.require(same, f"{cfg.votes}: two votes for '{row['id']}'")
+    questions = [question for question in questions if question.id in truth]
+    runtime.require(bool(questions), f"{cfg.votes or '--gold'}: no answer to any question of {cfg.questions}")
+
+    def by_answer(questions, prompts, responses, texts) -> Tensor:
+        answers = [extract_answer(text, q.kind, cfg.lenient) for q, text in zip(questions, texts)]
+        right = [is_correct(answer, truth[q.id], q.kind) for q, answer in zip(questions, answers)]
+        return torch.tensor(right) * 2.0 - 1.0  # (B,)
+
+    return by_answer, questions
+
+
+# ---- the script ----------------------------------------------------------------------------------------------------
+
+
+@runtime.stage
+def main(cfg: Config, stage: runtime.Stage) -> None:
+    tokenizer, device = Tokenizer(cfg.model), runtime.default_device()
+    train, held_out = load_pairs(cfg, tokenizer)
+    samples = load_samples_to_calibrate(cfg, tokenizer)
+    lengths = [2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in train]  # a pair is two texts
+
+    head = runtime.seed_of(cfg.seed, "head")
+    model = ranks.shard(load_scalar_model(cfg.model, torch.float32, device, new_head="normal", seed=head))
+    longest, context = max(lengths) // 2, model.config.max_position_embeddings
+    runtime.require(longest <= context, f"{cfg.pairs}: a text of {longest} tokens, the model's context is {context}")
+    model.model.gradient_checkpointing = cfg.gradient_checkpointing
+    runtime.set_threads(model)
+    adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    total_steps = cfg.epochs * -(-len(train) // cfg.batch_size)
+    print(f"{len(train)} pairs and {len(held_out)} held out, {total_steps} steps", flush=True)
+
+    for step in stage.steps(total_steps, "loss {loss:.3f} accuracy {accuracy:.2f}", model=model, adam=adam):
+        runtime.set_lr(adam, cfg.lr * runtime.lr_at(step, total_steps, cfg.warmup))
+        batch = steps.rows_of_step(step, len(train), cfg.batch_size, cfg.seed, "reward")
+        total = sum(train[i].weight for i in batch)  # weight of the whole step
+
+        def loss_of(rows: list[int], total: float = total) -> tuple[Tensor, dict[str, Tensor]]:
+            pairs = [train[i] for i in rows]
+            weight = torch.tensor([pair.weight for pair in pairs], device=device)  # (n,)
+            # chosen and rejected in one forward pass: both see the same padding
+            responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+            tokens, _, last = collate([pair.prompt for pair in pairs] * 2, responses, device)  # (2n, T), _, (2n,)
+            chosen, rejected = last_value(model(tokens), last).chunk(2)  # (n,), (n,)
+            loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
+            return loss, {"loss": loss, "right": (chosen > rejected).sum()}
+
+        metrics = steps.step(model, adam, batch, lengths, cfg, loss_of)
+        tokens = sum(2 * len(train[i].prompt) + len(train[i].chosen) + len(train[i].rejected) for i in batch)
+        stage.log(step, metrics | {"accuracy": metrics.pop("right") / len(batch), "tokens": tokens})
+
+    model = ranks.full_model(model)
+    scores = score_responses(model, *samples, cfg.micro_tokens)  # (samples,)
+    std = calibrate(model, scores)
+    judge = measure(cfg, model, held_out, std) | {
+        "length_correlation": quality.correlation(scores, [len(response) for response in samples[1]])
     }
-    save_model(model, cfg.out)
-    tokenizer.save(cfg.out)
+    tokens, parameters = sum(row["tokens"] for row in stage.logged()), sum(p.numel() for p in model.parameters())
+    stage.save(model, tokenizer, tokens=tokens, flops=6 * parameters * tokens, **judge)
+
+
+def measure(cfg: Config, model: ScalarModel, held_out: list[Pair], std: float) -> dict:
+    """How good a judge the calibrated model is, on pairs of questions that it was not trained on (quality.py)."""
+    prompts, chosen, rejected, _ = zip(*held_out)
+    margins = score_responses(model, prompts, chosen, cfg.micro_tokens)  # (P,)
+    margins -= score_responses(model, prompts, rejected, cfg.micro_tokens)
+    # confidence is taken at the scale that was trained: calibrating has changed it
+    found = quality.pair_quality(margins, list(map(len, chosen)), list(map(len, rejected)), std)
     print(
-        f"{len(held_out)} held-out pairs: accuracy {judge['pair_accuracy']:.3f} ('longer wins' has "
-        f"{judge['longer_wins']:.3f}), calibration error {judge['ece']:.3f}; correlation of score and length "
-        f"{judge['length_correlation']:+.2f}"
+        f"{len(held_out)} held-out pairs: accuracy {found['pair_accuracy']:.3f} ('longer wins' has "
+        f"{found['longer_wins']:.3f}), calibration error {found['ece']:.3f}"
     )
-    stage.finish(tokens=at["seen"], flops=6 * parameters * at["seen"], **judge)
+    return {"held_out_pairs": len(held_out), "score_std": std} | found
 
 
 if __name__ == "__main__":

@@ -246,6 +246,14 @@ class Tokenizer:
         same_words = self.backend.get_vocab() == other.backend.get_vocab()
         return same_words and (self.style, self.end_id) == (other.style, other.end_id)
 
+    def require_same(self, *folders: str) -> None:
+        """ValueError unless the models of these folders write the same ids; an empty name is left out."""
+        for folder in filter(None, folders):
+            if not self.same_ids(Tokenizer(folder)):
+                raise ValueError(
+                    f"{folder} and {self.folder} have different tokenizers: one cannot read the other's tokens"
+                )
+
     def save(self, folder: str | Path) -> None:
         """Copy the tokenizer's files beside a model; a date that was given is kept in tokenizer_config.json."""
         for name in FILES:

@@ -1,15 +1,16 @@
 """What carries a run: flags, stages, files, checkpoints, ranks, memory. It knows no loss: one can read without it."""
 
-from runtime import ranks  # noqa: F401
+from runtime import ranks, steps  # noqa: F401
 from runtime.files import replacing, sha256, sync, write_json  # noqa: F401
 from runtime.flags import SIGNALS, cli, launch, require  # noqa: F401
-from runtime.stage import Progress, Stage, peak_memory_mb  # noqa: F401
+from runtime.stage import Progress, Stage, peak_memory_mb, stage  # noqa: F401
 from runtime.steps import (  # noqa: F401
+    Desk,
     default_device,
     inference_dtype,
     lr_at,
     mixed_precision,
-    seed_all,
+    seed_of,
     set_lr,
     set_threads,
 )

@@ -35,12 +35,11 @@ def replacing(path: Path, mode: str = "w") -> Iterator[typing.IO]:
 
 def sync(path: Path) -> None:
     """Wait until a file's bytes, or the names in a folder, are on the disk."""
-    if os.name != "nt":  # where folders cannot be opened
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -132,4 +131,9 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.write(lines(rows))
+
+
+def lines(rows: Iterable[dict]) -> str:
+    """Objects as the lines of a JSONL."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

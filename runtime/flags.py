@@ -1,4 +1,6 @@
-"""Flags, errors and signals of a script: what stands around its `main`.
+"""A script's command line: what a flag may be, errors in one sentence, signals. What stands around every `main`.
+
+    iterations: Count = 60  # a whole number from 1 up: the type of a field of Config says its range
 
 torch is imported where it is used: that alone takes seconds, and a mistake in the flags should be told at once.
 """
@@ -17,8 +19,59 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 from runtime import ranks
+
+# ---- what a flag may be --------------------------------------------------------------------------------------------
+
+
+class Range(NamedTuple):
+    """From `low` to `high`, both allowed; what a user is told of any other number."""
+
+    low: float
+    high: float
+    told: str
+
+
+Count = Annotated[int, Range(1, math.inf, "must be 1 or more")]
+Natural = Annotated[int, Range(0, math.inf, "must be 0 or more")]
+Positive = Annotated[float, Range(5e-324, math.inf, "must be greater than 0")]
+NotNegative = Annotated[float, Range(0, math.inf, "must not be negative")]
+Share = Annotated[float, Range(0, 1, "must be from 0 to 1")]
+Input = Annotated[str, "input"]  # a file or a folder: it counts by its contents, a changed one redoes the stage
+Inputs = Annotated[tuple[str, ...], "input"]  # words NAME=PATH
+
+# What changes the memory that is needed and not the result: a run that had too little goes on with less. The values
+# are the names that train_all.sh has for them.
+MEMORY = {
+    "batch_size": "batch",
+    "micro_tokens": "micro",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "offload": "offload",
+}
+
+
+def check(cfg: object) -> None:
+    """ValueError that names the first flag outside its range."""
+    for name, kind in typing.get_type_hints(type(cfg), include_extras=True).items():
+        for rule in getattr(kind, "__metadata__", ()):
+            if isinstance(rule, Range) and not rule.low <= getattr(cfg, name) <= rule.high:
+                raise ValueError(f"--{name} {getattr(cfg, name)}: {rule.told}")
+
+
+def inputs(cfg: object) -> dict[str, str]:
+    """The paths that a Config names: {flag: path}, and of words NAME=PATH {NAME: path}. Empty ones are left out."""
+    found = {}
+    for name, kind in typing.get_type_hints(type(cfg), include_extras=True).items():
+        if "input" in getattr(kind, "__metadata__", ()):
+            value = getattr(cfg, name)
+            words = [(name, value)] if isinstance(value, str) else [word.partition("=")[::2] for word in value]
+            found |= {key: path for key, path in words if path}
+    return found
+
+
+# ---- the command line ----------------------------------------------------------------------------------------------
 
 
 def cli(Config: type, argv: list[str] | None = None):
@@ -40,8 +93,8 @@ def cli(Config: type, argv: list[str] | None = None):
         else:
             parser.add_argument(f"--{field.name}", default=field.default, help="default: %(default)s", **kind)
     cfg = Config(**vars(parser.parse_args(argv)))
-    if not 0 <= getattr(cfg, "seed", 0) < 2**32:
-        parser.error(f"argument --seed: {cfg.seed} is not between 0 and 2^32 - 1")
+    if not 0 <= getattr(cfg, "seed", 0) < 2**63:
+        parser.error(f"argument --seed: {cfg.seed} is not between 0 and 2^63 - 1")
     return cfg
 
 
@@ -63,7 +116,7 @@ def launch(main: Callable, Config: type, argv: list[str] | None = None, every_ra
     if ranks.started_as()[0] and not every_rank:
         return
     try:
-        with ranks.quiet():
+        with ranks.only_rank0_prints():
             cfg = cli(Config, argv)
             words = [Path(sys.executable).name, *(sys.argv if argv is None else [sys.argv[0], *argv])]
             _run(main, cfg, os.environ.get("CONTINUE") or shlex.join(words), every_rank)
@@ -80,29 +133,24 @@ def _run(main: Callable, cfg: object, command: str, every_rank: bool) -> None:
             ranks.join()
         main(cfg)
     except KeyboardInterrupt as stop:
-        ranks.tell(f"\nstopped; what is finished or saved is kept, and this goes on from there: {command}")
+        ranks.last_words(f"\nstopped; what is finished or saved is kept, and this goes on from there: {command}")
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except (MemoryError, RuntimeError) as error:
         if os.environ.get("DEBUG") or not out_of_memory(error):
             raise
-        if flag := smaller(cfg, error):
-            name, *value = flag.split()  # of a script; a shell script has it in capitals
-            setting = f"{name.strip('-').upper()}={(value or ['1'])[0]} bash "
-            again = command.replace("bash ", setting, 1) if "CONTINUE" in os.environ else f"{command} {flag}"
-            hint = f"what is finished or saved is kept, and this goes on from there with less: {again}"
-        else:
-            hint = "no flag is left that needs less: take a smaller model"
-        ranks.tell(f"error: out of memory; {hint}")
+        hint = " or ".join(smaller(cfg)) or "a smaller model"
+        ranks.last_words(f"error: out of memory; what is finished or saved is kept, and {command} goes on with {hint}")
         sys.exit(2)
     except (ValueError, OSError, FloatingPointError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        ours = Path(__file__).resolve().parent.parent in raised_in.parents
+        root = Path(__file__).resolve().parent.parent
+        ours = root in raised_in.parents and "site-packages" not in raised_in.parts  # a .venv may lie in the root
         if os.environ.get("DEBUG") or not (ours or isinstance(error, OSError)):
             raise
         text = str(error)
         if isinstance(error, OSError) and error.strerror and error.filename:
             text = f"{error.filename}: {error.strerror}"
-        ranks.tell(f"error: {' '.join(text.split())}")
+        ranks.last_words(f"error: {' '.join(text.split())}")
         sys.exit(2)
     finally:
         SIGNALS.wait = False
@@ -116,23 +164,16 @@ def out_of_memory(error: Exception) -> bool:
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
 
 
-def smaller(cfg, error: Exception) -> str:
-    """The one flag to change when memory did not suffice, by where that was; '' if none is left.
-
-    Fewer rows where it sampled, fewer tokens in a pass of training, at first; then what costs time.
-    """
-    import torch
-
-    at = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    has = vars(cfg)
-    if "generate" in at and has.get("batch_size", 0) > 1:
-        return f"--batch_size {cfg.batch_size // 2}"
-    state = at & {"load_model", "load_scalar_model", "step", "place"}  # what is there in any case
-    if has.get("micro_tokens", 0) >= 1024 and not state:  # below, a text of usual length is alone anyway
-        return f"--micro_tokens {cfg.micro_tokens // 2}"
-    if has.get("gradient_checkpointing") is False and not state:
-        return "--gradient_checkpointing"
-    return "--offload" if has.get("offload") is False and torch.cuda.is_available() else ""
+def smaller(cfg: object) -> list[str]:
+    """What needs less memory. Example: ["--micro_tokens 2048 (train_all.sh: micro=2048)"]."""
+    found = []
+    for flag, name in MEMORY.items():
+        value = getattr(cfg, flag, None)
+        if type(value) is int and value > 1:
+            found.append(f"--{flag} {value // 2} (train_all.sh: {name}={value // 2})")
+        elif value is False:
+            found.append(f"--{flag} (train_all.sh: {name}=1)")
+    return found
 
 
 # a loop that can save its state sets `wait`, and looks at `came` after each step

@@ -1,11 +1,10 @@
 """Several processes at one stage, one per GPU: torchrun starts them, FSDP2 cuts the models into shards between them.
 
-    python ranks.py 8 sft.py --model ... --data ... --out ...
+    python runtime/ranks.py 8 sft.py --model ... --data ... --out ...
 
 is `torchrun --standalone --nproc_per_node 8 sft.py ...` with the exit code of the rank that failed and without
 torchrun's own report. All ranks run the whole script with the same seed, so each knows what every other one works on.
-What is marked 'together' below must be called by all of them, in the same order. One process alone, the usual case, is
-rank 0 of 1: then nothing here does anything or imports torch.
+One process alone, the usual case, is rank 0 of 1: then nothing here does anything or imports torch.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ def started_as() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Print nothing but on rank 0. What ends a rank is told all the same, once, by the first that meets an error."""
+def only_rank0_prints() -> Iterator[None]:
+    """The other ranks are silent. An error is told all the same, once, by the first rank that meets one."""
     with contextlib.ExitStack() as stack:
         if started_as()[0]:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -44,17 +43,17 @@ def quiet() -> Iterator[None]:
         except Exception:
             if started_as()[1] == 1:
                 raise
-            tell(traceback.format_exc().rstrip())
+            last_words(traceback.format_exc().rstrip())
             sys.exit(1)
 
 
-def tell(text: str) -> None:
-    """Print a last message to stderr, unless another rank had one: what ends one soon ends all."""
-    if first_to_end():
+def last_words(text: str) -> None:
+    """Print why this process ends to stderr, unless another rank has done so: what ends one soon ends all."""
+    if _first_error():
         print(text, file=sys.__stderr__ if started_as()[0] else sys.stderr, flush=True)
 
 
-def first_to_end() -> bool:
+def _first_error() -> bool:
     """Whether no other rank has met an error yet. Later ones are mostly those that wait for a dead one in vain."""
     if started_as()[1] == 1:
         return True
@@ -69,7 +68,7 @@ def first_to_end() -> bool:
 
 
 def join() -> None:
-    """Meet the other ranks, if torchrun has started any: each takes the GPU of its number. Together."""
+    """Meet the other ranks, if torchrun has started any: each takes the GPU of its number. Call on every rank."""
     global RANK, SIZE
     if started_as()[1] == 1:
         return
@@ -93,20 +92,22 @@ def leave(code: int = 0) -> None:
         os._exit(code)
 
 
-# ---- numbers and texts ---------------------------------------------------------------------------------------------
+# ---- collectives: call them on every rank, in the same order ----------------------------------------------------
 
 
-def total(x: torch.Tensor) -> torch.Tensor:
-    """The sum of all ranks' x, which takes its place. Together."""
-    if SIZE > 1:
-        import torch.distributed as dist
+def all_reduce(x: torch.Tensor, largest: bool = False) -> torch.Tensor:
+    """The sum of all ranks' x, or cell by cell the largest; a new tensor."""
+    if SIZE == 1:
+        return x
+    import torch.distributed as dist
 
-        dist.all_reduce(x)
+    x = x.clone()
+    dist.all_reduce(x, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
     return x
 
 
-def everyones(value: typing.Any) -> list:
-    """All ranks' values, in the order of the ranks. Together."""
+def gather(value: typing.Any) -> list:
+    """All ranks' values, in the order of the ranks, on every rank."""
     if SIZE == 1:
         return [value]
     import torch.distributed as dist
@@ -116,18 +117,9 @@ def everyones(value: typing.Any) -> list:
     return values
 
 
-def joined(x: torch.Tensor) -> torch.Tensor:
-    """All ranks' x (n,), n of their own, one after the other: (N,). Together."""
-    if SIZE == 1:
-        return x
-    import torch
-
-    return torch.cat([share.to(x.device) for share in everyones(x.cpu())])
-
-
-def of_first(value: typing.Any = None) -> typing.Any:
-    """Rank 0's value. Nobody goes on before rank 0 is here. Together."""
-    return everyones(value)[0]
+def broadcast(value: typing.Any = None) -> typing.Any:
+    """Rank 0's value. Nobody goes on before rank 0 is here."""
+    return gather(value)[0]
 
 
 # ---- models --------------------------------------------------------------------------------------------------------
@@ -152,13 +144,13 @@ def shard(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def whole(x: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor as a plain one; a plain one as it is. Together."""
+def full_tensor(x: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor as a plain one; a plain one as it is. Call on every rank."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
-def part_of(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A plain tensor, sharded as `like` is; as it is where that is a plain one too. Together."""
+def shard_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A plain tensor, sharded as `like` is; as it is where that is a plain one too. Call on every rank."""
     if not hasattr(like, "full_tensor"):
         return x
     from torch.distributed.tensor import distribute_tensor
@@ -166,15 +158,15 @@ def part_of(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
 
 
-def gathered(model: torch.nn.Module) -> torch.nn.Module:
-    """A plain copy of a sharded model, on every rank, to sample with or to save; a plain model as it is. Together."""
+def full_model(model: torch.nn.Module) -> torch.nn.Module:
+    """A plain copy of a sharded model, to sample with or to save; a plain model as it is. Call on every rank."""
     if not hasattr(model, "unsharded_class"):
         return model
     import torch
 
     with torch.device("meta"):
         copy = model.unsharded_class(model.config)
-    tensors = {name: whole(tensor).detach() for name, tensor in model.state_dict().items()}
+    tensors = {name: full_tensor(tensor).detach() for name, tensor in model.state_dict().items()}
     copy.load_state_dict(tensors, assign=True)
     if hasattr(model, "tie"):
         copy.tie()
@@ -189,7 +181,7 @@ def gathered(model: torch.nn.Module) -> torch.nn.Module:
 def main(argv: list[str]) -> None:
     """torchrun on this machine: argv is the number of ranks, the script and its flags."""
     if len(argv) < 2 or not argv[0].isdigit():
-        print("usage: python ranks.py NUMBER SCRIPT FLAGS...", file=sys.stderr)
+        print("usage: python runtime/ranks.py NUMBER SCRIPT FLAGS...", file=sys.stderr)
         sys.exit(2)
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException

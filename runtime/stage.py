@@ -1,27 +1,56 @@
-"""A stage: one script run that fills one folder. `done.json`, written last, says what was done to what; the next run
-with the same flags and the same inputs skips the stage, any other redoes it and keeps the old folder aside. What lets a
-stage go on in its middle is in checkpoint.py.
+"""A stage: one script run that fills one folder.
+
+    @runtime.stage                                # checks the flags, opens the folder cfg.out, skips what is done
+    def main(cfg: Config, stage: runtime.Stage) -> None:
+        for step in stage.steps(total, "loss {loss:.3f}", model=model, adam=adam):  # goes on where it was killed
+            ...
+            stage.log(step, {"loss": loss})
+        stage.save(model, tokenizer)
+
+`done.json`, written last, says what was done to what: the next run with the same flags and inputs skips the stage, any
+other redoes it and keeps the old folder aside.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
-import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from runtime import ranks
-from runtime.files import sha256, sync, write_json
-from runtime.flags import require
+from runtime import flags, ranks
+from runtime.files import read_jsonl, sha256, sync, write_json
+
+
+def stage(main: Callable) -> Callable:
+    """main(cfg, stage) as main(cfg): the flags are checked, the folder is opened, what is done already is skipped."""
+
+    @functools.wraps(main)
+    def run(cfg) -> None:
+        flags.check(cfg)
+        opened = Stage(cfg)
+        if opened.finished:
+            return
+        try:
+            main(cfg, opened)
+        except FloatingPointError as error:  # from steps.step, before a step was taken
+            raise ValueError(
+                f"step {opened.step}: {error}; stopped. {opened.folder} has metrics.jsonl, which shows how it came, "
+                "and the last good model, if one was kept. Usual causes: a learning rate too high, a broken model"
+            ) from None
+
+    return run
 
 
 class Progress:
@@ -70,34 +99,35 @@ def _hash(path: Path, flag: str) -> str:
     return digest.hexdigest()[:16]
 
 
+NAME = re.compile(r"\w+(:\w+)?")  # of a question set: no file
 LOCKS: dict[tuple[int, int], int] = {}  # folders that this process works in: (device, inode) -> handle
 
 
 class Stage:
     """The folder `cfg.out` of one script run, which rank 0 alone writes to.
 
-    `inputs` names the fields of cfg that are paths; they count by the contents of their files, not by their names, so
-    that a run folder can be moved; `memory` those that change what memory is needed and not what comes out, so that a
-    run that had too little goes on with less. `finished` is True when done.json already says that this work is done.
+    Inputs count by the contents of their files, not by their names, so that a run folder can be moved; flags of
+    flags.MEMORY do not count. `finished` is True when done.json already says that this work is done.
     """
 
-    def __init__(self, cfg, inputs: typing.Iterable[str] = (), memory: typing.Iterable[str] = ()):
-        self.folder, self.start, self.memory = Path(cfg.out), time.monotonic(), frozenset(memory)
-        config = dataclasses.asdict(cfg)
-        paths = {name: config[name] for name in inputs if config[name]}
+    def __init__(self, cfg):
+        self.folder, self.start, self.step = Path(cfg.out), time.monotonic(), 0
+        paths = flags.inputs(cfg)
         # a question set may be a name such as arith:test instead of a file
-        hashes = {
-            name: _hash(Path(path), name) for name, path in paths.items() if Path(path).exists() or ":" not in path
-        }
-        settings = {name: value for name, value in config.items() if name != "out" and name not in hashes}
+        files = {name: Path(path) for name, path in paths.items() if Path(path).exists() or not NAME.fullmatch(path)}
+        hashes = {name: _hash(path, name) for name, path in files.items()}
+        config = dataclasses.asdict(cfg)
+        named = {"out", *hashes, *(name for name, value in config.items() if isinstance(value, tuple))}
+        settings = {name: value for name, value in config.items() if name not in named}
         self.record = {"config": config, "settings": settings, "inputs": hashes}
         self.done = self._read_done()
-        self.finished = ranks.of_first(self.done is not None and not self._changes(self.done))
+        self.finished = ranks.broadcast(self.done is not None and not self._changes(self.done))
         if self.finished:
             print(f"{self.folder}: done already ({self.done['seconds']:.0f} s), skipped", flush=True)
             return
         place = next(path for path in [self.folder.resolve(), *self.folder.resolve().parents] if path.exists())
-        require(place.is_dir() and os.access(place, os.W_OK), f"--out {self.folder}: {place} is no folder to write to")
+        good = place.is_dir() and os.access(place, os.W_OK)
+        flags.require(good, f"--out {self.folder}: {place} is no folder to write to")
         if self.folder.exists() and ranks.RANK == 0:
             self._lock()
 
@@ -117,8 +147,6 @@ class Stage:
         self._lock()
         for path in self.folder.rglob("*.tmp"):  # of an attempt that was cut off
             path.unlink()
-        if not (self.folder / "resume").exists():
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
         return self.folder
 
     def _changes(self, old: dict) -> list[str]:
@@ -127,7 +155,7 @@ class Stage:
             f"{key} {old[part].get(key)} -> {self.record[part].get(key)}"
             for part in ("settings", "inputs")
             for key in {**old[part], **self.record[part]}
-            if old[part].get(key) != self.record[part].get(key) and key not in self.memory
+            if old[part].get(key) != self.record[part].get(key) and key not in flags.MEMORY
         ]
 
     def _read_done(self) -> dict | None:
@@ -155,10 +183,6 @@ class Stage:
 
     def _lock(self) -> None:
         """Refuse a folder that another process works in. The system's lock ends with its process, even at kill -9."""
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
         handle = os.open(self.folder, os.O_RDONLY)
         key = os.fstat(handle).st_dev, os.fstat(handle).st_ino
         if key in LOCKS:
@@ -173,15 +197,61 @@ class Stage:
         except OSError:  # a network's file system without locks
             os.close(handle)
 
-    def log(self, step: int, **values: float) -> None:
-        """Append one line to metrics.jsonl; rank 0 does it."""
-        if ranks.RANK:
-            return
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+    def steps(self, total: int, note: str = "", units: int = 1, **parts: object) -> Iterator[int]:
+        """The steps that are left of a loop. `parts`, its networks and optimisers, are saved now and then and loaded
+        again, so that a run that was killed goes on with the same bits. `note` is filled with what `log` is given; a
+        step is `units` of the bar."""
+        from runtime.checkpoint import Checkpoint
+
+        state = Checkpoint(self, parts)
+        self.note, self.bar = note, Progress(self.folder.name, total * units, state.step * units)
+        for self.step in state.steps(total):
+            yield self.step
+        self.bar.close()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """A line of metrics.jsonl, and the note on the screen."""
+        self.append("metrics.jsonl", json.dumps({"step": step, **metrics}) + "\n")
+        self.bar.update(1, self.note.format_map(metrics))
+
+    def logged(self) -> list[dict]:
+        """What `log` was given so far, with the step."""
+        return self.rows("metrics.jsonl")
+
+    def append(self, name: str, text: str) -> None:
+        """Add to a text file, one of checkpoint.GROWING: what was added after the last saved state is cut off again."""
+        if ranks.RANK == 0:
+            with (self.out / name).open("a", encoding="utf-8") as file:
+                file.write(text)
+
+    def rename(self, old: str, new: str) -> None:
+        """What `append` filled is whole now and gets its own name."""
+        if ranks.RANK == 0:
+            (self.out / old).replace(self.out / new)
+
+    def rows(self, name: str) -> list[dict]:
+        """The objects of a JSONL that `append` filled. Call on every rank."""
+        path = self.folder / name
+        return ranks.broadcast(list(read_jsonl(path)) if ranks.RANK == 0 and path.exists() else [])
+
+    def keep(self, model, tokenizer) -> None:
+        """Write the model into the folder as it is now; done.json is still missing, so the stage is not over."""
+        from model import save_model
+
+        full = ranks.full_model(model)
+        if ranks.RANK == 0:
+            save_model(full, self.out)
+            tokenizer.save(self.out)
+
+    def save(self, model, tokenizer, **results: object) -> None:
+        """The trained model, and done.json."""
+        self.keep(model, tokenizer)
+        self.finish(**results)
 
     def finish(self, tokens: int = 0, flops: float = 0.0, **results: object) -> None:
         """Write done.json: what was asked, what it cost, what came out. `results` are the stage's own numbers."""
+        if ranks.RANK:
+            return
         import torch
 
         files = [path for path in sorted(self.out.rglob("*")) if path.is_file() and path.name != "done.json"]
@@ -213,8 +283,6 @@ def peak_memory_mb() -> float:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    if sys.platform == "win32":
-        return 0.0  # no getrusage there
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,15 +1,138 @@
-"""What every loop needs around its loss: device, threads, precision, seeds, the learning rate's schedule."""
+"""How rows of text become one optimiser step or one reading: micro-batches, ranks, precision, offload, random numbers.
+
+    metrics = steps.step(policy, adam, rows, lengths, cfg, loss_of)    # loss_of(rows) -> (loss, {name: sum over rows})
+    values = steps.read(lengths, cfg.micro_tokens, reader, like)       # reader(rows) -> (k, rows, T) numbers
+
+A script says what the loss of some rows is. How many rows fit into memory at once, and which of them another rank
+takes, is decided here. The losses of micro-batches add up to the loss of the step, so a script divides by what the
+whole step has.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import math
 import os
-import random
 import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
+from runtime import ranks
 
 if typing.TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
+
+# ---- one step, one reading -----------------------------------------------------------------------------------------
+
+
+def micro_batches(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Rows of like length, at most `tokens` tokens with their padding, the longest first; a longer row comes alone.
+
+    What does not fit into memory fails on the first one. Example: lengths 3, 1, 2, 4 tokens 6 -> [3], [0, 2], [1].
+    """
+    rows = sorted(rows, key=lengths.__getitem__, reverse=True)
+    while rows:
+        fit = max(1, tokens // lengths[rows[0]])
+        yield rows[:fit]
+        rows = rows[fit:]
+
+
+def shares(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> Iterator[tuple[list[int], bool]]:
+    """This rank's micro-batches of `rows`, and whether each counts.
+
+    Rows are dealt like cards, the longest first, so that all ranks have about as much to do. FSDP needs as many passes
+    on each rank: one that has fewer reads another one's shortest row again, which must not count.
+    """
+    rows = sorted(rows, key=lengths.__getitem__, reverse=True)
+    hands = [list(micro_batches(rows[rank :: ranks.SIZE], lengths, tokens)) for rank in range(ranks.SIZE)]
+    mine, most = hands[ranks.RANK], max(hands, key=len)
+    yield from ((micro, True) for micro in mine)
+    yield from ((most[-1][-1:], False) for _ in most[len(mine) :])
+
+
+def step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    cfg,
+    loss_of: Callable[[list[int]], tuple[Tensor, dict[str, Tensor]]],
+) -> dict[str, float]:
+    """One optimiser step on all of `rows`: what loss_of reported, summed, and the norm of the gradient.
+
+    Of a name that begins with 'max' the largest is taken. cfg has micro_tokens and max_grad_norm. FloatingPointError
+    instead of a step on NaN or infinity.
+    """
+    import torch
+
+    sums = highs = None
+    for micro, counts in shares(rows, lengths, cfg.micro_tokens):
+        with mixed_precision():
+            loss, report = loss_of(micro)
+        (ranks.SIZE * counts * loss).backward()  # over ranks FSDP takes the mean, a step is their sum
+        values = counts * torch.stack([value.detach().double() for value in report.values()])
+        sums = values if sums is None else sums + values
+        highs = values if highs is None else torch.maximum(highs, values)
+    norm = ranks.full_tensor(torch.nn.utils.clip_grad_norm_(network.parameters(), cfg.max_grad_norm)).double()
+    sums, highs = ranks.all_reduce(sums), ranks.all_reduce(highs, largest=True)
+    largest = torch.tensor([name.startswith("max") for name in report], device=sums.device)
+    numbers = torch.cat([torch.where(largest, highs, sums), norm[None]]).tolist()  # read once: a GPU waits for it
+    metrics = dict(zip([*report, "grad_norm"], numbers, strict=True))
+    require_finite(metrics)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return metrics
+
+
+def read(lengths: Sequence[int], micro_tokens: int, reader: Callable[[list[int]], Tensor], like: Tensor) -> Tensor:
+    """reader(rows) -> (k, b, t), without gradients, for all rows: (k, *like.shape), 0 beyond t.
+
+    Each row is read by one rank and stays 0 on the others, so the sum over ranks is what was read.
+    """
+    import torch
+
+    found = None
+    for micro, counts in shares(range(len(lengths)), lengths, micro_tokens):
+        with torch.no_grad(), mixed_precision():
+            values = reader(micro) * counts  # (k, b, t)
+        found = torch.zeros(len(values), *like.shape, device=values.device) if found is None else found
+        found[:, micro, : values.shape[2]] += values
+    return ranks.all_reduce(found)
+
+
+def require_finite(metrics: dict[str, float]) -> None:
+    """FloatingPointError that names the values that are NaN or infinite."""
+    if bad := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+        raise FloatingPointError(", ".join(bad))
+
+
+class Desk:
+    """Who is on the device. With `offload` networks and optimisers wait in the CPU's memory, and
+    `with desk(policy, adam):` brings those at work to the device; without it everything is there already."""
+
+    def __init__(self, offload: bool):
+        import torch
+
+        self.device, self.offload = default_device(), offload
+        self.idle = torch.device("cpu") if offload else self.device  # where networks are loaded
+
+    @contextlib.contextmanager
+    def __call__(self, *parts: nn.Module | torch.optim.Optimizer) -> Iterator[None]:
+        self._move(self.device, parts)
+        yield
+        self._move(self.idle, parts)
+
+    def _move(self, place: torch.device, parts: tuple) -> None:
+        for part in parts if self.offload else ():
+            if hasattr(part, "state_dict") and hasattr(part, "param_groups"):  # an optimiser: its moments
+                for state in part.state.values():
+                    state.update({name: tensor.to(place) for name, tensor in state.items()})
+            else:
+                part.to(place)
+
+
+# ---- device, precision, schedule -----------------------------------------------------------------------------------
 
 SMALL = 5e6  # parameters: below, a second thread costs more than it brings
 
@@ -20,7 +143,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def set_threads(model: torch.nn.Module, say: bool = True) -> None:
+def set_threads(model: nn.Module) -> None:
     """One thread for a small model, all of them for a larger one; where OMP_NUM_THREADS is set, it decides instead.
 
     A small layer is done in less time than threads need to meet: with 0.16M parameters two of them were five times
@@ -28,12 +151,8 @@ def set_threads(model: torch.nn.Module, say: bool = True) -> None:
     """
     import torch
 
-    parameters = sum(p.numel() for p in model.parameters())
-    if parameters < SMALL and not os.environ.get("OMP_NUM_THREADS"):
+    if sum(p.numel() for p in model.parameters()) < SMALL and not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)
-    if say:
-        threads = torch.get_num_threads()
-        print(f"{threads} thread(s) for {parameters / 1e6:.2f}M parameters; OMP_NUM_THREADS=N to choose", flush=True)
 
 
 def mixed_precision() -> torch.autocast:
@@ -55,16 +174,6 @@ def inference_dtype() -> torch.dtype | None:
     return None if default_device().type == "cuda" else torch.float32
 
 
-def seed_all(seed: int) -> torch.Generator:
-    """Seed python, numpy and torch; return a generator for what a script draws itself."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed)
-
-
 def lr_at(step: int, total: int, warmup: int) -> float:
     """Share of the peak learning rate at a step: linear up over `warmup` steps, then linear to 0 at `total`."""
     return min((step + 1) / max(warmup, 1), (total - step) / max(total - warmup, 1))
@@ -73,3 +182,38 @@ def lr_at(step: int, total: int, warmup: int) -> float:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+# ---- random numbers ------------------------------------------------------------------------------------------------
+
+
+def seed_of(*purpose: int | str) -> int:
+    """A seed that follows from what is drawn: seed_of(cfg.seed, "sft", epoch). 63 bits of a SHA-256.
+
+    Nothing is drawn from a state that goes on from draw to draw: so a run that was killed draws the same again, batch
+    sizes and ranks change nothing, and no two purposes share a stream.
+    """
+    return int.from_bytes(hashlib.sha256(repr(purpose).encode()).digest()[:8], "big") >> 1
+
+
+def generator(*purpose: int | str) -> torch.Generator:
+    """A generator for what is drawn for one purpose."""
+    import torch
+
+    return torch.Generator().manual_seed(seed_of(*purpose))
+
+
+def rows_of_step(step: int, n: int, size: int, *purpose: int | str) -> list[int]:
+    """Which of n rows a training step takes: random batches, every row once in a pass, the last of a pass smaller.
+
+    A batch is a fair sample of all lengths: batches of one length would each be of one kind of answer, and pull the
+    model to and fro. Its micro-batches are of even length instead.
+    """
+    epoch, place = divmod(step, -(-n // size))
+    return permutation(n, *purpose, epoch)[place * size : (place + 1) * size]
+
+
+def permutation(n: int, *purpose: int | str) -> list[int]:
+    import torch
+
+    return torch.randperm(n, generator=generator(*purpose)).tolist()
