@@ -1,7 +1,7 @@
-"""Before a run of train_all.sh: can it succeed here, and what will it take? Answers within a second: torch is not loaded.
+"""Before a run of train_all.sh: can it succeed here, and what will it take? Answers within a second, without torch.
 
-The memory is an estimate from the sizes in config.json, part by part, within a fifth of the measured peaks (docs/
-running.md). Names of sizes: V vocabulary, D hidden size, F inner size, Q and K features of all query and all key heads.
+Memory is estimated from the sizes in config.json, part by part, to within a fifth of what was measured (docs/running.md).
+V is the size of the vocabulary, D of a hidden state, F of the feed-forward, Q and K of all query and all key heads.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import runtime
-from runtime import require
+from runtime.flags import Count, check, require
 
 PROMPT = 256  # tokens; most of GSM8K's are shorter
 
@@ -30,15 +30,15 @@ class Config:
     student: str  # model folder
     questions: str  # question set
     teacher_test: str = ""  # recorded answers to the test questions
-    micro_tokens: int = 4096  # tokens that are trained at once
+    micro_tokens: Count = 4096  # tokens that are trained at once
     gradient_checkpointing: bool = False  # as in the scripts that train
     offload: bool = False  # as in ppo.py
-    batch_size: int = 256  # answers that are sampled at once
-    max_new_tokens: int = 256  # the longest answer
+    batch_size: Count = 256  # answers that are sampled at once
+    max_new_tokens: Count = 256  # the longest answer
     changed: str = ""  # numbers of the preset that the environment has set
     needs: str = ""  # what the preset takes, in words
     hub: str = ""  # where the preset's default models are published: an organisation on huggingface.co
-    nproc: int = 1  # ranks, one per GPU where there are any
+    nproc: Count = 1  # ranks, one per GPU where there are any
 
 
 def main(cfg: Config) -> None:
@@ -54,8 +54,7 @@ def main(cfg: Config) -> None:
     print(f"{' · '.join(versions)} · python {platform.python_version()} · {os.cpu_count()} cores, threads: {threads}")
     print(f"teacher {cfg.teacher} · student {cfg.student} · questions {cfg.questions}")
     print(f"the preset is made for: {cfg.needs or 'not stated'}", flush=True)
-    for name in ("micro_tokens", "batch_size", "max_new_tokens", "nproc"):
-        require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    check(cfg)
     if cfg.nproc > 1:
         check_ranks(cfg.nproc)
     check_inputs(cfg)

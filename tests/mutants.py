@@ -3,10 +3,10 @@
     python tests/mutants.py                  # all of them, in one process
     python tests/mutants.py --only ppo       # those whose file or name holds this text
 
-A mutant is served by an import hook, so no file is changed; one of a shell script lies in the folder that $MUTANT names,
-and the test that copies the scripts takes it from there. First the named tests must pass on the code as it is; then each
-runs on its mutants, and a mutant under which all of them still pass has survived. Exit code 1 if one survives, or if an
-entry no longer fits the code (its `old` text must occur exactly once).
+A mutant is served by an import hook, so no file is changed; one of a shell script lies in the folder that $MUTANT
+names, where the test that copies the scripts looks first. First the named tests must pass on the code as it is; then
+each runs on its mutants, and a mutant under which all of them still pass has survived. Exit code 1 if one survives, or
+if an entry no longer fits the code (its `old` text must occur exactly once).
 """
 
 import argparse
@@ -1234,14 +1234,16 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          'reinforce 6_ppo_raw --policy "$policy"', "every_stage_gets_what_it_should"),
         ("best-of-n of the base model", '--seed "$SEED" "sft=$RUN/2_sft"', '--seed "$SEED" "sft=$STUDENT"',
          "every_stage_gets_what_it_should"),
-        ("SFT's row filled by PPO's model", '"sft=$RUN/2_sft" "ppo=$policy" "ppo_raw', '"sft=$policy" "ppo=$policy" "ppo_raw',
+        ("SFT's row filled by PPO's model", '"sft=$RUN/2_sft" "ppo=$policy" "ppo_raw',
+         '"sft=$policy" "ppo=$policy" "ppo_raw',
          "every_stage_gets_what_it_should"),
         ("PPO's row is its first round", '"ppo=$policy" "ppo_raw', '"ppo=$RUN/6_ppo" "ppo_raw',
          "every_stage_gets_what_it_should"),
         ("a round's row is the next one's", 'ppo_r$((round - 1))', "ppo_r$round", "every_stage_gets_what_it_should"),
         ("SFT of the teacher", 'sft.py --model "$STUDENT"', 'sft.py --model "$TEACHER"',
          "every_stage_gets_what_it_should"),
-        ("the reward model starts from the base model", 'reward.py --model "$RUN/2_sft"', 'reward.py --model "$STUDENT"',
+        ("the reward model starts from the base model", 'reward.py --model "$RUN/2_sft"',
+         'reward.py --model "$STUDENT"',
          "every_stage_gets_what_it_should"),
         ("scores have the teacher's scale", '--calibrate "$RUN/3_student/', '--calibrate "$RUN/1_teacher/',
          "every_stage_gets_what_it_should"),
@@ -1307,7 +1309,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "a_bad_setting_is_one_sentence_before_any_command"),
     ]],
     "bench/ablate.sh": [(*entry, f"test_train_all::{test}") for *entry, test in [
-        ("a tenth is all of it", 'tenth "$STUDENT" "$RUN/1_vote+tenth.jsonl"', 'tenth "$STUDENT" "$RUN/1_vote/sft.jsonl"',
+        ("a tenth is all of it", 'tenth "$STUDENT" "$RUN/1_vote+tenth.jsonl"',
+         'tenth "$STUDENT" "$RUN/1_vote/sft.jsonl"',
          "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
         ("a tenth is a fifth", "train * 4 / 10", "train * 8 / 10",
          "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
@@ -1315,7 +1318,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
         ("as long as SFT itself", "round(ppo / sft *", "round(sft / sft *",
          "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
-        ("a weaker KL penalty", "print 4 *", "print 0.4 *", "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("a weaker KL penalty", "print 4 *", "print 0.4 *",
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
         ("the critic is the teacher too", ' --critic "$RUN/5_reward"', "",
          "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
         ("all answers, filtered", " --no-sft_filter", "", "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
@@ -1341,9 +1345,9 @@ def program(path: Path):
     return compile(path.read_text(encoding="utf-8"), str(path), "exec")
 
 
-def module_of(file: str) -> str:
-    """Examples: ppo.py -> ppo, runtime/flags.py -> runtime.flags, hf/__init__.py -> hf."""
-    return ".".join(Path(file).with_suffix("").parts).removesuffix(".__init__")
+def module_name(path: Path) -> str:
+    """Example: tasks/arith.py -> tasks.arith, tasks/__init__.py -> tasks."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
 class OwnModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -1352,15 +1356,16 @@ class OwnModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self):
         packages = [path.parent for path in ROOT.glob("*/__init__.py")]
         self.files = {path.stem: path for folder in (TESTS, ROOT) for path in folder.glob("*.py")}
-        self.files |= {module_of(str(path.relative_to(ROOT))): path
-                       for folder in packages for path in folder.rglob("*.py")}
+        self.files |= {module_name(path.relative_to(ROOT)): path
+                       for package in packages for path in package.glob("*.py")}
         self.mutated = {}
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname in self.files:
             path = self.files[fullname]
             inside = [str(path.parent)] if path.stem == "__init__" else None
-            return importlib.util.spec_from_file_location(fullname, path, loader=self, submodule_search_locations=inside)
+            return importlib.util.spec_from_file_location(
+                fullname, path, loader=self, submodule_search_locations=inside)
 
     def exec_module(self, module):
         exec(self.mutated.get(module.__name__) or program(self.files[module.__name__]), module.__dict__)
@@ -1425,7 +1430,7 @@ def main() -> int:
             modules.forget()
             modules.mutated = {}
             if mutant.file.endswith(".py"):
-                modules.mutated = {module_of(mutant.file): compile(source, str(ROOT / mutant.file), "exec")}
+                modules.mutated = {module_name(Path(mutant.file)): compile(source, str(ROOT / mutant.file), "exec")}
             else:
                 place = Path(folder, "shell", mutant.file)
                 place.parent.mkdir(parents=True, exist_ok=True)

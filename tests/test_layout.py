@@ -1,4 +1,4 @@
-"""The shape of the project: which room imports which, scripts that do nothing when imported, flags that are all used."""
+"""The shape of the project: which room imports which, imports that do nothing, flags that are all used."""
 
 import ast
 import graphlib

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,8 +39,8 @@ def shell(tmp_path):
     A file that $MUTANT holds takes the place of the project's: so tests/mutants.py seeds its bugs.
     """
     place = tmp_path / "the clone"
-    files = ["train_all.sh", "runtime/stages.sh", "bench/ablate.sh", *(f"presets/{p.name}" for p in ROOT.glob("presets/*"))]
-    for file in files:
+    presets = [f"presets/{path.name}" for path in ROOT.glob("presets/*.sh")]
+    for file in ["train_all.sh", "runtime/stages.sh", "bench/ablate.sh", *presets]:
         (place / file).parent.mkdir(parents=True, exist_ok=True)
         mutated = Path(os.environ.get("MUTANT", "nowhere"), file)
         shutil.copy(mutated if mutated.is_file() else ROOT / file, place / file)
@@ -65,7 +66,8 @@ def shell(tmp_path):
 
 def parsed(words, folder):
     """(stage, script, flags): a path of the run without its folder, a model as teacher or student, models by name."""
-    words = [word.replace(f"{folder}/a run/", "").replace(f"{folder}/a ", "").replace(f"{folder}/", "") for word in words]
+    for place in ("a run/", "a ", ""):
+        words = [word.replace(f"{folder}/{place}", "") for word in words]
     flags, nproc = {}, {}
     if words[0].endswith("runtime/ranks.py"):
         nproc, words = {"ranks": words[1]}, words[2:]
@@ -105,7 +107,7 @@ ALWAYS = {  # flags that every command of a script gets
                      "valid": "0_questions/valid.jsonl"},
     "eval": {"max_new_tokens": "16", "batch_size": "27", "questions": "0_questions/test.jsonl"},
 }
-WIRES = """
+WIRES = """\
 0_questions         data
 1_teacher           generate       model=teacher source=teacher samples=14 temperatures=0.5,0.9
 1_vote              pseudo_reward  keep_duplicates=no
@@ -122,7 +124,7 @@ WIRES = """
 7_eval/test         eval           =teacher=teacher =base=student =sft=2_sft =ppo=6_ppo_r2 =ppo_raw=6_ppo_raw =ppo_r1=6_ppo
 7_eval/best_of_n    eval           =sft=2_sft reward_model=5_reward samples=17 temperature=0.6 seed=7
 7_eval/hard         eval           =teacher=teacher =sft=2_sft =ppo=6_ppo_r2 questions=0_questions/hard.jsonl
-"""
+"""  # noqa: E501
 ARMS = """
 1_vote+all                 pseudo_reward  keep_duplicates=no sft_filter=no
 2_sft+all                  sft            model=student data=1_vote+all/sft.jsonl
@@ -190,8 +192,8 @@ def test_the_arms_of_the_ablation_differ_from_the_run_in_one_thing(shell, tmp_pa
 def test_the_ablation_runs_every_seed_and_compares_them(shell):
     done, commands = shell("bench/ablate.sh", SEEDS="0 12", JOBS="1")
     assert done.returncode == 0, done.stderr
-    assert {name: flags["seed"] for name, script, flags in stages(commands) if script == "sft" and name.endswith("2_sft")} \
-        == {"0/2_sft": "0", "12/2_sft": "12"}
+    seeds = {stage: flags["seed"] for stage, _, flags in commands if stage.endswith("/2_sft")}
+    assert seeds == {"0/2_sft": "0", "12/2_sft": "12"}
     assert commands[-1] == ("run", "ablation", {"=0": "", "=12": ""})
 
 
@@ -231,10 +233,12 @@ def test_every_command_parses_and_reads_what_was_written_before(shell, environme
         assert flags.pop("ranks", "1") == environment.get("NPROC", "1") or not stage
         argv = [f"--out={stage}"] * bool(stage)
         for name, value in flags.items():
-            switch = f"--{name}" if value is True else f"--no-{name}"
-            argv.append(f"{name[1:]}={value}" if name[0] == "=" else switch if name in SWITCHES else f"--{name}={value}")
-            read = str(value).split("/")[0]
-            assert not read[:1].isdigit() or "_" not in read or read in made, f"{stage} reads {read} before it is written"
+            if name in SWITCHES:
+                argv.append(f"--{name}" if value else f"--no-{name}")
+                continue
+            argv.append(f"{name[1:]}={value}" if name[0] == "=" else f"--{name}={value}")
+            read = value.split("/")[0]
+            assert read in made or not re.match(r"\d_", read), f"{stage} reads {read} before it is written"
         try:
             module = importlib.import_module("runtime.preflight" if script == "preflight" else script)
             runtime.cli(module.Config, argv)
@@ -285,8 +289,8 @@ def test_relative_paths_are_those_of_the_caller_whatever_cdpath_says(shell, tmp_
         env={"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "python"), "COMMANDS": str(tmp_path / "commands"),
              "CDPATH": str(tmp_path / "elsewhere"), **paths})
     assert done.returncode == 0, done.stderr
-    words = (tmp_path / "commands").read_text().splitlines()
-    assert f"{tmp_path}/the clone/data.py" in words and {"a teacher", "my questions.jsonl", "some run/2_sft"} <= set(words)
+    words = {f"{tmp_path}/the clone/data.py", "a teacher", "my questions.jsonl", "some run/2_sft"}
+    assert words <= set((tmp_path / "commands").read_text().splitlines())
 
 
 # ---- signals -------------------------------------------------------------------------------------------------------
