@@ -19,7 +19,7 @@ from generate import generate
 from hf.tokenizer import Tokenizer
 from model import Llama, load_model
 
-BENCH = Path(runtime.__file__).resolve().parent.parent / "bench"
+BENCH = Path(runtime.__file__).resolve().parent / "bench"
 
 
 @pytest.fixture(scope="module")
