@@ -1401,7 +1401,7 @@ def program(path: Path):
 
 
 def module_name(path: Path) -> str:
-    """Example: tasks/arith.py -> tasks.arith, tasks/__init__.py -> tasks; bench/ablation.py, in no package -> ablation."""
+    """Example: tasks/arith.py -> tasks.arith, tasks/__init__.py -> tasks; bench/load.py -> load."""
     inside = f"{path.parent.name}." if (path.parent / "__init__.py").is_file() else ""
     return f"{inside}{path.stem}".removesuffix(".__init__")
 
