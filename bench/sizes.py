@@ -9,7 +9,7 @@
     python bench/sizes.py runs/sizes/* runs/tiny-0 runs/tiny-1 --out results/tiny-sizes    # sizes.md, .json, .png
 
 All runs must have answered the same test questions. Intervals are for other questions and other seeds (the two-way
-bootstrap of ablation.py); a size with one seed has an interval for other questions alone.
+bootstrap of bench/ablation.py); a size with one seed has an interval for other questions alone.
 """
 
 import sys
@@ -23,10 +23,10 @@ from matplotlib.ticker import FuncFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime
 from ablation import right, two_way_bootstrap
-from findings import Run, read_run
-from report import number, table
+
+import runtime
+from report import Run, evaluation, number, read_run, table
 
 ROWS = {
     "base": ("student before", "#777777", "s"),
@@ -46,10 +46,9 @@ def build(runs: Mapping[str, Run]) -> dict:
     """The numbers of sizes.json: the teacher, and by the student's parameters what it reaches and gains."""
     sizes: dict[int, dict[str, Run]] = {}
     for folder, run in runs.items():
-        done = {name: run.get(f"7_eval/{name}", "results") for name in ("teacher", *ROWS)}
-        missing = [name for name, results in done.items() if not results]
-        runtime.require(not missing, f"{folder}: 7_eval/{missing and missing[0]} is not finished")
-        sizes.setdefault(done["base"]["parameters"], {})[folder] = run
+        for name in ("teacher", *ROWS):
+            runtime.require(evaluation(name) in run.stages, f"{folder}: {evaluation(name)} is not finished")
+        sizes.setdefault(run.results(evaluation("base"))["parameters"], {})[folder] = run
     rng, teacher = np.random.default_rng(0), right(runs, "teacher")
     right(runs, "ppo")  # all runs have the same questions, or this says which has not
     students = []
@@ -63,7 +62,7 @@ def build(runs: Mapping[str, Run]) -> dict:
                 **{f"gain_{name}": interval(answers["ppo"] - answers[name], rng) for name in GAINS},
             }
         )
-    parameters = next(iter(runs.values())).get("7_eval/teacher", "results").get("parameters")
+    parameters = next(iter(runs.values())).results(evaluation("teacher")).get("parameters")
     return {
         "questions": teacher.shape[1],
         "teacher": {"parameters": parameters, **interval(teacher[:1], rng)},

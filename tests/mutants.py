@@ -540,9 +540,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "pair_accuracy_by_hand"),
         ("confidence of the signed margin", "1 / (1 + np.exp(-np.abs(margin)))", "1 / (1 + np.exp(-margin))",
          "calibration_error_is_the_gap_of_confidence_and_accuracy_by_bin"),
-        ("bins of equal weight", "row[\"count\"] * abs(row[\"confidence\"] - row[\"accuracy\"])",
-         "abs(row[\"confidence\"] - row[\"accuracy\"])",
+        ("bins of equal weight", "np.bincount(index, confidence - right)  #",
+         "np.bincount(index, confidence - right) / np.maximum(np.bincount(index), 1)  #",
          "calibration_error_is_the_gap_of_confidence_and_accuracy_by_bin"),
+        ("gaps of two bins cancel", "float(np.abs(gaps).sum() / len(margin))", "float(abs(gaps.sum()) / len(margin))",
+         "calibration_error_is_the_gap_of_confidence_and_accuracy_by_bin"),
+        ("correlation of the raw products", "np.asarray(values, float) - np.mean(np.asarray(values, float))",
+         "np.asarray(values, float)", "correlation_is_that_of_numpy_and_0_of_a_constant"),
         ("the calibrated scale for confidence", "\"ece\": expected_calibration_error(scale * margin)",
          "\"ece\": expected_calibration_error(margin)", "the_quality_of_pairs_by_hand"),
         ("equal lengths by the shorter one", "tolerance * np.maximum(one, other)",
@@ -551,12 +555,63 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "return question * right.shape[1] + i, question * right.shape[1] + j",
          "return question * right.shape[1] + i, i * 0 + j",
          "pairs_are_of_one_right_and_one_wrong_sample_of_the_same_question"),
+    ],
+    "bench/judge.py": [(*entry, f"../bench/tests/test_judge::{test}") for *entry, test in [
         ("the worst of n", "np.argsort(scores)\n"
          "    scores, right", "np.argsort(-np.asarray(scores))\n"
          "    scores, right", "the_best_threshold_is_the_best_of_all_that_there_are"),
         ("subsets with replacement", "math.comb(i, n - 1) / math.comb(n_samples, n)",
-         "((i + 1) ** n - i**n) / n_samples**n", "best_of_n_by_hand"),
+         "((i + 1) ** n - i**n) / n_samples**n", "best_of_n_is_the_mean_over_all_subsets"),
         ("silence may win the vote", "votes[answer] += answer is not None", "votes[answer] += 1", "majority_by_hand"),
+        ("calibration of the scores as they are", "reliability_bins(scale * (", "reliability_bins(1.0 * (",
+         "a_run_is_judged_at_the_scale_that_was_trained"),
+    ]],
+    "bench/ablation.py": [(*entry, f"../bench/tests/test_ablation::{test}") for *entry, test in [
+        ("questions are not drawn anew", "(of_seeds @ values) * of_questions).sum(1)", "of_seeds @ values).sum(1)",
+         "the_bootstrap_varies_over_seeds_and_over_questions"),
+        ("a one-sided p", "2 * (tail + 1)", "(tail + 1)", "the_p_value_is_two_sided_and_never_zero"),
+        ("Holm becomes Bonferroni", "(len(p_values) - rank) * p_values", "len(p_values) * p_values", "holm_by_hand"),
+        ("corrected values may fall", "least = max(least, min(", "least = max(0.0, min(", "holm_by_hand"),
+        ("a gain with the wrong sign", "answers[one] - answers[other]", "answers[other] - answers[one]",
+         "the_numbers_of_a_small_ablation_by_hand"),
+        ("answers in the order of the file", "questions = sorted(rows[0])", "questions = list(rows[0])",
+         "the_numbers_of_a_small_ablation_by_hand"),
+    ]],
+    "report.py": [
+        ("McNemar of one tail", "min(1.0, 2 * tail / 2**n)", "tail / 2**n",
+         "mcnemar_is_the_share_of_coin_sequences_that_are_at_least_as_uneven"),
+        ("the tail is one coin short", "range(min(wins, losses) + 1)", "range(min(wins, losses))",
+         "mcnemar_is_the_share_of_coin_sequences_that_are_at_least_as_uneven"),
+        ("wins and losses swapped", "wins, losses, n = gain[1], gain[-1], gain.total()",
+         "wins, losses, n = gain[-1], gain[1], gain.total()", "compare_counts_only_questions_that_both_answered"),
+        ("ties do not count in n", "gain[1], gain[-1], gain.total()", "gain[1], gain[-1], gain[1] + gain[-1]",
+         "compare_counts_only_questions_that_both_answered"),
+        ("noise is a verdict", "if p >= 0.05 else", "if p >= 0.5 else", "the_numbers_of_a_run"),
+        ("the wrong run is better", "compare(second, first)", "compare(first, second)",
+         "two_runs_are_compared_and_where_they_part_is_said"),
+        ("labels by how often they are wrong", "(r[\"reward\"] == 1) == right", "(r[\"reward\"] == 0) == right",
+         "label_quality_by_hand"),
+        ("the student's answers count as the teacher's", " for r, right in graded if r[\"source\"] == \"teacher\")",
+         " for r, right in graded)", "the_numbers_of_a_run"),
+        ("unknown values count as 0", "[value for value in values if value is not None]",
+         "[value or 0 for value in values]", "../bench/tests/test_ablation::the_numbers_of_a_small_ablation_by_hand"),
+        ("the test questions' row of the harder ones", "\"hard\" if name.startswith(\"hard_\") else \"test\"",
+         "\"test\"", "the_numbers_of_a_run the_page_of_a_run"),
+        ("PPO against itself without a reward model", "(\"Does PPO beat SFT alone?\", \"ppo\", \"sft\")",
+         "(\"Does PPO beat SFT alone?\", \"ppo_raw\", \"sft\")", "the_numbers_of_a_run"),
+        ("a stage that was redone counts twice", "\".old\" in stage or ", "", "the_numbers_of_a_run"),
+        ("arms count in a run's cost", " or (\"+\" in stage and not arms)", "",
+         "what_is_missing_is_said_and_nothing_else_changes"),
+        ("the raw vote's curve in the learned one's", "r\"6_ppo(_r\\d)?\"", "r\"6_ppo(_r.*)?\"",
+         "unknown_numbers_and_a_second_round"),
+        ("the interval of half a run", "\"–\".join(map(number, row[\"ci95\"]))",
+         "\"–\".join(number(x, False) for x in row[\"ci95\"])", "the_page_of_a_run"),
+        ("fixed and broken swapped", "== (not fixed, fixed)]", "== (fixed, not fixed)]", "the_page_of_a_run"),
+        ("peaks are added", "(max if key == \"peak_memory_mb\" else sum)", "sum", "the_page_of_a_run"),
+        ("rounding is a parting", "rel_tol=1e-6, abs_tol=1e-6", "rel_tol=0.0, abs_tol=0.0",
+         "two_runs_are_compared_and_where_they_part_is_said"),
+        ("control characters reach the terminal", "c if c.isprintable() else", "c if c else",
+         "test_security::the_report_shows_what_a_model_said_and_does_not_obey_it"),
     ],
     "pseudo_reward.py": [
         ("silence wins the vote", "Counter(answer for answer in answers if answer is not None)", "Counter(answers)",
@@ -1346,8 +1401,9 @@ def program(path: Path):
 
 
 def module_name(path: Path) -> str:
-    """Example: tasks/arith.py -> tasks.arith, tasks/__init__.py -> tasks."""
-    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    """Example: tasks/arith.py -> tasks.arith, tasks/__init__.py -> tasks; bench/load.py -> load."""
+    inside = f"{path.parent.name}." if (path.parent / "__init__.py").is_file() else ""
+    return f"{inside}{path.stem}".removesuffix(".__init__")
 
 
 class OwnModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -1355,9 +1411,8 @@ class OwnModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self):
         packages = [path.parent for path in ROOT.glob("*/__init__.py")]
-        self.files = {path.stem: path for folder in (TESTS, ROOT) for path in folder.glob("*.py")}
-        self.files |= {module_name(path.relative_to(ROOT)): path
-                       for package in packages for path in package.glob("*.py")}
+        folders = (ROOT / "bench/tests", ROOT / "bench", TESTS, ROOT, *packages)
+        self.files = {module_name(path): path for folder in folders for path in folder.glob("*.py")}
         self.mutated = {}
 
     def find_spec(self, fullname, path=None, target=None):
@@ -1430,7 +1485,7 @@ def main() -> int:
             modules.forget()
             modules.mutated = {}
             if mutant.file.endswith(".py"):
-                modules.mutated = {module_name(Path(mutant.file)): compile(source, str(ROOT / mutant.file), "exec")}
+                modules.mutated = {module_name(ROOT / mutant.file): compile(source, str(ROOT / mutant.file), "exec")}
             else:
                 place = Path(folder, "shell", mutant.file)
                 place.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ ROOT = Path(runtime.__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 BELOW = {"runtime": set(), "hf": {"runtime"}, "tasks": {"runtime"}}  # what a room may import beside itself
-ALONE = {"model", "answers", "health", "quality", "figures"} & set(SCRIPTS)  # these import rooms alone
+ALONE = {"model", "answers", "health", "quality"} & set(SCRIPTS)  # these import rooms alone
 PLAIN = ["answers", "runtime.preflight", "hf.folder"]  # and these run without torch, which takes seconds
 
 

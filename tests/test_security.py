@@ -148,12 +148,10 @@ def test_the_report_shows_what_a_model_said_and_does_not_obey_it(tmp_path, monke
     """In a code block of the page every line of it stays behind four spaces, without control characters."""
     from test_report import make_run, write_rows
 
-    monkeypatch.setattr(report.figures, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(report.figures, "draw_judge", lambda *_: None)
-    monkeypatch.setattr(report, "matmul_rate", lambda threads: 1e12)
+    monkeypatch.setattr(report, "draw", lambda *_: None)
     folder = make_run(tmp_path / "run")
     for name in ("sft", "ppo"):
-        path = folder / "7_eval" / name / "transcripts.jsonl"
+        path = folder / report.evaluation(name) / "transcripts.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         write_rows(path, [row | {"response": text, "question": text, "gold": text} for row in rows])
     for split in ("train", "test"):

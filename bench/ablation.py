@@ -1,6 +1,6 @@
-"""What each part contributes, and how sure that is: the runs of `ABLATE=1 bash train_all.sh` compared.
+"""What each part contributes, and how sure that is: the runs of bench/ablate.sh compared, one per seed.
 
-    python ablation.py runs/tiny-ablation/0 runs/tiny-ablation/1 --out results/tiny     # ablation.md, .json, .png
+    python bench/ablation.py runs/tiny-ablation/0 runs/tiny-ablation/1 --out results/tiny     # ablation.md, .json, .png
 
 Every arm differs from the method in one thing and answers the same test questions in every seed. An interval must
 therefore hold for other questions *and* for other seeds: both are drawn anew, with replacement, thousands of times (the
@@ -9,19 +9,20 @@ seed. The p-values of all comparisons are corrected together (Holm, 1979). Which
 choice: arXiv 2502.19557 leaves open what each part contributes.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from matplotlib.figure import Figure
 
-import runtime
-from findings import Run, mean, read_run
-from report import number, table
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-ARMS = {  # folder in 7_eval -> row, in the order of the table
+import runtime
+from report import Run, evaluation, mean, number, read_run, table
+
+ARMS = {  # name -> row, in the order of the table
     "teacher": "teacher",
     "base": "student before",
     "sft": "SFT on the vote's winners",
@@ -39,7 +40,7 @@ ARMS = {  # folder in 7_eval -> row, in the order of the table
     "ppo+r2": "two rounds (in the second the student votes too)",
     "ppo+r2teacher": "two rounds, the teacher's votes alone",
 }
-COMPARISONS = (  # the one, the other: is the one better?
+PAIRS = (  # the one, the other: is the one better?
     ("ppo", "sft"),
     ("ppo", "teacher"),
     ("ppo", "sft+longer"),
@@ -100,7 +101,7 @@ def right(runs: Mapping[str, Run], arm: str) -> np.ndarray:
     questions = sorted(rows[0])
     for folder, answered in zip(runs, rows):
         runtime.require(
-            sorted(answered) == questions, f"{folder}: other questions in 7_eval/{arm} than in the first run"
+            sorted(answered) == questions, f"{folder}: other questions in {evaluation(arm)} than in the first run"
         )
     return np.array([[answered[key]["correct"] for key in questions] for answered in rows], dtype=float)
 
@@ -109,23 +110,24 @@ def build(runs: Mapping[str, Run]) -> dict:
     """The numbers of ablation.json: of every arm that all runs have, and of every comparison of two of those."""
     rng = np.random.default_rng(0)
     arms = [arm for arm in ARMS if all(run.transcripts(arm) for run in runs.values())]
-    runtime.require("sft" in arms and "ppo" in arms, f"{', '.join(runs)}: 7_eval/sft and 7_eval/ppo are needed in all")
+    runtime.require(
+        "sft" in arms and "ppo" in arms,
+        f"{', '.join(runs)}: {evaluation('sft')} and {evaluation('ppo')} are needed in all",
+    )
     answers = {arm: right(runs, arm) for arm in arms}
     accuracy = {}
     for arm, values in answers.items():
-        evaluation, policy, judge = f"7_eval/{arm}", f"6_{arm}", JUDGES.get(arm, arm.replace("ppo+", "5_reward+"))
+        policy, judge = f"6_{arm}", JUDGES.get(arm, arm.replace("ppo+", "5_reward+"))
         accuracy[arm] = {
             "mean": float(values.mean()),
             "ci95": np.quantile(two_way_bootstrap(values, rng), [0.025, 0.975]).tolist(),
             "by_seed": values.mean(1).tolist(),
-            "mean_tokens": mean(run.get(evaluation, "results")["accuracy"]["mean_tokens"] for run in runs.values()),
-            "kl": mean(run.get(policy, "results").get("kl") for run in runs.values() if policy in run.stages),
-            "judge_pair_accuracy": mean(
-                run.get(judge, "results")["pair_accuracy"] for run in runs.values() if judge in run.stages
-            ),
+            "mean_tokens": mean(run.results(evaluation(arm))["accuracy"]["mean_tokens"] for run in runs.values()),
+            "kl": mean(run.results(policy).get("kl") for run in runs.values()),
+            "judge_pair_accuracy": mean(run.results(judge).get("pair_accuracy") for run in runs.values()),
         }
     tests = []
-    for one, other in COMPARISONS:
+    for one, other in PAIRS:
         if one in arms and other in arms:
             gain = answers[one] - answers[other]  # (seeds, questions) of -1, 0, 1
             means = two_way_bootstrap(gain, rng)
@@ -157,7 +159,7 @@ def build(runs: Mapping[str, Run]) -> dict:
 # ---- from the numbers to the page ----------------------------------------------------------------------------------
 
 
-def draw(file: Path | IO, accuracy: Mapping[str, dict]) -> None:
+def draw(path: Path, accuracy: Mapping[str, dict]) -> None:
     """Every arm: its seeds as dots, its mean and 95 % interval as a diamond and a bar."""
     figure = Figure(figsize=(9, 0.42 * len(accuracy) + 1.2), dpi=150, layout="constrained")
     axis = figure.subplots()
@@ -170,66 +172,40 @@ def draw(file: Path | IO, accuracy: Mapping[str, dict]) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("test questions right, % (dots: seeds; diamond and bar: mean, 95 % interval)")
     axis.grid(axis="x", alpha=0.25)
-    figure.savefig(file)
+    with runtime.replacing(path, "wb") as file:
+        figure.savefig(file)
 
 
 def page(numbers: Mapping) -> str:
     """ablation.md: what every arm reaches, what is more than noise."""
-    signed = lambda share: "–" if share is None else f"{100 * share:+.1f}"
-    names = {"teacher": "the teacher", "sft": "SFT alone", "ppo": "the method"}
-    name = lambda arm: names.get(arm, ARMS[arm])
-    arms = table(
-        ["arm", "right, %", "95 %", "by seed", "tokens", "KL, nats", "judge: pairs, %"],
-        [
-            [
-                ARMS[arm],
-                number(row["mean"]),
-                "–".join(map(number, row["ci95"])),
-                " ".join(map(number, row["by_seed"])),
-                number(row["mean_tokens"], percent=False),
-                number(row["kl"], percent=False),
-                number(row["judge_pair_accuracy"]),
-            ]
-            for arm, row in numbers["accuracy"].items()
-        ],
-    )
-    tests = table(
-        ["the one against the other", "points", "95 %", "by seed", "p", "p, Holm", "the one is"],
-        [
-            [
-                f"{name(test['one'])} against {name(test['other'])}",
-                signed(test["difference"]),
-                " to ".join(map(signed, test["ci95"])),
-                " ".join(map(signed, test["by_seed"])),
-                f"{test['p']:.2g}",
-                f"{test['p_holm']:.2g}",
-                test["verdict"],
-            ]
-            for test in numbers["comparisons"]
-        ],
-    )
-    return (
-        "\n\n".join(
-            [
-                "# What each part contributes",
-                f"{len(numbers['runs'])} seeds, {numbers['questions']:,} test questions each, answered greedily. "
-                "Each arm differs from the method in one thing; those below the method are PPO from the same student.",
-                arms,
-                "![arms](ablation.png)",
-                "KL: at the last iteration, from the policy that PPO started from. Judge: held-out pairs that its "
-                "reward model orders as the vote does. Best of n is sampled.",
-                "## What is more than noise",
-                tests,
-                f"Paired two-way bootstrap over seeds and questions, {RESAMPLES:,} resamples, two-sided: p is never "
-                f"below {2 / (RESAMPLES + 1):.1g}. Holm's correction over all {len(numbers['comparisons'])}; within "
-                "noise: a corrected p of 0.05 or more.",
-                f"Missing: {', '.join(numbers['missing']) or 'nothing'}. Computing time of the stages, in seconds: "
-                + ", ".join(f"{folder} {seconds:,.0f}" for folder, seconds in numbers["seconds"].items())
-                + ".",
-            ]
-        )
-        + "\n"
-    )
+    signed = lambda share: f"{100 * share:+.1f}"
+    arms = []
+    for arm, row in numbers["accuracy"].items():
+        interval, seeds = "–".join(map(number, row["ci95"])), " ".join(map(number, row["by_seed"]))
+        measured = [number(row["mean_tokens"], percent=False), number(row["kl"], percent=False)]
+        arms.append([ARMS[arm], number(row["mean"]), interval, seeds, *measured, number(row["judge_pair_accuracy"])])
+    names, tests = ARMS | {"teacher": "the teacher", "sft": "SFT alone", "ppo": "the method"}, []
+    for test in numbers["comparisons"]:
+        interval, seeds = " to ".join(map(signed, test["ci95"])), " ".join(map(signed, test["by_seed"]))
+        sure = [f"{test['p']:.2g}", f"{test['p_holm']:.2g}", test["verdict"]]
+        label = f"{names[test['one']]} against {names[test['other']]}"
+        tests.append([label, signed(test["difference"]), interval, seeds, *sure])
+    seconds = ", ".join(f"{folder} {spent:,.0f}" for folder, spent in numbers["seconds"].items())
+    parts = [
+        "# What each part contributes",
+        f"{len(numbers['runs'])} seeds, {numbers['questions']:,} test questions each, answered greedily. "
+        "Each arm differs from the method in one thing; those below the method are PPO from the same student.",
+        table(["arm", "right, %", "95 %", "by seed", "tokens", "KL, nats", "judge: pairs, %"], arms),
+        "![arms](ablation.png)",
+        "KL: at the last iteration, from the policy that PPO started from. Judge: held-out pairs that its reward model "
+        "orders as the vote does. Best of n is sampled.",
+        "## What is more than noise",
+        table(["the one against the other", "points", "95 %", "by seed", "p", "p, Holm", "the one is"], tests),
+        f"Paired two-way bootstrap over seeds and questions, {RESAMPLES:,} resamples, two-sided: p is never below "
+        f"{2 / (RESAMPLES + 1):.1g}. Holm's correction over all {len(tests)}; within noise: corrected, 0.05 or more.",
+        f"Missing: {', '.join(numbers['missing']) or 'nothing'}. Seconds of computing, all stages: {seconds}.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 @dataclass(frozen=True)
@@ -244,8 +220,7 @@ def main(cfg: Config) -> None:
     runtime.require(len(set(cfg.runs)) > 1, "two or more different run folders are needed, one per seed")
     numbers = build({folder: read_run(Path(folder), arms=True) for folder in cfg.runs})
     (out := Path(cfg.out)).mkdir(parents=True, exist_ok=True)
-    with runtime.replacing(out / "ablation.png", "wb") as file:
-        draw(file, numbers["accuracy"])
+    draw(out / "ablation.png", numbers["accuracy"])
     runtime.write_json(out / "ablation.json", numbers)
     with runtime.replacing(out / "ablation.md") as file:
         file.write(page(numbers))

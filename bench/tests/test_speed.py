@@ -13,24 +13,22 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import runtime
-from data import load_questions, read_jsonl
+from data import load_questions
 from generate import generate
 from hf.tokenizer import Tokenizer
 from model import Llama, load_model
+from runtime.files import read_jsonl
 
-BENCH = Path(runtime.__file__).resolve().parent / "bench"
+BENCH = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def bench():
     """The modules bench/sides.py and bench/speed.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        import sides
-        import speed
+    import sides
+    import speed
 
-        yield SimpleNamespace(sides=sides, speed=speed)
+    return SimpleNamespace(sides=sides, speed=speed)
 
 
 @pytest.fixture(scope="module")

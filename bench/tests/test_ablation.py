@@ -1,16 +1,16 @@
-"""ablation.py: intervals and tests over seeds and questions against other formulas, and the page from run folders."""
+"""bench/ablation.py and bench/sizes.py: numbers against other formulas and by hand, and the pages from run folders."""
 
-import importlib.util
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
+import ablation
 import numpy as np
 import pytest
-
-import ablation
+import sizes
 from ablation import holm, p_value, two_way_bootstrap
-from data import write_jsonl
+
+from report import evaluation
+from runtime.files import write_jsonl
 
 
 def test_the_bootstrap_varies_over_seeds_and_over_questions():
@@ -55,8 +55,8 @@ def run_folder(folder, right, kl=1.0, ids="abcdefghij"):
     """A run with these evaluations: arm -> how many of the ten questions, from the first on, are right."""
     for arm, count in right.items():
         rows = [{"id": key, "correct": i < count} for i, key in enumerate(ids)]
-        write_jsonl(folder / "7_eval" / arm / "transcripts.jsonl", rows[::-1] if arm == "sft" else rows)
-        done(folder / "7_eval" / arm, {"accuracy": {"strict": count / 10, "mean_tokens": 10.0 + count}})
+        write_jsonl(folder / evaluation(arm) / "transcripts.jsonl", rows[::-1] if arm == "sft" else rows)
+        done(folder / evaluation(arm), {"accuracy": {"strict": count / 10, "mean_tokens": 10.0 + count}})
     for stage, results in (("5_reward", {"pair_accuracy": 0.75}), ("6_ppo", {"kl": kl}), ("6_ppo+kl0", {"kl": 9.0})):
         write_jsonl(folder / stage / "metrics.jsonl", [])
         done(folder / stage, results)
@@ -65,7 +65,7 @@ def run_folder(folder, right, kl=1.0, ids="abcdefghij"):
 
 def done(folder, results):
     record = {"results": results, "settings": {}, "inputs": {}, "seconds": 2.0, "tokens": 1, "flops": 1.0,
-              "peak_memory_mb": 1, "outputs": {}, "versions": {"torch": "2"}, "threads": 1}
+              "peak_memory_mb": 1, "versions": {"torch": "2"}}
     (folder / "done.json").write_text(json.dumps(record))
 
 
@@ -82,6 +82,7 @@ def test_the_numbers_of_a_small_ablation_by_hand(tmp_path):
     assert method["ci95"][0] < 0.95 < method["ci95"][1] or method["ci95"][1] == 1.0
     tests = {(test["one"], test["other"]): test for test in numbers["comparisons"]}
     assert set(tests) == {("ppo", "sft"), ("ppo", "teacher"), ("ppo", "ppo+kl0")}
+    assert (tmp_path / "0" / "7_eval" / "arms" / "ppo+kl0").is_dir()
     gain = tests["ppo", "sft"]
     assert gain["difference"] == pytest.approx(0.4) and gain["by_seed"] == pytest.approx([0.4, 0.4])
     assert gain["p"] < gain["p_holm"] < 0.05 and gain["verdict"] == "better"
@@ -90,14 +91,14 @@ def test_the_numbers_of_a_small_ablation_by_hand(tmp_path):
     assert {"ppo+gold", "base"} <= set(numbers["missing"]) and numbers["questions"] == 10
     assert numbers["seconds"] == dict.fromkeys(folders, 14.0)
     page = (tmp_path / "out" / "ablation.md").read_text()
-    assert " +40.0 |" in page and " 95.0 |" in page and "the method against SFT alone" in page
+    assert " +40.0 |" in page and " 95.0 |" in page
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 10_000
 
 
 def test_runs_on_other_questions_are_refused(tmp_path):
     right = {"sft": 5, "ppo": 9}
     folders = run_folder(tmp_path / "0", right), run_folder(tmp_path / "1", right, ids="abcdefghiJ")
-    with pytest.raises(ValueError, match=r"1: other questions in 7_eval/sft"):
+    with pytest.raises(ValueError, match=r"1: other questions in 7_eval/test/sft"):
         ablation.main(ablation.Config(folders, str(tmp_path / "out")))
     with pytest.raises(ValueError, match="two or more"):
         ablation.main(ablation.Config(folders[:1], str(tmp_path / "out")))
@@ -105,26 +106,18 @@ def test_runs_on_other_questions_are_refused(tmp_path):
 
 def test_an_ablation_without_the_method_is_refused():
     run = SimpleNamespace(transcripts=lambda arm: {"a": {"correct": True}} if arm == "sft" else {})
-    with pytest.raises(ValueError, match="7_eval/sft and 7_eval/ppo are needed"):
+    with pytest.raises(ValueError, match="7_eval/test/ppo"):
         ablation.build({"x": run, "y": run})
 
 
 # ---- bench/sizes.py ------------------------------------------------------------------------------------------------
 
 
-def sizes_script():
-    path = Path(ablation.__file__).parent / "bench" / "sizes.py"
-    spec = importlib.util.spec_from_file_location("sizes", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def sized(folder, right, student):
     """A run folder whose models say how large they are."""
     run_folder(folder, right)
     for arm in right:
-        path = folder / "7_eval" / arm / "done.json"
+        path = folder / evaluation(arm) / "done.json"
         record = json.loads(path.read_text())
         record["results"]["parameters"] = 5000 if arm == "teacher" else student
         path.write_text(json.dumps(record))
@@ -133,7 +126,6 @@ def sized(folder, right, student):
 
 def test_the_gain_of_each_size_by_hand(tmp_path):
     """Three runs, two sizes: the seeds of one size are one row, the smaller student comes first."""
-    sizes = sizes_script()
     folders = (sized(tmp_path / "a", {"teacher": 7, "base": 2, "sft": 6, "ppo": 9}, 1000),
                sized(tmp_path / "b", {"teacher": 7, "base": 3, "sft": 5, "ppo": 10}, 1000),
                sized(tmp_path / "c", {"teacher": 7, "base": 1, "sft": 4, "ppo": 5}, 200))
@@ -152,10 +144,10 @@ def test_the_gain_of_each_size_by_hand(tmp_path):
 
 
 def test_sizes_that_cannot_be_compared_are_refused(tmp_path):
-    sizes, right = sizes_script(), {"teacher": 7, "base": 2, "sft": 6, "ppo": 9}
+    right = {"teacher": 7, "base": 2, "sft": 6, "ppo": 9}
     one, other = sized(tmp_path / "a", right, 1000), sized(tmp_path / "b", right, 1000)
     with pytest.raises(ValueError, match="one size"):
         sizes.main(sizes.Config((one, other), str(tmp_path / "out")))
-    (tmp_path / "b" / "7_eval" / "base" / "done.json").unlink()
-    with pytest.raises(ValueError, match=r"b: 7_eval/base is not finished"):
+    (tmp_path / "b" / evaluation("base") / "done.json").unlink()
+    with pytest.raises(ValueError, match="b: 7_eval/test/base is not finished"):
         sizes.main(sizes.Config((one, other), str(tmp_path / "out")))
