@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 import runtime
-from data import STOP_TEXT, Question, Tokenizer, extract_answer, few_shot_prompt, load_questions
+from data import Question, Tokenizer, extract_answer, load_questions
 from model import KVCache, Llama, ModelConfig, load_model
 from runtime import ranks, seed_of
 from runtime.files import lines
-from runtime.flags import Count, Input, Natural
+from runtime.flags import Count, Input, Natural, Questions
+from tasks.published import STOP_TEXT, few_shot_prompt
+
+READ_AT_ONCE = {"cpu": 2**11, "cuda": 2**16}  # tokens of prompts: what fits into a core's own cache is read faster
 
 # ---- tokens in, tokens out -----------------------------------------------------------------------------------------
 
@@ -115,19 +118,28 @@ def continue_batch(model, step, prompts, chances, temperature, stop_ids, ended, 
 def prefill(model: Llama, prompts: list[list[int]], new: int) -> tuple[KVCache, Tensor]:
     """A cache that holds the prompts, with room for `new` tokens, and the logits at their ends (B, V).
 
-    Equal prompts are read once.
+    Equal prompts are read once, and not all at the same time.
     """
     place = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    width, weight = max(map(len, prompts)), model.lm_head.weight
-    padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in place], device=weight.device)  # (U, P)
-    lengths = torch.tensor([len(prompt) for prompt in place], device=weight.device)  # (U,)
-    ends = torch.arange(1, width + 1, device=weight.device) == lengths[:, None]  # (U, P)
-    cache = KVCache(model.config, len(place), width + new, weight.dtype, weight.device)
-    logits = model.lm_head(model.model(padded, cache, read=ends)).float()  # (U, V)
-    cache.lengths = lengths  # what lies beyond a row's own prompt is forgotten
-    rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=weight.device)  # (B,)
-    cache.select(rows)
-    return cache, logits[rows]
+    distinct, weight, logits = list(place), model.lm_head.weight, []
+    longest, device = max(map(len, distinct)), weight.device
+    cache = KVCache(model.config, len(distinct), longest + new, weight.dtype, device)
+    size = max(1, READ_AT_ONCE[device.type] // longest)
+    for start in range(0, len(distinct), size):
+        texts = distinct[start : start + size]
+        width = max(map(len, texts))
+        padded = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device)  # (U, P)
+        lengths = torch.tensor([len(text) for text in texts], device=device)  # (U,)
+        ends = torch.arange(1, width + 1, device=device) == lengths[:, None]  # (U, P)
+        here = slice(start, start + size)
+        logits.append(model.lm_head(model.model(padded, cache.part(here), read=ends)).float())  # (U, V)
+        cache.lengths[here] = lengths  # what lies beyond a row's own prompt is forgotten
+    cache.used, logits = longest, torch.cat(logits)
+    if len(distinct) < len(prompts):
+        rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)  # (B,)
+        cache.select(rows)
+        logits = logits[rows]
+    return cache, logits
 
 
 def sample_token(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,7 +245,7 @@ class Config:
     """Sample answers to every question of a set, or, with --ask, print one answer."""
 
     model: Input  # Hugging Face folder
-    questions: Input = ""  # question set: a JSONL, arith:train, gsm8k:train ...
+    questions: Questions = ""  # question set: a JSONL, arith:train, gsm8k:train ...
     out: str = ""  # folder for samples.jsonl
     source: str = "teacher"  # who is speaking, written beside every sample: teacher or student
     samples: Count = 8  # answers per question and temperature

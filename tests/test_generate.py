@@ -8,9 +8,10 @@ from conftest import TEXTS
 from test_decode import PROMPTS, greedy_by_full_forward
 
 import generate as generation
-from data import STOP_TEXT, Question, Tokenizer, few_shot_prompt, write_jsonl
+from data import Question, Tokenizer, write_jsonl
 from generate import answer_questions, generate
 from model import token_logprobs
+from tasks.published import STOP_TEXT, few_shot_prompt
 
 
 class Letters:
