@@ -46,7 +46,7 @@ def test_quick_finishes_every_stage_and_reports(quick):
     out, process = quick
     for stage in STAGES:
         done = json.loads((out / stage / "done.json").read_text())
-        assert done["seconds"] >= 0 and done["peak_memory_mb"] > 50, stage
+        assert done["seconds"] >= 0 and done["peak_memory_mb"] > 10, stage
     report = json.loads((out / "report.json").read_text())
     assert set(report["accuracy"]) >= {"teacher", "base", "sft", "ppo", "ppo_raw", "best_of_n"}
     for row in report["accuracy"].values():

@@ -330,9 +330,10 @@ def test_a_signal_is_passed_on_once_and_the_stage_waited_for(at_work, tmp_path, 
     """Ctrl-C goes to all processes of a terminal, kill to the shell alone: the stage hears of it once in both cases."""
     process, _ = at_work
     whom(process.pid, number)
+    process.wait()
+    assert (tmp_path / "a run" / "signals").read_text().split() == [name, "saved"]
     output, error = process.communicate()
     assert process.returncode == code and error.strip() in ("", "Terminated")  # says the stub of its sleep
-    assert (tmp_path / "a run" / "signals").read_text().split() == [name, "saved"]
     assert output.split()[-1] == "[1_teacher]"  # and no later stage
     command = (tmp_path / "a run" / "started").read_text().strip().partition(" ")[2]
     assert command.startswith("SEED=3 TEACHER=") and command.endswith("the\\ clone/train_all.sh")
