@@ -255,7 +255,7 @@ def page_of(run: Run, report: Mapping) -> str:
         "## Cost",
         table(["stage", "seconds", "tokens", "tokens/s", "TFLOPs", "peak MB"], cost_rows(report["cost"])),
         "Tokens: sampled, or trained on. TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token.",
-        "To reproduce: settings, versions, and the SHA-256 of all inputs, are in the done.json of every stage.",
+        "To reproduce: the command is in command.txt, settings, versions and SHA-256 of inputs in each done.json.",
     ]
     return "\n\n".join(parts) + "\n"
 
