@@ -44,7 +44,7 @@ def export(out: Path, blank: list[Exercise]) -> list[Path]:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose a new folder")
     for name, source in exercises.blanked(blank).items():
-        _write(out / f"{name}.py", source)
+        _write(out / exercises.file_of(name), source)
     for pattern, folder in FILES:
         found = [path for path in sorted(ROOT.glob(pattern)) if path.is_file()]
         if not found:

@@ -110,7 +110,7 @@ def test_a_submission_is_read_wherever_its_files_lie(tmp_path):
         archive.writestr("alice/ppo.py", "new = 1\r\n")
         archive.writestr("__MACOSX/ppo.py", "junk")
         archive.writestr("alice/data.py", b"\xff\xfe")
-        archive.writestr("alice/chat.py", "not an exercise")
+        archive.writestr("alice/eval.py", "not an exercise")
     read = grade.read_submission(tmp_path / "a.zip")
     assert read["ppo"] == "new = 1\n" and set(read) == {"ppo", "data"} and isinstance(read["data"], ValueError)
     assert grade.submissions([tmp_path]) == [tmp_path / "a.zip"]
