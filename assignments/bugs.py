@@ -82,7 +82,7 @@ BUGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("no eps", "self.eps", "0.0"),
         ("another eps", "self.eps", "None"),
         ("the sum of squares", None, NORM.replace("mean(-1, keepdim=True)", "sum(-1, keepdim=True)")),
-        ("one norm for all tokens", "self.weight.shape, self.weight.float()", "x.shape, self.weight.float().expand(x.shape)"),
+        ("one norm for all tokens", "self.weight.shape, self.weight", "x.shape, self.weight.expand(x.shape)"),
         ("over the wrong dimension", None, NORM.replace("mean(-1, keepdim=True)", "mean(0, keepdim=True)")),
         ("no root", None, NORM.replace("torch.rsqrt(", "torch.reciprocal(")),
         ("times the root", None, NORM.replace("torch.rsqrt(", "torch.sqrt(")),
