@@ -19,6 +19,8 @@ from exercises import KIT, ROOT, Exercise
 
 FILES = (  # pattern in the project -> folder or file in the handout
     ("train_all.sh", ""),
+    ("presets/*.sh", "presets"),
+    ("runtime/stages.sh", "runtime"),
     ("LICENSE", ""),
     ("requirements.txt", ""),
     ("pyproject.toml", ""),
