@@ -38,6 +38,7 @@ FILES = (  # pattern in the project -> folder or file in the handout
     ("assignments/lab/*/samples.txt", "lab"),
     ("assignments/lab/*/curves.png", "lab"),
 )
+KINDS = (".py", ".md", ".txt", ".toml", ".sh", ".json", ".jsonl", ".svg")
 SHORTEST = 12  # characters: a shorter line of a solution tells nothing
 
 
@@ -110,10 +111,7 @@ def leaks(files: list[Path], blank: list[Exercise]) -> list[str]:
     for path in files:
         if path.suffix in (".safetensors", ".png"):
             continue
-        if (
-            path.suffix not in (".py", ".md", ".txt", ".toml", ".sh", ".json", ".jsonl", ".svg")
-            and path.name != "LICENSE"
-        ):
+        if path.suffix not in KINDS and path.name != "LICENSE":
             found.append(f"{path}: no file of this kind belongs there")
             continue
         text = path.read_text(encoding="utf-8")

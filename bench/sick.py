@@ -26,7 +26,7 @@ import runtime
 from health import RANGES, Health
 
 ROOT = Path(runtime.__file__).resolve().parent.parent
-# ppo.py's flags in the tiny preset of train_all.sh
+# ppo.py's flags in presets/tiny.sh
 FLAGS = (
     "--max_new_tokens 64 --micro_tokens 4096 --temperature 0.7 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.1 --eval_every 4"
 )
