@@ -50,6 +50,7 @@ policy=$RUN/2_sft rounds=()
 for ((round = 1; round <= ROUNDS; round++)); do
   if [ "$round" = 1 ]; then again="" voters=teacher; else
     again=_r$round voters=both # by now the student may know better than its teacher
+    seed=$((10#$SEED + (round - 1) * 2 ** 32)) # and it draws anew
     rounds+=("ppo_r$((round - 1))=$policy")
   fi
   # the student answers too, the vote rewards every answer, and a reward model learns from pairs of them
@@ -62,6 +63,7 @@ for ((round = 1; round <= ROUNDS; round++)); do
   reinforce "6_ppo$again" --policy "$policy" --reward_model "$RUN/5_reward$again"
   policy=$RUN/6_ppo$again
 done
+seed=$SEED
 # the baseline without a reward model: the vote itself is the reward
 reinforce 6_ppo_raw --policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" "$(switch lenient)"
 

@@ -69,6 +69,7 @@ if [ -d "$TEACHER" ]; then
 fi
 
 # a second round, as ROUNDS=2 has it; and one with the teacher's votes alone
+seed=$((10#$SEED + 2 ** 32))
 run 3_student+r2 generate.py --model "$RUN/6_ppo" --questions "$questions" --source student \
   --samples "$student_samples" --temperatures "$temperature" --max_new_tokens "$max_new_tokens" "$(switch lenient)"
 for round in "r2 both" "r2teacher teacher"; do

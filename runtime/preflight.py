@@ -109,8 +109,8 @@ def check_room(cfg: Config) -> None:
     ranks = f" (on one device: {cfg.nproc} ranks share the weights)" if cfg.nproc > 1 else ""
     print(f"needs about {sum(needed.values()) / 1e9:.1f} GB of {device}: {told}; {free / 1e9:.1f} GB are free{ranks}")
 
-    # in the end the weights of SFT, the reward model and two PPO runs; before, the second's checkpoint, twice for a
-    # moment, and two states of policy and critic with their moments
+    # the weights of SFT, the reward model and two PPO runs; while PPO runs its policy is kept, twice for a moment, and
+    # two states of policy and critic with their moments
     disk = (4 + 2 + 2 * 2 * 3) * 4 * parameters(student) + 50e6
     run = Path(cfg.run).resolve()
     place = next(folder for folder in [run, *run.parents] if folder.exists())

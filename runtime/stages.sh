@@ -23,7 +23,7 @@ fi
 if [ "$QUICK" = 1 ]; then source "$here/presets/_quick.sh"; fi
 source "$here/presets/$PRESET.sh"
 
-must SEED '^[0-9]+$' "a number, 0 or greater"
+must SEED '^[0-9]{1,9}$' "a number of up to nine digits"
 must NPROC '^[1-9][0-9]*$' "how many ranks, 1 or more"
 must ROUNDS '^[1-9]$' "a number from 1 to 9"
 for name in train valid test teacher_samples student_samples best_of max_new_tokens sft_epochs reward_epochs iterations \
@@ -66,12 +66,12 @@ run_folder() { # run_folder DEFAULT: sets RUN, checked, and locked until this sc
   fi
   echo "$asked${changed}bash train_all.sh" >"$RUN/command.txt" # for the report
 }
-launch=("$PYTHON") redo=0
+launch=("$PYTHON") redo=0 seed=$SEED
 if [ "$NPROC" != 1 ]; then launch+=("$here/runtime/ranks.py" "$NPROC"); fi # torchrun
 run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with the flags that its script always gets
   local stage=$1 script=$2 old=1 flags
   flags=(--out "$RUN/$stage")
-  case $script in generate.py | pseudo_reward.py | sft.py | reward.py | ppo.py) flags+=(--seed "$SEED") ;; esac
+  case $script in generate.py | pseudo_reward.py | sft.py | reward.py | ppo.py) flags+=(--seed "$seed") ;; esac
   case $script in generate.py | ppo.py | eval.py) flags+=(--batch_size "$batch_size") ;; esac # answers sampled at once
   case $script in sft.py | reward.py | ppo.py)
     flags+=(--micro_tokens "$micro_tokens" "$(switch gradient_checkpointing)") ;;

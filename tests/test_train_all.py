@@ -116,10 +116,10 @@ WIRES = """\
 4_pseudo_reward     pseudo_reward  student=3_student/samples.jsonl voters=teacher min_share=0.21
 5_reward            reward         model=2_sft pairs=4_pseudo_reward/pairs.jsonl
 6_ppo               ppo            policy=2_sft reward_model=5_reward
-3_student_r2        generate       model=6_ppo source=student samples=15 temperatures=0.6
-4_pseudo_reward_r2  pseudo_reward  student=3_student_r2/samples.jsonl voters=both min_share=0.21
-5_reward_r2         reward         model=2_sft pairs=4_pseudo_reward_r2/pairs.jsonl
-6_ppo_r2            ppo            policy=6_ppo reward_model=5_reward_r2
+3_student_r2        generate       model=6_ppo source=student samples=15 temperatures=0.6 seed=4294967303
+4_pseudo_reward_r2  pseudo_reward  student=3_student_r2/samples.jsonl voters=both min_share=0.21 seed=4294967303
+5_reward_r2         reward         model=2_sft pairs=4_pseudo_reward_r2/pairs.jsonl seed=4294967303
+6_ppo_r2            ppo            policy=6_ppo reward_model=5_reward_r2 seed=4294967303
 6_ppo_raw           ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes
 7_eval/test         eval           =teacher=teacher =base=student =sft=2_sft =ppo=6_ppo_r2 =ppo_raw=6_ppo_raw =ppo_r1=6_ppo
 7_eval/best_of_n    eval           =sft=2_sft reward_model=5_reward samples=17 temperature=0.6 seed=7
@@ -138,13 +138,13 @@ ARMS = """
 6_ppo+both                 ppo            policy=2_sft reward_model=5_reward+both
 5_reward+teacher           reward         model=teacher pairs=4_pseudo_reward/pairs.jsonl
 6_ppo+teacher              ppo            policy=2_sft reward_model=5_reward+teacher critic=5_reward
-3_student+r2               generate       model=6_ppo source=student samples=15 temperatures=0.6
-4_pseudo_reward+r2         pseudo_reward  student=3_student+r2/samples.jsonl voters=both min_share=0.21
-5_reward+r2                reward         model=2_sft pairs=4_pseudo_reward+r2/pairs.jsonl
-6_ppo+r2                   ppo            policy=6_ppo reward_model=5_reward+r2
-4_pseudo_reward+r2teacher  pseudo_reward  student=3_student+r2/samples.jsonl voters=teacher min_share=0.21
-5_reward+r2teacher         reward         model=2_sft pairs=4_pseudo_reward+r2teacher/pairs.jsonl
-6_ppo+r2teacher            ppo            policy=6_ppo reward_model=5_reward+r2teacher
+3_student+r2               generate       model=6_ppo source=student samples=15 temperatures=0.6 seed=4294967303
+4_pseudo_reward+r2         pseudo_reward  student=3_student+r2/samples.jsonl voters=both min_share=0.21 seed=4294967303
+5_reward+r2                reward         model=2_sft pairs=4_pseudo_reward+r2/pairs.jsonl seed=4294967303
+6_ppo+r2                   ppo            policy=6_ppo reward_model=5_reward+r2 seed=4294967303
+4_pseudo_reward+r2teacher  pseudo_reward  student=3_student+r2/samples.jsonl voters=teacher min_share=0.21 seed=4294967303
+5_reward+r2teacher         reward         model=2_sft pairs=4_pseudo_reward+r2teacher/pairs.jsonl seed=4294967303
+6_ppo+r2teacher            ppo            policy=6_ppo reward_model=5_reward+r2teacher seed=4294967303
 7_eval/arms                eval           =sft+all=2_sft+all =sft+tenth=2_sft+tenth =sft+longer=2_sft+longer =ppo+gold=6_ppo+gold =ppo+kl0=6_ppo+kl0 =ppo+kl4=6_ppo+kl4 =ppo+both=6_ppo+both =ppo+teacher=6_ppo+teacher =ppo+r2=6_ppo+r2 =ppo+r2teacher=6_ppo+r2teacher
 """  # noqa: E501
 
