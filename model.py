@@ -404,6 +404,9 @@ def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: i
     write_folder(folder, config.to_json(**extra), tensors, max_shard_size)
 
 
+Llama.save = ScalarModel.save = save_model  # by this name a stage saves any network
+
+
 # ---- functions of logits and masks ---------------------------------------------------------------------------------
 
 

@@ -233,11 +233,9 @@ class Stage:
 
     def keep(self, model, tokenizer) -> None:
         """Write the model into the folder as it is now; done.json is still missing, so the stage is not over."""
-        from model import save_model
-
         full = ranks.full_model(model)
         if ranks.RANK == 0:
-            save_model(full, self.out)
+            full.save(self.out)
             tokenizer.save(self.out)
 
     def save(self, model, tokenizer, **results: object) -> None:
