@@ -41,22 +41,22 @@ def test_the_rollouts_metrics_by_hand():
 
 
 def test_the_updates_metrics_are_means_over_its_tokens_by_hand():
-    """Two steps of 3 and 1 tokens whose log-probs have moved by [.1, -.1, .2] and [-.3]."""
+    """Two steps of 3 and 1 tokens whose log-probs have moved by [.1, -.3, .2] and [-.1]."""
     old = torch.tensor([[-1.0, -2.0, NAN, -0.5, -3.0]])
-    new = old + torch.tensor([[0.1, -0.1, 0.0, 0.2, -0.3]])
+    new = old + torch.tensor([[0.1, -0.3, 0.0, 0.2, -0.1]])
     masks = torch.tensor([[[True, True, False, True, False]], [[False, False, False, False, True]]])
     first, second = ({name: x.item() for name, x in ratios(new, old, mask).items()} for mask in masks)
     policy = [{"tokens": 3, "loss": 6.0, "clipped": 1, "grad_norm": 2.0} | first,
               {"tokens": 1, "loss": 2.0, "clipped": 1, "grad_norm": 4.0} | second]  # fmt: skip
     critic = [{"tokens": 3, "loss": 3.0, "clipped": 2, "grad_norm": 7.0},
               {"tokens": 1, "loss": 1.0, "clipped": 1, "grad_norm": 8.0}]  # fmt: skip
-    ratio = [math.exp(x) for x in (0.1, -0.1, 0.2, -0.3)]
+    ratio = [math.exp(x) for x in (0.1, -0.3, 0.2, -0.1)]
     mean = sum(ratio) / 4
     assert of_update(policy, critic) == pytest.approx({
         "loss/policy_avg": 2.0, "policy/clipfrac_avg": 0.5, "policy/grad_norm": 3.0, "policy/approxkl_avg": 0.15 / 8,
         "loss/value_avg": 1.0, "val/clipfrac_avg": 0.75, "critic/grad_norm": 7.5,
         "val/ratio": mean, "val/ratio_var": sum((x - mean) ** 2 for x in ratio) / 4, "val/ratio_max": math.exp(0.2),
-        "val/ratio_first": sum(ratio[:3]) / 3, "val/ratio_first_gap": math.exp(0.2) - 1}, rel=1e-5)  # fmt: skip
+        "val/ratio_first": sum(ratio[:3]) / 3, "val/ratio_first_gap": 1 - math.exp(-0.3)}, rel=1e-5)  # fmt: skip
 
 
 def test_the_samples_that_are_shown_by_hand():
@@ -112,6 +112,8 @@ def test_once_until_it_comes_back():
     assert [len(new) for new in warnings(sick, sicker, sick, {}, sick, {"objective/kl": -3.0})] == [1, 0, 0, 0, 1, 1]
     # not measured is not the same as come back
     assert [len(new) for new in warnings(sick, {"objective/kl": None}, sick)] == [1, 0, 0]
+    # nor is going on after an interruption
+    assert Health(256, [{"step": 19} | HEALTHY | sick]).update(20, HEALTHY | sick) == []
     # two values at once are two warnings, and one that stays does not silence the other
     assert [len(new) for new in warnings(sick, sick | {"val/ratio": 2.0}, {"val/ratio": 2.0})] == [1, 1, 0]
 

@@ -621,12 +621,12 @@ def test_every_question_comes_once_before_any_comes_again():
     assert ppo.questions_of(0, 6, config(seed=1)) != ppo.questions_of(0, 6, config())
 
 
-@pytest.mark.parametrize("memory", [{"batch_size": 3}, {"micro_tokens": 1}, {"gradient_checkpointing": True}], ids=str)
-def test_flags_of_memory_change_no_result(tiny, scorer, tmp_path, monkeypatch, memory):
+@pytest.mark.parametrize(("flag", "value"), [("micro_tokens", 1), ("batch_size", 3), ("gradient_checkpointing", True)])
+def test_flags_of_memory_change_no_result(tiny, scorer, tmp_path, monkeypatch, flag, value):
     """Responses differ in length, so any divisor but the tokens of the whole step shows."""
     plain_sgd(monkeypatch, ppo)
     both = {name: run(tmp_path / name, tiny, scorer, iterations=2, epochs=2, lr=0.1, critic_lr=0.1, **flags)
-            for name, flags in (("a", {}), ("b", memory))}
+            for name, flags in (("a", {}), ("b", {flag: value}))}
     for one, other in zip(*both.values()):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
     start, first, second = (load_model(folder) for folder in (tiny, tmp_path / "a/out", tmp_path / "b/out"))
@@ -635,7 +635,9 @@ def test_flags_of_memory_change_no_result(tiny, scorer, tmp_path, monkeypatch, m
 
 def test_offload_changes_no_bit_and_only_who_is_at_the_desk_works(tiny, scorer, tmp_path, monkeypatch):
     """A network that computes and an optimiser that steps were sent for; who learns is there with its moments alone."""
-    run(tmp_path / "without", tiny, scorer, epochs=2)
+    write_jsonl(tmp_path / "valid.jsonl", [{"question": "3+4?", "answer": "7"}])
+    flags = {"epochs": 2, "valid": str(tmp_path / "valid.jsonl")}
+    run(tmp_path / "without", tiny, scorer, **flags)
     present, worked, real = set(), set(), Desk._move
 
     def move(desk, place, parts):
@@ -651,7 +653,7 @@ def test_offload_changes_no_bit_and_only_who_is_at_the_desk_works(tiny, scorer, 
     monkeypatch.setattr(Desk, "_move", move)
     hooks = register_module_forward_pre_hook(check), register_optimizer_step_pre_hook(check)
     try:
-        run(tmp_path / "with", tiny, scorer, epochs=2, offload=True)
+        run(tmp_path / "with", tiny, scorer, offload=True, **flags)
     finally:
         for hook in hooks:
             hook.remove()

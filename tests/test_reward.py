@@ -185,9 +185,9 @@ def test_the_students_finished_samples_have_mean_zero_and_deviation_one(trained)
     assert results(trained)["length_correlation"] == pytest.approx(correlation, abs=1e-3)
 
 
-@pytest.mark.parametrize("memory", [{"micro_tokens": 1}, {"micro_tokens": 200}, {"gradient_checkpointing": True}],
-                         ids=str)
-def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkeypatch, memory):
+@pytest.mark.parametrize(("flag", "value"), [
+    ("micro_tokens", 200), ("micro_tokens", 1), ("gradient_checkpointing", True)])
+def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkeypatch, flag, value):
     """Two shuffled epochs with a short last batch, warm-up and decay, clipping, then calibration on a draw of samples.
 
     Every answer is read alone, with the prompt before it and the end token after it, and scored at that token. Pairs
@@ -197,7 +197,7 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkey
     rows = [row | {"weight": 1 + i % 3} for i, row in enumerate(list(read_jsonl(paths["pairs"]))[:40])]
     write_jsonl(paths["pairs"], rows)
     reward.main(reward.Config(**paths, epochs=2, batch_size=12, lr=0.2, warmup=2, max_grad_norm=length, held_out=0.2,
-                              calibration_samples=25, seed=3, **memory))
+                              calibration_samples=25, seed=3, **{flag: value}))
     assert [(settings["betas"], settings["weight_decay"]) for settings in asked] == [((0.9, 0.95), 0.0)]
 
     model, tokenizer = load_scalar_model(tiny, new_head="normal", seed=seed_of(3, "head")), Tokenizer(tiny)
