@@ -3,9 +3,10 @@
     python tests/mutants.py                  # all of them, in one process
     python tests/mutants.py --only ppo       # those whose file or name holds this text
 
-A mutant is served by an import hook, so no file is changed. First the named tests must pass on the code as it is; then
-each runs on its mutants, and a mutant under which all of them still pass has survived. Exit code 1 if one survives,
-or if an entry no longer fits the code (its `old` text must occur exactly once).
+A mutant is served by an import hook, so no file is changed; one of a shell script lies in the folder that $MUTANT
+names, where the test that copies the scripts looks first. First the named tests must pass on the code as it is; then
+each runs on its mutants, and a mutant under which all of them still pass has survived. Exit code 1 if one survives, or
+if an entry no longer fits the code (its `old` text must occur exactly once).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import functools
 import importlib.abc
 import importlib.util
 import io
+import os
 import sys
 import tempfile
 import time
@@ -32,7 +34,7 @@ HOME = {  # where the tests of a file are, if not in the test file of its own na
 
 @dataclass(frozen=True)
 class Mutant:
-    """`new` instead of `old` in a script; one of `tests` (names without test_, or 'file::name') must fail."""
+    """`new` instead of `old` in a file; one of `tests` (names without test_, or 'file::name') must fail."""
 
     file: str
     name: str
@@ -449,26 +451,6 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "score_up_accuracy_down_is_over_optimisation"),
         ("the score must not fall at all", "self.score_at_best - SCORE_LOST * spread", "self.score_at_best",
          "score_up_accuracy_down_is_over_optimisation"),
-    ],
-    "memory.py": [
-        ("tied embeddings count twice", "head = D if scalar else V * D * (not config.tie_word_embeddings)",
-         "head = D if scalar else V * D", "parameters_are_counted"),
-        ("a norm is forgotten", "3 * D * F + 2 * D\n", "3 * D * F + D\n", "parameters_are_counted"),
-        ("values are not kept", "4 * (6 * D + 2 * Q + 2 * K +", "4 * (6 * D + 2 * Q + K +",
-         "what_a_block_keeps_is_what_autograd_keeps"),
-        ("bf16 halves everything", "return 26 * D + 4 * Q", "return 12 * D + 4 * Q",
-         "what_a_block_keeps_is_what_autograd_keeps"),
-        ("a single moment", "\"moments\": 8 * N, \"act", "\"moments\": 4 * N, \"act", "a_step_by_hand"),
-        ("checkpointing keeps nothing", "activations = tokens * layers * 4 * D + of_block if",
-         "activations = of_block if", "a_step_by_hand"),
-        ("keys without values", "cache = 2 * config.num", "cache = config.num",
-         "the_cache_is_as_large_as_it_is_said_to_be"),
-        ("offload on a CPU", "if not (offload and cuda):", "if not offload:",
-         "offload_leaves_the_network_at_work_alone_on_a_gpu"),
-        ("the smallest moment", "return max(moments,", "return min(moments,",
-         "offload_leaves_the_network_at_work_alone_on_a_gpu"),
-        ("a text is cut into passes", "min(max(micro_tokens, longest), rows * longest)",
-         "min(micro_tokens, rows * longest)", "a_pass_has_at_most_so_many_tokens_or_one_text"),
     ],
     "reward.py": [
         ("chosen and rejected swapped in the loss", "-(F.logsigmoid(chosen - rejected) * weight)",
@@ -1408,6 +1390,141 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("a seed for all", "return torch.Generator().manual_seed(seed)", "return torch.Generator().manual_seed(0)",
          "seed_all_repeats_every_kind_of_draw"),
     ],
+    "runtime/preflight.py": [
+        ("tied embeddings count twice", "head = D if scalar else V * D * (not config[\"tie_word_embeddings\"])",
+         "head = D if scalar else V * D", "parameters_are_counted"),
+        ("a norm is forgotten", "3 * D * F + 2 * D +", "3 * D * F + D +", "parameters_are_counted"),
+        ("qwen2's output has a bias", "D * (config[\"model_type\"] != \"qwen2\")", "D", "parameters_are_counted"),
+        ("values are not kept", "(6 * D + 2 * Q + 2 * K +", "(6 * D + 2 * Q + K +", "a_step_by_hand"),
+        ("a single moment", "\"moments\": 8 * N}", "\"moments\": 4 * N}", "a_step_by_hand"),
+        ("checkpointing keeps nothing", "kept = tokens * layers * 4 * D + of_block if",
+         "kept = of_block if", "a_step_by_hand"),
+        ("no holes", "0 if cuda else 0.6 * layers", "0 if cuda else 0.0 * layers", "a_step_by_hand"),
+        ("keys without values", "cache = 2 * config[", "cache = config[", "the_cache_is_as_large_as_it_is_said_to_be"),
+        ("offload on a CPU", "if not (cfg.offload and cuda):", "if not cfg.offload:",
+         "offload_leaves_the_network_at_work_alone_on_a_gpu"),
+        ("no frozen networks", "parts[\"frozen\"] = 4 *", "parts[\"frozen\"] = 0 *",
+         "offload_leaves_the_network_at_work_alone_on_a_gpu"),
+        ("the smallest moment", "needed = max(moments,", "needed = min(moments,",
+         "the_largest_moment_is_said_with_its_parts"),
+        ("the teacher is forgotten", "if Path(cfg.teacher).is_dir():\n        width",
+         "if False:\n        width", "a_teacher_that_is_larger_counts"),
+        ("a pass is never longer than micro_tokens", "tokens = max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)",
+         "tokens = cfg.micro_tokens", "the_largest_moment_is_said_with_its_parts"),
+        ("more ranks than GPUs", "nproc <= gpus, f\"NPROC", "nproc <= 8 * gpus, f\"NPROC",
+         "there_are_no_more_ranks_than_gpus"),
+        ("one state on the disk", "(4 + 2 + 2 * 2 * 3) * 4", "(4 + 2 + 2 * 3) * 4", "disk_for_weights_and_states"),
+        ("a full disk will do", "require(disk < free_disk,", "require(True,", "disk_for_weights_and_states"),
+    ],
+    "train_all.sh": [
+        ("PPO starts from the base model", 'reinforce "6_ppo$again" --policy "$policy"',
+         'reinforce "6_ppo$again" --policy "$STUDENT"', "every_stage_gets_what_it_should"),
+        ("the raw vote is gold", '--votes "$RUN/4_pseudo_reward/rewards.jsonl"', "--gold",
+         "every_stage_gets_what_it_should"),
+        ("the raw vote goes on from PPO", 'reinforce 6_ppo_raw --policy "$RUN/2_sft"',
+         'reinforce 6_ppo_raw --policy "$policy"', "every_stage_gets_what_it_should"),
+        ("best-of-n of the base model", '--seed "$SEED" "sft=$RUN/2_sft"', '--seed "$SEED" "sft=$STUDENT"',
+         "every_stage_gets_what_it_should"),
+        ("SFT's row filled by PPO's model", '"sft=$RUN/2_sft" "ppo=$policy" "ppo_raw',
+         '"sft=$policy" "ppo=$policy" "ppo_raw',
+         "every_stage_gets_what_it_should"),
+        ("PPO's row is its first round", '"ppo=$policy" "ppo_raw', '"ppo=$RUN/6_ppo" "ppo_raw',
+         "every_stage_gets_what_it_should"),
+        ("a round's row is the next one's", 'ppo_r$((round - 1))', "ppo_r$round", "every_stage_gets_what_it_should"),
+        ("SFT of the teacher", 'sft.py --model "$STUDENT"', 'sft.py --model "$TEACHER"',
+         "every_stage_gets_what_it_should"),
+        ("the reward model starts from the base model", 'reward.py --model "$RUN/2_sft"',
+         'reward.py --model "$STUDENT"',
+         "every_stage_gets_what_it_should"),
+        ("scores have the teacher's scale", '--calibrate "$RUN/3_student/', '--calibrate "$RUN/1_teacher/',
+         "every_stage_gets_what_it_should"),
+        ("scores have every round's own scale", '--calibrate "$RUN/3_student/', '--calibrate "$RUN/3_student$again/',
+         "every_stage_gets_what_it_should"),
+        ("the student votes from the start", 'again="" voters=teacher', 'again="" voters=both',
+         "every_stage_gets_what_it_should"),
+        ("the student never votes", "again=_r$round voters=both", "again=_r$round voters=teacher",
+         "every_stage_gets_what_it_should"),
+        ("every round samples the SFT student", 'generate.py --model "$policy"', 'generate.py --model "$RUN/2_sft"',
+         "every_stage_gets_what_it_should"),
+        ("every round has the first reward model", '--reward_model "$RUN/5_reward$again"',
+         '--reward_model "$RUN/5_reward"', "every_stage_gets_what_it_should"),
+        ("every round starts from SFT", "policy=$RUN/6_ppo$again", "policy=$RUN/2_sft",
+         "every_stage_gets_what_it_should"),
+        ("the student samples at the teacher's temperatures", '--temperatures "$temperature" ',
+         '--temperatures "$temperatures" ', "every_stage_gets_what_it_should"),
+        ("best-of-n at the teacher's temperatures", '--samples "$best_of" --temperature "$temperature"',
+         '--samples "$best_of" --temperature "$temperatures"', "every_stage_gets_what_it_should"),
+        ("as many samples as the teacher's", '--samples "$student_samples"', '--samples "$teacher_samples"',
+         "every_stage_gets_what_it_should"),
+        ("policy and critic swap their rates", '--lr "$ppo_lr" --critic_lr "$critic_lr"',
+         '--lr "$critic_lr" --critic_lr "$ppo_lr"', "every_stage_gets_what_it_should"),
+        ("SFT at the reward model's rate", '--epochs "$sft_epochs" --lr "$sft_lr"',
+         '--epochs "$sft_epochs" --lr "$reward_lr"', "every_stage_gets_what_it_should"),
+        ("no share is too small", ' --min_share "$min_share"', "", "every_stage_gets_what_it_should"),
+        ("PPO looks at the test questions", "0_questions/valid.jsonl", "0_questions/test.jsonl",
+         "every_stage_gets_what_it_should"),
+        ("asked what was trained on", "questions=$RUN/0_questions/train.jsonl", "questions=$RUN/0_questions/test.jsonl",
+         "every_stage_gets_what_it_should"),
+        ("the harder questions are the test's", "evaluate hard hard", "evaluate hard test",
+         "every_stage_gets_what_it_should"),
+        ("valid and test swap their sizes", '--valid "$valid" --test "$test"', '--valid "$test" --test "$valid"',
+         "every_stage_gets_what_it_should"),
+        ("a recorded teacher is asked", 'if [ -d "$TEACHER" ]; then\n  run', "if true; then\n  run",
+         "a_recorded_teacher_is_not_asked"),
+        ("a space in the student's path", 'sft.py --model "$STUDENT"', "sft.py --model $STUDENT",
+         "every_stage_gets_what_it_should"),
+        ("a space in the clone's path", 'source "$here/runtime', "source $here/runtime",
+         "every_stage_gets_what_it_should"),
+        ("a space in the run's path", '--pairs "$2"', "--pairs $2", "every_stage_gets_what_it_should"),
+        ("CDPATH is obeyed", "unset CDPATH && cd", "cd", "relative_paths_are_those_of_the_caller_whatever_cdpath_says"),
+    ],
+    "runtime/stages.sh": [(*entry, f"test_train_all::{test}") for *entry, test in [
+        ("one seed for all", '--seed "$SEED") ;;', "--seed 0) ;;", "every_stage_gets_what_it_should"),
+        ("switches are always on", 'echo "--no-$1"', 'echo "--$1"', "every_stage_gets_what_it_should"),
+        ("PPO without offload", 'if [ "$script" = ppo.py ]; then', 'if [ "$script" = sft.py ]; then',
+         "every_stage_gets_what_it_should"),
+        ("one rank for all", 'if [ "$NPROC" != 1 ]', 'if [ "$NPROC" = 0 ]',
+         "every_command_parses_and_reads_what_was_written_before[NPROC=2]"),
+        ("FROM redoes that stage alone", 'if [ "$redo" = 1 ] &&', 'if [ "$FROM" = "$stage" ] &&',
+         "from_redoes_a_stage_and_all_after_it"),
+        ("FROM redoes all", "redo=0\nif", "redo=1\nif", "from_redoes_a_stage_and_all_after_it"),
+        ("an old stage is overwritten", 'while [ -e "$RUN/$stage.old$old" ]', "while false",
+         "from_redoes_a_stage_and_all_after_it"),
+        ("a stage is not waited for", 'do wait "$child" || true; done\n  exit', "do break; done\n  exit",
+         "a_signal_is_passed_on_once_and_the_stage_waited_for"),
+        ("what goes on forgets the numbers", "$asked$changed${OUT", "$asked${OUT",
+         "a_signal_is_passed_on_once_and_the_stage_waited_for"),
+        ("an unknown preset is a path", "^[A-Za-z0-9][A-Za-z0-9._-]*$ &&", ". &&",
+         "a_bad_setting_is_one_sentence_before_any_command"),
+        ("0 questions will do", "'^[1-9][0-9]*$' \"a whole", "'^[0-9]+$' \"a whole",
+         "a_bad_setting_is_one_sentence_before_any_command"),
+    ]],
+    "bench/ablate.sh": [(*entry, f"test_train_all::{test}") for *entry, test in [
+        ("a tenth is all of it", 'tenth "$STUDENT" "$RUN/1_vote+tenth.jsonl"',
+         'tenth "$STUDENT" "$RUN/1_vote/sft.jsonl"',
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("a tenth is a fifth", "train * 4 / 10", "train * 8 / 10",
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("longer from the base model", 'longer "$RUN/2_sft"', 'longer "$STUDENT"',
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("as long as SFT itself", "round(ppo / sft *", "round(sft / sft *",
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("a weaker KL penalty", "print 4 *", "print 0.4 *",
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("the critic is the teacher too", ' --critic "$RUN/5_reward"', "",
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("all answers, filtered", " --no-sft_filter", "", "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("every seed is the same", "one() { SEED=$1 ", "one() { SEED=0 ",
+         "the_ablation_runs_every_seed_and_compares_them"),
+    ]],
+    "presets/_quick.sh": [
+        ("QUICK=1 overrules the environment", '"${train:=200}"', '"" && train=200 && : ""',
+         "test_train_all::the_environment_comes_before_quick_and_quick_before_the_preset"),
+    ],
+    "presets/_real.sh": [
+        ("a lone letter is an answer", ': "${lenient:=0}" ;; esac', ': "${lenient:=1}" ;; esac',
+         "test_train_all::a_lone_letter_is_no_answer_to_a_choice"),
+    ],
 }.items() for entry in entries]
 
 
@@ -1420,18 +1537,18 @@ def program(path: Path):
 
 
 def module_name(path: Path) -> str:
-    """Example: tasks/arith.py -> tasks.arith, tasks/__init__.py -> tasks."""
-    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    """Example: tasks/arith.py -> tasks.arith, tasks/__init__.py -> tasks; bench/load.py -> load."""
+    inside = f"{path.parent.name}." if (path.parent / "__init__.py").is_file() else ""
+    return f"{inside}{path.stem}".removesuffix(".__init__")
 
 
 class OwnModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports of scripts and tests get programs that are compiled once, a mutant's script the one with the bug."""
 
     def __init__(self):
-        folders = (ROOT / "bench/tests", ROOT / "bench", TESTS, ROOT)
-        self.files = {path.stem: path for folder in folders for path in folder.glob("*.py")}
-        self.files |= {module_name(path.relative_to(ROOT)): path for package in ("runtime", "hf", "tasks")
-                       for path in (ROOT / package).glob("*.py")}
+        packages = [path.parent for path in ROOT.glob("*/__init__.py")]
+        folders = (ROOT / "bench/tests", ROOT / "bench", TESTS, ROOT, *packages)
+        self.files = {module_name(path): path for folder in folders for path in folder.glob("*.py")}
         self.mutated = {}
 
     def find_spec(self, fullname, path=None, target=None):
@@ -1496,14 +1613,23 @@ def main() -> int:
         for mutant in chosen:
             label = f"{mutant.file}: {mutant.name}"
             try:
-                code = compile(mutant.source(), str(ROOT / mutant.file), "exec")
+                source = mutant.source()
             except ValueError as error:
                 stale.append(label)
                 print(f"{label}: STALE, {error}", flush=True)
                 continue
             modules.forget()
-            modules.mutated = {module_name(Path(mutant.file)): code}
+            modules.mutated = {}
+            if mutant.file.endswith(".py"):
+                modules.mutated = {module_name(ROOT / mutant.file): compile(source, str(ROOT / mutant.file), "exec")}
+            else:
+                place = Path(folder, "shell", mutant.file)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(source, encoding="utf-8")
+                os.environ["MUTANT"] = f"{folder}/shell"
             catcher = failing(mutant.node_ids, folder)
+            if os.environ.pop("MUTANT", None):
+                place.unlink()
             survived += [] if catcher else [label]
             print(f"{label}: {f'caught by {catcher}' if catcher else 'SURVIVED'}", flush=True)
     for label in survived + stale:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.project
 if sys.version_info < (3, 11) or sys.platform == "win32":
     pytest.skip("the kit needs Python 3.11, and to grade a Unix", allow_module_level=True)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "assignments"))
