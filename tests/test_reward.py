@@ -155,9 +155,6 @@ def test_chosen_outscores_rejected_on_questions_that_were_not_trained(trained):
     assert quality["pair_accuracy"] == pytest.approx((margin > 0).float().mean().item())
     assert quality["margin"] == pytest.approx(margin.mean().item(), abs=1e-4)
     assert quality["held_out_pairs"] == len(rows) == 24
-    lengths = [[len(Tokenizer(trained / "out").response(row[side])) for row in rows] for side in ("chosen", "rejected")]
-    longer = [(c > r) + 0.5 * (c == r) for c, r in zip(*lengths)]
-    assert quality["longer_wins"] == pytest.approx(sum(longer) / 24)
     assert metrics(trained)[-1]["loss"] < 0.1 and metrics(trained)[-1]["accuracy"] == 1
 
 
