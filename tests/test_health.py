@@ -137,7 +137,7 @@ def test_a_constant_error_of_the_critic():
     quiet, [line], late = warnings({"val/explained_variance_mse": 0.01}, {"val/explained_variance_mse": -0.01},
                                    {"val/explained_variance": -0.01, "val/explained_variance_mse": -0.01})  # fmt: skip
     assert (quiet, late) == ([], [])
-    assert line.startswith("val/explained_variance_mse -0.01, val/explained_variance 0.3 (healthy: up to 0.3 apart):")
+    assert line.startswith("val/explained_variance_mse -0.01") and "constant" in line
 
 
 def test_small_rollouts_are_noisier():
