@@ -399,6 +399,9 @@ def save_model(model: Llama | ScalarModel, folder: str | Path) -> None:
     write_folder(folder, config.to_json(**extra), tensors)
 
 
+Llama.save = ScalarModel.save = save_model  # by this name a stage saves any network
+
+
 # ---- functions of logits and masks ---------------------------------------------------------------------------------
 
 
