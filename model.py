@@ -29,7 +29,7 @@ from runtime.chunked import ChunkedLogprobs
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The numbers that define a Llama, under the names of Hugging Face's `config.json` and with its defaults."""
+    """The numbers that define a Llama, under the names of Hugging Face's `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -39,8 +39,8 @@ class ModelConfig:
     num_key_value_heads: int
     head_dim: int
     max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e4
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
     rope_type: str = "default"  # or "llama3": slow pairs are stretched (Llama 3.1), by the next four numbers
     rope_factor: float = 1.0
     rope_low_freq_factor: float = 1.0

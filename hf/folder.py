@@ -55,6 +55,10 @@ FIELDS = {  # the keys that model.ModelConfig has: what is said of a wrong value
     **dict.fromkeys(["bos_token_id", "pad_token_id"], TOKEN),
     "eos_token_id": ("must be a token id or a list of them", _token_ids),
 }
+DEFAULTS = {  # what transformers takes where a file says nothing
+    **dict.fromkeys(["tie_word_embeddings", "attention_bias", "mlp_bias"], False),
+    **{"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 1e4},
+}
 OTHER_NETWORKS = {  # keys that would make another network of it
     "hidden_act": _only("is not implemented, Llama uses silu", "silu"),
     "quantization_config": _only("is not implemented: convert the weights to bf16, fp16 or fp32 first", {}),
@@ -65,7 +69,7 @@ OTHER_NETWORKS = {  # keys that would make another network of it
 
 
 def read_config(folder: str | Path) -> dict:
-    """The checked values of `folder/config.json`, under the names of model.ModelConfig and with its keys alone.
+    """The checked values of `folder/config.json`, under the names of model.ModelConfig; defaults are filled in.
 
     Raises ValueError or FileNotFoundError, naming the file and the key.
     """
@@ -90,7 +94,7 @@ def read_config(folder: str | Path) -> dict:
 
     config = {key: tuple(raw[key]) if isinstance(raw[key], list) else raw[key] for key in FIELDS if key in raw}
     heads = config["num_attention_heads"]
-    config = {"num_key_value_heads": heads, "head_dim": config["hidden_size"] // heads} | config
+    config = DEFAULTS | {"num_key_value_heads": heads, "head_dim": config["hidden_size"] // heads} | config
     even = "must be even and above 0: rotary positions turn pairs of features", lambda size: size and size % 2 == 0
     _require(path, "head_dim", config["head_dim"], even)
     groups = f"must divide the {heads} query heads", lambda key_heads: heads % key_heads == 0

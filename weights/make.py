@@ -155,7 +155,6 @@ def make_random_model(folder: Path, hidden_size: int, layers: int, seed: int) ->
         num_key_value_heads=hidden_size // 32,
         head_dim=16,
         max_position_embeddings=256,
-        rms_norm_eps=1e-5,
         rope_theta=10000.0,
         tie_word_embeddings=True,
         bos_token_id=0,
