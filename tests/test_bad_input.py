@@ -171,7 +171,7 @@ FLAGS = [  # what one script alone refuses, and of the ranges, which the types o
         ("x=samples.jsonl --shots 1", ["samples.jsonl", "recorded answers"])]],
     ("best_of_n", "--temperature 0", ["--temperature 0"]), ("best_of_n", "--shots 1", ["--shots"]),
     ("best_of_n", "--reward_model other", ["tokenizer"]),
-    ("report", "~nowhere", ["nowhere", "7_eval"]), ("report", "~run run --out x", ["twice"]),
+    ("report", "~nowhere", ["nowhere", "7_eval"]), ("report", "~run run", ["2 runs"]),
     ("preflight", "--questions nowhere", ["QUESTIONS=nowhere"]),
     ("preflight", "--student out", ["STUDENT=out", "config.json"]),
     ("preflight", "--run questions.jsonl/x", ["OUT=", "questions.jsonl is no folder"]),
