@@ -73,8 +73,9 @@ def test_a_users_own_choices_load(tmp_path):
 
 @pytest.mark.parametrize("rows, words", [
     *[([{"question": "fine"}, row], ["line 2", word]) for row, word in [
-        ({"answer": "7"}, "question"), ({"question": "\u2003"}, "question"), ({"question": "q", "kind": "essay"}, "essay"),
-        ({"question": "q", "answer": "seven"}, "seven"), ({"question": "q", "options": [1, 2]}, "options"),
+        ({"answer": "7"}, "question"), ({"question": "\u2003"}, "question"),
+        ({"question": "q", "kind": "essay"}, "essay"), ({"question": "q", "answer": "seven"}, "seven"),
+        ({"question": "q", "options": [1, 2]}, "options"),
         ({"question": "q", "instruction": {}}, "instruction"), ({"question": "q", "category": 1}, "subject"),
         ({"question": "q", "options": ["x", "y"]}, "a 'choice' question after 'number' ones")]],
     ([{"question": "q", "options": ["x", "y"], "answer": "C"}], ["line 1", "gold answer C", "2 options"]),
