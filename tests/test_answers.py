@@ -118,7 +118,7 @@ def test_answers_as_models_write_them(kind, text, stated):
 @pytest.mark.parametrize("text, kind, expected", [
     (" $1,234.50 ", "number", "1234.5"), ("7.", "number", "7"), ("-0.0", "number", "0"), ("1e6", "number", "1000000"),
     ("7 apples", "number", None), ("1,23", "number", None), ("1.2.3", "number", None), ("5-3", "number", None),
-    ("$", "number", None), ("1/0", "number", None), ("9" * 100_000, "number", None), ("9" * 250 + "e99", "number", None),
+    ("1/0", "number", None), ("9" * 100_000, "number", None), ("9" * 250 + "e99", "number", None),
     # one spelling of equal values: exact, as a decimal where that has an end
     ("4/2", "number", "2"), ("\\frac{1}{2}", "number", "0.5"), ("-4/6", "number", "-2/3"), ("-1 1/2", "number", "-1.5"),
     ("-3/1000", "number", "-0.003"), ("0.1" + "0" * 40 + "1", "number", "0.1" + "0" * 40 + "1"),
