@@ -137,10 +137,9 @@ def test_any_text_has_one_canonical_answer_or_none(kind):
     pieces = st.sampled_from([
         "####", "\\boxed{", "\\frac{", "\\frac12", "}{", "}", "A: ", "\nA:", "Answer: ", "answer is ", "Wait, ",
         "x = ", " + ", " = ", "\\times 10^{", "e9", " million", "1/", "1 1/2", "(C)", "B", "</think>", "12", ",345",
-        ".5", "-", "$", "%", " ", "\n", "½", "１", "٣",
-    ])
+        ".5", "-", "$", "%", " ", "\n", "½", "１", "٣"])
 
-    @hypothesis.settings(max_examples=300, deadline=None, derandomize=True, database=None)
+    @hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
     @hypothesis.given(st.lists(pieces | st.text(max_size=8), max_size=12).map("".join))
     def check(text):
         strict, lenient = extract_answer(text, kind), extract_answer(text, kind, lenient=True)
@@ -229,18 +228,16 @@ def test_verdicts_on_gsm8k_solutions_are_the_official_ones():
     assert wrong == []
 
 
-def mmlu_pro_outputs():
-    with gzip.open(real_data("mmlu_pro/llama-3.1-8b-instruct.jsonl.gz"), "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def test_letters_of_mmlu_pro_answers_are_the_official_ones():
+def test_letters_of_mmlu_pro_answers_and_the_accuracy_are_the_official_ones():
     """12,032 answers of Llama-3.1-8B. The three exceptions, by question: 840 says 'the closest answer is A1's share',
     where A1 is a name; 6414 'the correct answer is Elizabeth F. Loftus'; 3500 'the answer is (a) All Dd', where (a) is
-    the first part of the question. The official rule takes A, E, and, blind to small letters, the (G) further down."""
+    the first part of the question. MMLU-Pro counts a random letter where it finds none (694 times, 73 of them right):
+    44.19 %, and 43.58 % without."""
+    with gzip.open(real_data("mmlu_pro/llama-3.1-8b-instruct.jsonl.gz"), "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     sentence, label = re.compile(r"answer is \(?([A-J])\)?"), re.compile(r"^.*[aA]nswer:\s*([A-J])", re.MULTILINE)
     lone = re.compile(r"(?s:.*)\b([A-J])\b")
-    rows, differ = mmlu_pro_outputs(), {}
+    differ, found = {}, []
     for row in rows:
         text = row["generated_text"]
         first = sentence.search(text)
@@ -248,29 +245,18 @@ def test_letters_of_mmlu_pro_answers_are_the_official_ones():
         official = tuple(match and match[1] for match in (first, second))
         assert official[1] in (None, row["pred"])  # the rule as written here is the one that made the file
         ours = extract_answer(text, "choice"), extract_answer(text, "choice", lenient=True)
+        found.append(ours[1])
         if ours != official:
             differ[row["question_id"]] = (official, ours)
-    assert len(rows) == 12032
     assert differ == {
         840: (("A", "A"), ("E", "E")), 6414: (("E", "E"), (None, "F")), 3500: (("G", "G"), ("A", "A"))}
-
-
-def test_the_published_accuracy_and_the_honest_one():
-    """MMLU-Pro counts a random letter where it finds none: 44.19 %. Without those 694 guesses (73 hit): 43.58 %."""
-    rows = mmlu_pro_outputs()
-    found = [extract_answer(row["generated_text"], "choice", lenient=True) for row in rows]
     published = sum(is_correct(a or row["pred"], row["answer"], "choice") for a, row in zip(found, rows))
     honest = sum(is_correct(a, row["answer"], "choice") for a, row in zip(found, rows))
-    assert (published, honest, found.count(None)) == (5317, 5244, 694)
-    assert (f"{published / len(rows):.2%}", f"{honest / len(rows):.2%}") == ("44.19%", "43.58%")
-
-
-# ---- bench ---------------------------------------------------------------------------------------------------------
+    assert (len(rows), published, honest, found.count(None)) == (12032, 5317, 5244, 694)
 
 
 def test_the_bench_runs_from_anywhere_without_data(tmp_path):
     script = Path(answers.__file__).parent / "bench" / "extract.py"
     environment = {name: value for name, value in os.environ.items() if name != "DATA_DIR"}
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"number +(strict|lenient) +([\d,]+) responses/s", done.stdout) and "official" in done.stdout
+    assert done.returncode == 0 and "responses/s" in done.stdout, done.stderr

@@ -277,11 +277,6 @@ def test_text_never_becomes_an_added_token_however_it_is_flagged(llama_folder, t
     assert tokenizer.decode(tokenizer.id(name) for name in names).replace(" ", "") == "".join(shown)
 
 
-def test_the_templates_own_tokens_are_special_even_where_the_file_calls_them_ordinary(chatml_folder, tmp_path):
-    ordinary = lambda content: [token.update(special=False) for token in content["added_tokens"]]
-    check_text_is_text(Tokenizer(variant(chatml_folder, tmp_path, ordinary)), CHATML_SPECIAL)
-
-
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 

@@ -160,24 +160,13 @@ def test_only_fillers_at_the_end_are_dropped(mmlu):
 
 
 def test_the_script_splits_mmlu_pro(mmlu, tmp_path):
-    """Each part from its own hash split, shuffled over the subjects by the seed, copies left out."""
-    rows = mmlu_rows(600)
-    mmlu([*rows, rows[0] | {"question_id": 9999}])
-    data.main(data.Config("mmlu_pro", str(tmp_path / "a"), 200, 10, 50, "Name a letter."))
+    """Each part from its own hash split, shuffled over the subjects by the seed."""
+    mmlu(mmlu_rows(600))
+    data.main(data.Config("mmlu_pro", str(tmp_path / "a"), 200, 10, 50))
     for name, count in (("train", 200), ("valid", 10), ("test", 50)):
         questions = load_questions(str(tmp_path / "a" / f"{name}.jsonl"))
         assert len({q.key for q in questions}) == count and {hash_split(q) for q in questions} == {name}
         assert name == "valid" or 0.3 < sum(q.subject == "law" for q in questions) / count < 0.7
-    with pytest.raises(ValueError, match=r"mmlu_pro:valid holds \d+ different questions, fewer than --valid 500"):
-        data.main(data.Config("mmlu_pro", str(tmp_path / "d"), 10, 500, 10))
-
-
-def test_recorded_mmlu_pro_results_are_questions():
-    """The published outputs of a model: 12,032 rows of 14 subjects, 11,873 different questions."""
-    questions = load_questions(str(real_data("mmlu_pro/llama-3.1-8b-instruct.jsonl.gz")))
-    assert [len(set(x)) for x in zip(*((q.id, q.subject, q.key) for q in questions))] == [12032, 14, 11873]
-    counts = {name: sum(hash_split(q) == name for q in questions) for name in ("train", "valid", "test")}
-    assert counts == {"train": 8437, "valid": 593, "test": 3002}
 
 
 # ---- worked examples -------------------------------------------------------------------------------------------------
@@ -221,7 +210,7 @@ def test_mmlu_pro_examples_by_hand(mmlu):
     ("xyz", r"z\.jsonl, line 1: the same question as .*x\.jsonl, line 1"),
     ("ade", r"^2 errors in the files; the first: \S*d\.jsonl, line 2: not JSON")])
 def test_check_finds_faults_leaks_and_copies(files, fault, tmp_path, capsys):
-    """Counts and lengths by hand; a copy within a file is a note, a question of two files an error with both lines."""
+    """A copy within a file is a note, a question of two files an error with both lines."""
     write(tmp_path / "a.jsonl", GOOD, '{"id": "x", "question": "What is  up?"}', '{"question": "3+4?", "id": "y"}')
     write(tmp_path / "b.jsonl", "", '{"id": "y", "question": "What?"}', '{"id": "x", "question": " what is up? "}')
     write(tmp_path / "d.jsonl", GOOD, "{broken")
@@ -233,7 +222,6 @@ def test_check_finds_faults_leaks_and_copies(files, fault, tmp_path, capsys):
     said = capsys.readouterr().out
     assert ("fine" in said) == (fault is None) and said.count("note:") == ("a" in files)
     assert "a" not in files or "a.jsonl: 3 questions (number), 1 with a gold answer" in said
-    assert "a" not in files or "characters: min 4, median 4, max 12" in said
 
 
 def test_the_commands_of_the_script(tmp_path, capsys, monkeypatch):

@@ -166,13 +166,12 @@ def plain_logprobs(hidden, weight, targets, temperature):
 
 
 @pytest.mark.parametrize("at_once", [1, 41 * 3, 10**6])  # logits: 1 row, 3, all 20
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_logprobs_in_chunks_are_the_plain_formula(monkeypatch, at_once, dtype):
+def test_logprobs_in_chunks_are_the_plain_formula(monkeypatch, at_once):
     """Values, entropies, and gradients of the hidden states and of a weight that made them too, as if tied."""
     monkeypatch.setattr(chunked, "LOGITS_AT_ONCE", at_once)
     rng = torch.Generator().manual_seed(0)
-    start, table = torch.randn(20, 6, generator=rng, dtype=dtype), torch.randn(41, 6, generator=rng, dtype=dtype)
-    targets, factor = torch.randint(41, (20,), generator=rng), torch.randn(20, generator=rng, dtype=dtype)
+    start, table = torch.randn(20, 6, generator=rng), torch.randn(41, 6, generator=rng)
+    targets, factor = torch.randint(41, (20,), generator=rng), torch.randn(20, generator=rng)
     results = []
     for function in (ChunkedLogprobs.apply, plain_logprobs):
         x, weight = start.clone().requires_grad_(), table.clone().requires_grad_()
@@ -180,8 +179,8 @@ def test_logprobs_in_chunks_are_the_plain_formula(monkeypatch, at_once, dtype):
         (logprobs * factor).sum().backward()
         results.append([logprobs.detach(), entropies.detach(), x.grad, weight.grad])
     for ours, plain in zip(*results):
-        assert ours.dtype == dtype and plain.abs().max() > 0.1
-        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6 if dtype == torch.float64 else 4e-6)
+        assert plain.abs().max() > 0.1
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=4e-6)
 
 
 class Memory(TorchDispatchMode):
@@ -270,15 +269,6 @@ def test_last_value_is_that_of_the_last_real_token():
 
 
 # ---- what a position may see ---------------------------------------------------------------------------------------
-
-
-def test_logits_depend_on_the_past_and_the_present_only(llama):
-    """Changing token t changes the logits from t on and leaves all before bit for bit."""
-    tokens = random_tokens(llama.config, 1, 9)
-    changed = tokens.clone()
-    changed[0, 5] = (tokens[0, 5] + 1) % llama.config.vocab_size
-    difference = (llama(tokens) - llama(changed)).abs().amax(-1)[0]
-    assert not difference[:5].any() and (difference[5:] > 1e-3).all()
 
 
 @torch.no_grad()
@@ -429,22 +419,6 @@ def test_a_save_cut_short_leaves_the_old_or_the_new_weights(make_model, tmp_path
     assert found == sorted(found) and not found[0] and found[-1]  # first the old, from one moment on the new
 
 
-def split_into_shards(folder) -> None:
-    """The tensors dealt to three shards, in another order than ours."""
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    places = {name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(sorted(tensors))}
-    for file in set(places.values()):
-        save_file({name: tensors[name] for name in places if places[name] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-
-
-def test_sharded_folder_loads(llama, tmp_path):
-    save_model(llama, tmp_path)
-    split_into_shards(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(load_model(tmp_path).parameters(), llama.parameters(), strict=True))
-
-
 def edit_config(**changes):
     def edit(folder):
         path = folder / "config.json"
@@ -459,11 +433,6 @@ def edit_tensors(change):
         change(tensors)
         save_file(tensors, folder / "model.safetensors")
     return edit
-
-
-def lose_a_shard(folder):
-    split_into_shards(folder)
-    (folder / "model-00002-of-00003.safetensors").unlink()
 
 
 def write_index(content):
@@ -501,7 +470,7 @@ FAULTS = [
     *[(edit_tensors(change), words) for change, words in TENSORS],
     (lambda folder: os.truncate(folder / WEIGHTS, 1000), [WEIGHTS]),
     (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"), [WEIGHTS, "pickle"]),
-    (lose_a_shard, ["model-00002-of-00003.safetensors"]),
+    (write_index('{"weight_map": {"a": "model-00002.safetensors"}}'), ["model-00002.safetensors"]),
     *[(write_index(content), [f"{WEIGHTS}.index.json"])  # paths out of the folder: test_security.py
       for content in ("[]", "{nope", '{"weight_map": {}}', '{"weight_map": {"a": 1}}')]]
 
