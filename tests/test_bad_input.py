@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from test_model import edit_config, edit_tensors
 
 import data
 import runtime
@@ -240,27 +239,6 @@ def test_empty_answers_are_answers(here):
     assert [run(command) for command in ("pseudo_reward", "sft", "reward")] == [0, 0, 0]
 
 
-# ---- model folders -------------------------------------------------------------------------------------------------
-
-
-MODELS = {
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json", "not found"]),
-    "NaN in a matrix": (edit_tensors(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["nan"]),
-    "text as weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"version 1\n" * 9), ["damaged"]),
-    "another family": (edit_config(model_type="gemma"), ["model_type", "gemma"]),
-    "a size that does not fit the weights": (edit_config(intermediate_size=64), ["shape", "config.json"])}
-USERS = {"generate": "--model bad", "sft": "--model bad", "reward": "--model bad", "ppo": "--policy bad",
-         "eval": "~x=bad --questions questions.jsonl --out out"}
-
-
-@pytest.mark.parametrize(("command", "name"), [(list(USERS)[i % len(USERS)], name) for i, name in enumerate(MODELS)])
-def test_a_bad_model_folder(here, capsys, name, command):
-    damage, words = MODELS[name]
-    shutil.copytree("model", "bad")
-    damage(here / "bad")
-    refuses(here, capsys, command, USERS[command], words)
-
-
 # ---- fuzzing -------------------------------------------------------------------------------------------------------
 
 CASES = [pytest.param(60, id="few"), pytest.param(10_000, id="many", marks=pytest.mark.slow)]
@@ -305,7 +283,7 @@ def test_any_lines_are_read_or_refused_with_file_and_line(tmp_path, cases):
 
 @pytest.mark.parametrize("cases", CASES)
 def test_any_damage_to_a_safetensors_file_is_refused_or_harmless(tmp_path, model_folder, cases):
-    """Bytes cut off, changed, inserted or dropped: the same shapes load, or one sentence names the file."""
+    """Some bytes replaced by others, or all behind them cut: the same shapes load, or one sentence names the file."""
     shutil.copytree(model_folder, tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
     whole = path.read_bytes()
@@ -313,27 +291,20 @@ def test_any_damage_to_a_safetensors_file_is_refused_or_harmless(tmp_path, model
     shapes = {name: tensor.shape for name, tensor in load_model(model_folder).state_dict().items()}
 
     def edits(st):
-        place = st.one_of(st.integers(0, 7), st.integers(0, header - 1), st.integers(0, len(whole) - 1))
-        kind = st.sampled_from(["cut", "change", "insert", "drop", "digit"])
-        return st.lists(st.tuples(place, kind, st.binary(min_size=1, max_size=4)), min_size=1, max_size=3)
+        place = st.integers(0, 7) | st.integers(0, header - 1) | st.integers(0, len(whole) - 1)
+        dropped = st.integers(0, 4) | st.just(len(whole))
+        return st.lists(st.tuples(place, dropped, st.binary(max_size=4) | st.just(b"7")), min_size=1, max_size=3)
 
     def check(edits):
         content = bytearray(whole)
-        for at, kind, new in edits:
-            if kind == "cut":
-                del content[at:]
-            elif kind == "drop":
-                del content[at : at + len(new)]
-            elif kind == "digit":
-                content[at : at + 1] = b"%d" % (new[0] % 10)
-            else:
-                content[at : at + len(new) * (kind == "change")] = new
+        for at, dropped, new in edits:
+            content[at : at + dropped] = new
         fresh = tmp_path / "model" / "new"  # under a name of its own: the old one may still be mapped
         fresh.write_bytes(content)
         fresh.replace(path)
         try:
-            model = load_model(tmp_path / "model")
-            assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+            found = load_model(tmp_path / "model").state_dict()
+            assert {name: tensor.shape for name, tensor in found.items()} == shapes
         except ValueError as error:
             assert "model" in str(error) and "\n" not in str(error)
 

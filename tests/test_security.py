@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_report import make_run, write_rows
+from test_report import make_run
 
 import data
 import report
@@ -135,20 +135,18 @@ def test_the_report_shows_what_a_model_said_and_does_not_obey_it(tmp_path, monke
     folder = make_run(tmp_path / "run")
     for name in ("sft", "ppo"):
         path = folder / report.evaluation(name) / "transcripts.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        write_rows(path, [row | {"response": text, "question": text, "gold": text} for row in rows])
+        rows = [row | {"response": text, "question": text, "gold": text} for row in data.read_jsonl(path)]
+        data.write_jsonl(path, rows)
     for split in ("train", "test"):
         path = folder / "0_questions" / f"{split}.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        write_rows(path, [row | {"question": f"{text} {row['id']}"} for row in rows])
+        data.write_jsonl(path, [row | {"question": f"{text} {row['id']}"} for row in list(data.read_jsonl(path))])
     report.main(report.Config((str(folder),), preset="tiny", seed=3))
     page = (folder / "report.md").read_text(encoding="utf-8")
     control = [c for c in page if (ord(c) < 32 and c != "\n") or ord(c) in (0x2028, 0x2029, 0x202E, 0x7F, 0x85)]
     assert not control, control
     outside = [line for line in page.split("\n") if not line.startswith("    ")]
-    for word in ("<script", "<img", "javascript:", "# a heading", "out of the block", "tracker", "<b>", "<i>", "<u>",
-                 "# b", "gnp.exe", "<s>", "&lt;", "* * *"):
-        assert not any(word in line for line in outside), word
+    words = "<script|javascript:|# a heading|out of the block|tracker|<b>|<i>|<u>|# b|gnp.exe|<s>|&lt;|\\* \\* \\*"
+    assert not re.findall(words, "\n".join(outside))
 
 
 def test_the_page_on_security_names_tests_that_exist():
