@@ -810,6 +810,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("query heads grouped the other way", "k_proj(x).view(B, T, -1, self.head_dim)",
              "k_proj(x).view(B, T, -1, self.head_dim).flip(2)"),
             ("gate and up swapped", "gate_proj(x)) * self.up_proj", "up_proj(x)) * self.gate_proj"),
+            ("norm subtracts the mean", "rms_norm(x.float()", "rms_norm(x.float() - x.float().mean(-1, keepdim=True)"),
             ("no residual around attention", "x + self.self_attn", "self.self_attn")]),
         *by("cached_steps_equal_the_full_pass", [
             ("cached positions are off by one", "+ self.places[:T]", "+ self.places[:T] + (self.used > 0)"),
@@ -826,8 +827,6 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("query rows of a group out of order", "3, 1, 4).reshape", "1, 3, 4).reshape"),
             ("keys of one head for another", "heads + positions", "heads.flip(1) + positions")]),
         ("attention sees the future", "True, enable_gqa", "False, enable_gqa", "the_logits_are_those_of_the_formulas"),
-        ("norm subtracts the mean", "rms_norm(x.float()", "rms_norm(x.float() - x.float().mean(-1, keepdim=True)",
-         "rmsnorm_is_x_over_root_mean_square"),
         ("the norm in the input's type",
          "F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)",
          "x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight",

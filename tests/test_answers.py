@@ -48,39 +48,28 @@ CHOICES = [
     ("CAB FAD BED", None, None), ("It is a guess", None, None), ("", None, None)]
 NUMBER_STYLES = [  # text, strict
     # GPT-4: prose, LaTeX in \( \) and \[ \], bold
-    ("So, Janet makes **$18** every day.\n\nThe answer is **$18**.", "18"),
     ("\\[\n\\text{Total} = 9 \\times 2 = 18\n\\]\n\nThe answer is \\( 18 \\).", "18"),
     ("#### 1. Add the eggs\n3 + 4 = 7\n\n#### 2. Double them\n14\n\nThe answer is 14.", "14"),
-    ("#### Step 1: Add\n3 + 4 = 7\n\n#### Final Answer: 7", "7"), ("**Final Answer**: \\(\\boxed{42}\\)", "42"),
     ("The answer is \\( -\\frac{1}{2} \\).", "-0.5"), ("The answer is: \\[ 12.5\\% \\]", "12.5"),
     ("**Answer:**\n1. Ava has 3 pens.\n2. She buys 4.\n\nThe answer is 7.", "7"),
     ("Answer:\n\n1. Multiply 3 by 4.\n2. Add 5.\n\n**17**", None), ("The answer to the question is 36.", "36"),
     ("Hence, the final answer is $\\$1{,}234.50$.", "1234.5"), ("The answer is 3 million.", "3000000"),
     ("The answer is \\(2.5 \\times 10^{3}\\) joules.", "2500"), ("The answer is 1.5e3.", "1500"),
     ("It takes 2½ hours. The answer is 2½.", "2.5"), ("The answer is €45.", "45"), ("The answer is 3:4.", None),
-    ("The answer is not 5 but depends on the price.", None), ("The answer is 5 + 3.", None),
-    ("The answer is 5 × 3 = 15.", "15"), ("The answer is x = 5.", "5"),
-    ("The answer is 5 apples + 3 apples = 8 apples.", "8"), ("The answer is (3 + 4) * 2 = 14.", "14"),
     # Llama 3: sentences, 'The final answer is: $\\boxed{}$', GSM8K's hashes from few shots
-    ("## Step 1: Calculate\n16-3-4 = 9\n\n## Step 2: Multiply\n9*2 = 18\n\nThe final answer is: $\\boxed{18}$", "18"),
     ("Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\n#### 18", "18"), ("#### 5 + 3 = 8", "8"), ("#### 1 1/2", "1.5"),
     ("The answer is 18.\n\nQ: A car costs 5 dollars. The answer is 5.", "18"), ("Answer: 18<|eot_id|>", "18"),
-    ("The answer is 2/3 of the cake.", "2/3"), ("A: 3 + 4 = 7. Then 7 * 2 = 14. The answer is 14.", "14"),
     ("A: 14\n\nQ: next\nA: 3", "14"), ("The answer is 1/2 * 8 = 4.", "4"), ("#### 1, 2 and 3", "1"),
     # Qwen: everything in a box
-    ("Therefore, the answer is \\[\n\\boxed{18}\n\\]", "18"), ("\\boxed{\\dfrac{3}{4}}", "0.75"),
     ("\\boxed{\\tfrac13}", "1/3"), ("\\boxed{1\\frac{1}{2}}", "1.5"), ("\\boxed{x=-5}", "-5"),
     ("\\boxed{\\text{18 dollars}}", "18"), ("\\boxed{18 \\text{ dollars}}", "18"), ("\\boxed{\\$1,234.56}", "1234.56"),
     ("\\boxed{1,\\!234}", "1234"), ("\\boxed{\\mathbf{42}}", "42"), ("\\boxed{2\\sqrt{3}}", None),
     ("\\boxed{2^{10}}", None), ("\\boxed{0.5 \\text{ or } \\frac{1}{2}}", "0.5"), ("因此，答案是 \\boxed{18}。", "18"),
     ("The answer is 5 at first sight, but the box says \\boxed{6}.", "6"), ("The answer is １８.", "18"),
     # Mistral: 'The answer is', often with a unit or an explanation behind it
-    ("The answer is $18 because 9 * 2 = 18.", "18"), ("The answer is 25 km/h.", "25"), ("The answer is only 4.", "4"),
     ('The answer is "4".', "4"), ("the answer is 1\u202f000\u202f000", "1000000"), ("the answer is 12,34", None),
     ("the answer is 3,5", None), ("the answer is 2024-05-01", None), ("the answer is 1.234.567", None),
-    # Gemma: bold everywhere, bullets, emphasis
     ("Here's how to solve it:\n\n* 3 + 4 = **7**\n\n**Answer:** The total is **7**", None), ("*Answer*: 7", "7"),
-    ("The answer is **7**\n* 3 apples\n* 4 pears", "7"), ("The answer is 7\n- 3 apples\n- 4 pears", "7"),
     # DeepSeek-R1: thinking first, which is no answer; taking an answer back
     ("<think>\nSo the answer is 5? Wait, \\boxed{5} ignores the tax.\n</think>\n\nThe answer is \\boxed{6}.", "6"),
     ("<think>3+4=7</think><answer>7</answer>", "7"), ("<think>\n#### 5\n</think>\n\nI am not sure.", None),
@@ -92,7 +81,6 @@ NUMBER_STYLES = [  # text, strict
 CHOICE_STYLES = [
     ("The correct answer is (C) 12 mV.", "C"), ("The correct answer is **C. 12 mV**.", "C"), ("answer: (c)", "C"),
     ("Answer: C. Paris", "C"), ("Answer:\n\nC", "C"), ("The answer is option C.", "C"), ("The best answer is C.", "C"),
-    ("The correct choice is (C).", "C"), ("The answer is: **(C)**", "C"), ("The answer is $\\boxed{C}$.", "C"),
     ("\\boxed{\\textbf{(C)}}", "C"), ("\\boxed{C. 12}", "C"), ("The answer is \\(\\mathbf{C}\\).", "C"),
     ("<think>It could be A. The answer is (A)?</think>\n\nThe answer is (B).", "B"), ("<answer>D</answer>", "D"),
     ("The answer is Apple.", None), ("The answer is Both A and B.", None), ("The answer is not A.", None),

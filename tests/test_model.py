@@ -39,16 +39,6 @@ def random_tokens(config: ModelConfig, rows: int, length: int, seed: int = 0) ->
 # ---- formulas, written out again in float64 ------------------------------------------------------------------------
 
 
-def test_rmsnorm_is_x_over_root_mean_square():
-    """x * w / sqrt(mean(x^2) + eps), over the last dimension, eps inside the root."""
-    norm = model_file.RMSNorm(6, eps=0.3)
-    norm.weight.data = torch.linspace(-1, 2, 6)
-    sizes = torch.tensor([0.1, 1.0, 30.0, 0.5])[:, None, None]
-    x = sizes * torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
-    expected = x.double() / (x.double().pow(2).sum(-1, keepdim=True) / 6 + 0.3).sqrt() * norm.weight.double()
-    torch.testing.assert_close(norm(x).double(), expected, rtol=1e-5, atol=1e-7)
-
-
 def test_rmsnorm_squares_in_fp32_for_bf16():
     """With bf16 input the result is within two roundings of the exact one: the mean of 4096 squares is not bf16's."""
     norm = model_file.RMSNorm(4096, eps=1e-5).to(torch.bfloat16)
@@ -272,17 +262,15 @@ def test_last_value_is_that_of_the_last_real_token():
 @torch.no_grad()
 def test_right_padding_never_changes_a_real_position(llama, make_config, randomize):
     """A short row in a batch, padded with anything, gives what it gives alone; so does the scalar model."""
-    scalar = randomize(ScalarModel(make_config()))
-    rows = [random_tokens(llama.config, 1, length, seed=length)[0] for length in (3, 8, 1, 5)]
-    lengths = torch.tensor([len(row) for row in rows])
+    scalar, lengths = randomize(ScalarModel(make_config())), torch.tensor([3, 8, 1, 5])
+    texts = random_tokens(llama.config, 4, 10)
     for padding in (0, 60):
-        batch = torch.full((4, 10), padding)
-        for i, row in enumerate(rows):
-            batch[i, : len(row)] = row
+        batch = texts.where(torch.arange(10) < lengths[:, None], padding)
         logits, last = llama(batch), model_file.last_value(scalar(batch), lengths)
-        for i, row in enumerate(rows):
-            torch.testing.assert_close(logits[i, : len(row)], llama(row[None])[0], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(last[i], scalar(row[None])[0, -1], rtol=1e-5, atol=1e-5)
+        for i, length in enumerate(lengths):
+            alone = texts[i : i + 1, :length]
+            torch.testing.assert_close(logits[i, :length], llama(alone)[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(last[i], scalar(alone)[0, -1], rtol=1e-5, atol=1e-5)
 
 
 @each_case

@@ -10,7 +10,7 @@ from test_model import CASES as SHAPES
 from test_model import random_tokens
 
 from generate import generate
-from model import KVCache, ScalarModel, load_model, load_scalar_model, save_model
+from model import ScalarModel, load_model, load_scalar_model, save_model
 
 CASES = {  # changes to conftest's config, number of tokens
     "gqa": (SHAPES["gqa"], 13),
@@ -62,33 +62,6 @@ def test_logits_and_gradients(name, make_model, tmp_path):
     floor = 1e-6 * torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     for key, weight in ours.named_parameters():
         assert (weight.grad - gradients[key]).norm() <= 1e-4 * gradients[key].norm() + floor, key
-
-
-@each_case
-@torch.no_grad()
-def test_padded_batches_and_cached_steps(name, make_model, tmp_path):
-    """Rows of unequal length: a padded batch, then prefill and single steps from the cache, against transformers."""
-    changes, length = CASES[name]
-    ours = make_model(**changes)
-    theirs = to_transformers(ours, tmp_path)
-    prompts, steps = sorted({1, (length + 1) // 2, length}), 4
-    texts = random_tokens(ours.config, len(prompts), length + steps)
-    rows = torch.arange(len(prompts))
-    lengths = torch.tensor(prompts)
-    real = torch.arange(length) < lengths[:, None]  # (B, T)
-    padded = torch.where(real, texts[:, :length], 0)
-    masked = theirs(padded, attention_mask=real.long()).logits
-    assert (ours(padded) - masked)[real].abs().max() <= 1e-4
-
-    alone = [theirs(texts[row : row + 1, : n + steps]).logits[0] for row, n in enumerate(prompts)]
-    cache = KVCache(ours.config, len(prompts), length + steps, torch.float32, torch.device("cpu"))
-    logits = ours(padded, cache)
-    assert (logits - masked)[real].abs().max() <= 1e-4
-    cache.lengths = lengths
-    for step in range(steps):
-        logits = ours(texts[rows, lengths + step][:, None], cache)[:, 0]
-        expected = torch.stack([alone[row][n + step] for row, n in enumerate(prompts)])
-        assert (logits - expected).abs().max() <= 1e-4
 
 
 @each_case
