@@ -791,7 +791,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "stage.save(load_model(cfg.model), tokenizer", RUN),
     ],
     "model.py": [
-        *by("rope_is_a_complex_rotation", [
+        *by("the_logits_are_those_of_the_formulas", [
             ("rope turns the wrong way", "-second, first], dim=-1)", "second, -first], dim=-1)"),
             ("rope with interleaved pairs",
              "x.chunk(2, dim=-1)\n    return torch.addcmul(x * cos, torch.cat([-second, first], dim=-1), sin)",
@@ -800,8 +800,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("rope turns at half the speed", "/ config.head_dim", "/ 2 / config.head_dim"),
             ("rope positions in bf16", "length, dtype=torch.float32, device=device",
              "length, device=device).bfloat16().float("),
-            ("fast pairs are stretched", "keep * speed + (1 - keep)", "(1 - keep) * speed + keep")]),
-        *by("the_logits_are_those_of_the_formulas", [
+            ("fast pairs are stretched", "keep * speed + (1 - keep)", "(1 - keep) * speed + keep"),
             ("keys are not rotated",
              "q, k = rotate(torch.cat([q, k], dim=2), *rope).split([q.shape[2], k.shape[2]], dim=2)",
              "q = rotate(q, *rope)"),

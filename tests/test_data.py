@@ -214,7 +214,7 @@ def test_check_finds_faults_leaks_and_copies(files, fault, tmp_path, capsys):
     write(tmp_path / "a.jsonl", GOOD, '{"id": "x", "question": "What is  up?"}', '{"question": "3+4?", "id": "y"}')
     write(tmp_path / "b.jsonl", "", '{"id": "y", "question": "What?"}', '{"id": "x", "question": " what is up? "}')
     write(tmp_path / "d.jsonl", GOOD, "{broken")
-    write(tmp_path / "e.jsonl", "")
+    write(tmp_path / "e.jsonl")
     for name, options in (("x", ["x", "y"]), ("y", ["x", "z"]), ("z", ["y", "x"])):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"question": "Which?", "options": options}])
     with pytest.raises(ValueError, match=fault) if fault else contextlib.nullcontext():
