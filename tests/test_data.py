@@ -190,7 +190,9 @@ def test_mmlu_pro_examples_by_hand(mmlu):
          "cot_content": f"A: Let's think step by step. Since {i}. The answer is (A).",
          "category": ["law", "math"][i % 2]} for i in range(10)])
     question = Question("q", "Which? ", "B", "choice", ("one", "two"), "Be brief.", "math")
-    assert few_shot_prompt(question, 2) == published.MMLU_PRO_INTRO.format(subject="math") + (
+    assert few_shot_prompt(question, 2) == (
+        'The following are multiple choice questions (with answers) about math. Think step by step and then finish '
+        'your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n'
         "Question:\n Worked 1?\nOptions:\nA. x\nB. y1\nAnswer: Let's think step by step. Since 1. "
         "The answer is (A).\n\n"
         "Question:\n Worked 3?\nOptions:\nA. x\nB. y3\nAnswer: Let's think step by step. Since 3. "
