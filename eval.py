@@ -22,13 +22,14 @@ from torch import Tensor
 import quality
 import runtime
 from answers import extract_answer, is_correct
-from data import STOP_TEXT, Question, Tokenizer, load_questions
+from data import Question, Tokenizer, load_questions
 from generate import answer_in_parts, answers_to, load, prompts_of
 from model import Llama, load_scalar_model
-from pseudo_reward import load_samples
 from reward import score_responses
 from runtime.files import lines
-from runtime.flags import Count, Input, Inputs, Natural, Positive
+from runtime.flags import Count, Input, Inputs, Natural, Positive, Questions
+from tasks.published import STOP_TEXT
+from tasks.recorded import load_samples
 
 SCORED_AT_ONCE = 16384  # tokens of best-of-n: nothing is kept for a backward pass
 
@@ -38,7 +39,7 @@ class Config:
     """Answer a question set with one or more models and count what is right."""
 
     models: Inputs  # NAME=FOLDER ...: its name in the report, and a Hugging Face folder or a JSONL of recorded answers
-    questions: Input  # question set with gold answers
+    questions: Questions  # question set with gold answers
     out: str  # folder that gets a folder for each name
     max_new_tokens: Count = 256  # an answer that has not ended by then counts as truncated
     batch_size: Count = 256  # rows sampled together

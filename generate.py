@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 import runtime
-from data import STOP_TEXT, Question, Tokenizer, extract_answer, few_shot_prompt, load_questions
+from data import Question, Tokenizer, extract_answer, load_questions
 from model import KVCache, Llama, ModelConfig, load_model
 from runtime import ranks, seed_of
 from runtime.files import lines
-from runtime.flags import Count, Input, Natural
+from runtime.flags import Count, Input, Natural, Questions
+from tasks.published import STOP_TEXT, few_shot_prompt
 
 READ_AT_ONCE = {"cpu": 2**11, "cuda": 2**16}  # tokens of prompts: what fits into a core's own cache is read faster
 
@@ -244,7 +245,7 @@ class Config:
     """Sample answers to every question of a set, or, with --ask, print one answer."""
 
     model: Input  # Hugging Face folder
-    questions: Input = ""  # question set: a JSONL, arith:train, gsm8k:train ...
+    questions: Questions = ""  # question set: a JSONL, arith:train, gsm8k:train ...
     out: str = ""  # folder for samples.jsonl
     source: str = "teacher"  # who is speaking, written beside every sample: teacher or student
     samples: Count = 8  # answers per question and temperature

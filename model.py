@@ -10,36 +10,21 @@ E head size. Batches are right-padded; attention is causal, so padding on the ri
 Sources: Llama 3 (arXiv 2407.21783), RoPE (arXiv 2104.09864), GQA (arXiv 2305.13245), SwiGLU (arXiv 2002.05202).
 """
 
-import contextlib
 import copy
 import functools
-import json
 import math
-import os
-import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hf.folder import read_config, read_score_mean, read_tensors, write_folder
 from runtime.chunked import ChunkedLogprobs
 
 # ---- configuration -------------------------------------------------------------------------------------------------
-
-
-UNSUPPORTED = {  # keys of config.json that make another network, the value that does not, and what is wrong otherwise
-    "hidden_act": ("silu", "Llama uses silu"),
-    "quantization_config": ({}, "convert the weights to bf16, fp16 or fp32 first"),
-    "partial_rotary_factor": (1, "all of a head is rotated here"),
-    "num_local_experts": (0, "a mixture of experts is not implemented"),
-    "num_experts": (0, "a mixture of experts is not implemented"),
-    "use_sliding_window": (False, "only full attention is implemented"),
-}
 
 
 @dataclass(frozen=True)
@@ -72,63 +57,7 @@ class ModelConfig:
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ModelConfig":
         """Read `folder/config.json`. Raises ValueError or FileNotFoundError, naming the file and the key."""
-        path = Path(folder) / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} not found: a model is a folder with config.json and model.safetensors")
-        raw = {key: value for key, value in _read_object(path).items() if value is not None}  # null means left out
-
-        def refuse(key: str, value: object, supported: str) -> None:
-            raise ValueError(f"{path}: {key} = {value!r:.80} is not supported; {supported}")
-
-        if "auto_map" in raw:
-            print(f"warning: {path} names Python code to run (auto_map); it is not run here", file=sys.stderr)
-        model_type = raw.get("model_type")
-        if model_type not in ("llama", "qwen2"):
-            refuse("model_type", model_type, "this code reads llama and qwen2")
-        # transformers 5 writes rope_parameters, older versions rope_scaling beside rope_theta
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            refuse("rope_scaling", rope, "it must be an object")
-        for key, (harmless, supported) in UNSUPPORTED.items():
-            value = (raw | rope).get(key, harmless)
-            if value != harmless:
-                refuse(key, value, supported)
-        if model_type == "llama" and "sliding_window" in raw:  # qwen2 files carry one that is switched off
-            refuse("sliding_window", raw["sliding_window"], "only full attention is implemented")
-        raw |= {key if key.startswith("rope_") else f"rope_{key}": value for key, value in rope.items()}
-        if raw.get("rope_type", "default") not in ("default", "llama3"):
-            refuse("rope_scaling type", raw["rope_type"], "only 'default' and 'llama3' are")
-
-        kinds = {field.name: field.type for field in fields(cls)}
-        required = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
-        if raw.get("rope_type") == "llama3":
-            required += [key for key in kinds if key.startswith("rope_") and key != "rope_theta"]
-        for key in required:
-            if key not in raw:
-                raise ValueError(f"{path}: the key {key.removeprefix('rope_')!r} is missing")
-        given = {key: value for key, value in raw.items() if key in kinds}
-        for key, value in given.items():
-            most = 1024 if key == "num_hidden_layers" else 2**24  # a slip of the pen must not fill the memory
-            if kinds[key] is int and not (type(value) is int and 0 < value <= most):
-                refuse(key, value, f"it must be a whole number from 1 to {most}")
-            if kinds[key] is float and not (type(value) in (int, float) and 0 < value < 1e30):
-                refuse(key, value, "it must be a number above 0")
-            if kinds[key] is bool and type(value) is not bool:
-                refuse(key, value, "it must be true or false")
-            several = key == "eos_token_id" and isinstance(value, list)
-            if key.endswith("_token_id") and not all(type(token) is int for token in (value if several else [value])):
-                refuse(key, value, "it must be a token id")
-            given[key] = tuple(value) if several else value
-        heads, hidden = given["num_attention_heads"], given["hidden_size"]
-        defaults = {"num_key_value_heads": heads, "head_dim": hidden // heads, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
-        config = cls(**defaults | given | ({"attention_bias": True} if model_type == "qwen2" else {}))
-        if heads % config.num_key_value_heads:
-            refuse("num_key_value_heads", config.num_key_value_heads, f"it must divide the {heads} query heads")
-        if config.head_dim % 2 or not config.head_dim:
-            refuse("head_dim", config.head_dim, "rotary positions turn pairs of features")
-        if config.rope_type == "llama3" and config.rope_low_freq_factor >= config.rope_high_freq_factor:
-            refuse("low_freq_factor", config.rope_low_freq_factor, "it must be below high_freq_factor")
-        return config
+        return cls(**read_config(folder))
 
     def to_json(self, **extra: object) -> dict:
         """The contents of a `config.json` that this code and transformers both read; `extra` keys are added.
@@ -409,20 +338,15 @@ class ScalarModel(nn.Module):
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def load_model(
-    folder: str | Path,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-) -> Llama:
+def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Llama:
     """Load a Hugging Face folder (config.json + model.safetensors, or an index and its shards).
 
-    dtype and device default to the file's dtype and the CPU. Raises ValueError or FileNotFoundError with one
-    sentence naming the file and the tensor.
+    dtype and device default to the file's dtype and the CPU. Raises ValueError or FileNotFoundError with one sentence
+    naming the file and the tensor.
     """
     with torch.device("meta"):  # shapes only: the weights go straight from the file to their place
         model = Llama(ModelConfig.from_folder(folder))
-    skip = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    _fill(model, folder, dtype, device, skip)
+    _fill(model, folder, dtype, device, ignored={"lm_head.weight"} if model.config.tie_word_embeddings else set())
     model.tie()
     return model
 
@@ -443,7 +367,7 @@ def load_scalar_model(
         raise ValueError(f"new_head {new_head!r} is neither 'normal' nor 'zero'")
     with torch.device("meta"):
         model = ScalarModel(ModelConfig.from_folder(folder))
-    _fill(model, folder, dtype, device, skip={"lm_head.weight", "score.weight"} if new_head else set())
+    _fill(model, folder, dtype, device, ignored={"lm_head.weight", "score.weight"} if new_head else set())
     if new_head:
         weight = torch.zeros(1, model.config.hidden_size)  # (1, D); drawn on the CPU: the same on every device
         if new_head == "normal":
@@ -451,97 +375,20 @@ def load_scalar_model(
             weight.normal_(std=1 / math.sqrt(model.config.hidden_size + 1), generator=rng)
         model.score.weight = nn.Parameter(weight.to(model.model.norm.weight))
     else:
-        path = Path(folder) / "config.json"
-        model.score_mean = _read_object(path).get("score_mean", 0.0)
-        if type(model.score_mean) not in (int, float) or not math.isfinite(model.score_mean):
-            raise ValueError(f"{path}: score_mean = {model.score_mean!r} is not a number")
+        model.score_mean = read_score_mean(folder)
     return model
 
 
-def _fill(model: nn.Module, folder: str | Path, dtype, device, skip: set[str]) -> None:
-    """Give every parameter of a meta-device model, but for `skip`, its tensor; no other tensor may be in the files.
-
-    On the CPU and in the file's own dtype a parameter *is* the mapped file: read when first used, copied page by page
-    when written to, and valid even if the file is then renamed or deleted.
-    """
-    folder, device, tensors, places = Path(folder), torch.device(device or "cpu"), {}, {}
-    for path in _weight_files(folder):
-        with _open(path) as file:  # maps the file, reads no weight yet
-            for name in file.keys():
-                if name not in skip and not name.endswith("rotary_emb.inv_freq"):
-                    tensors[name], places[name] = file.get_tensor(name), path
-    if isinstance(model, Llama) and "score.weight" in tensors:
-        raise ValueError(f"{folder} is a scalar model (it has score.weight), but a language model is needed here")
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in skip}
-    if "score.weight" in wanted and "score.weight" not in tensors:
-        where = "give a folder that reward.py wrote, or a new_head for a language model"
-        raise ValueError(f"{folder}: the scalar head score.weight is missing; {where}")
-    for name, tensor in tensors.items():
-        place, shape = f"{places[name]}: the tensor {name}", tuple(tensor.shape)
-        if name not in wanted:
-            raise ValueError(f"{place} has no place in this model")
-        if shape != wanted[name]:
-            raise ValueError(f"{place} has shape {shape}, config.json asks for {tuple(wanted[name])}")
-        if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-            raise ValueError(f"{place} is {tensor.dtype}; convert the weights to bf16, fp16 or fp32 first")
-        if tensor.dim() == 1 and not tensor.isfinite().all():  # all weights of a diverged run are NaN, norms are small
-            raise ValueError(f"{place} holds NaN or infinity: the run that wrote it diverged")
-    missing = [name for name in wanted if name not in tensors]
-    if missing:
-        raise ValueError(f"{folder}: {len(missing)} tensors are missing from the weights, the first is {missing[0]}")
-    for name in sorted(tensors, key=lambda name: -tensors[name].numel()):  # largest first: memory is still free
-        if (dtype or tensors[name].dtype) != tensors[name].dtype or device.type != "cpu":
-            with _open(places[name]) as file:  # mapped anew: what was read of the file leaves memory with this tensor
-                tensors[name] = file.get_tensor(name).to(device, dtype or tensors[name].dtype)
-    model.load_state_dict(tensors, assign=True, strict=False)  # all that strict would check is checked above
-
-
-@contextlib.contextmanager
-def _open(path: Path):
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from None
-
-
-def _read_object(path: Path) -> dict:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(raw).__name__}")
-    return raw
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or else the shards that the index names, as in transformers."""
-    index, files = folder / "model.safetensors.index.json", [folder / "model.safetensors"]
-    if index.is_file() and not files[0].is_file():
-        places = _read_object(index).get("weight_map")
-        if not isinstance(places, dict) or not places:
-            raise ValueError(f"{index}: weight_map must be an object with the shard of every tensor")
-        for name in places.values():
-            if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
-                raise ValueError(f"{index}: weight_map names {name!r}, which is not a .safetensors file of this folder")
-        files = [folder / name for name in sorted(set(places.values()))]
-    for path in files:
-        if not path.is_file():
-            pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt*"))
-            hint = f"; {pickled[0].name} is a pickle and is never opened: convert it to safetensors" if pickled else ""
-            raise FileNotFoundError(f"{path} not found{hint}")
-    return files
+def _fill(model: nn.Module, folder: str | Path, dtype, device, ignored: set[str]) -> None:
+    """Give every parameter of a meta-device model, but for those ignored, its tensor of the folder."""
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in ignored}
+    tensors = read_tensors(folder, wanted, ignored, dtype, device or "cpu")
+    model.load_state_dict(tensors, assign=True, strict=False)  # all that strict would check is checked
 
 
 def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: int = 5 * 10**9) -> None:
-    """Write config.json and model.safetensors, or shards of at most max_shard_size bytes and their index.
-
-    transformers loads the folder unchanged. A save cut short leaves the old weights in place: files get temporary
-    names first, new shards never the name of one in use, and one rename (or removal) puts the new in the old's place.
-    """
-    folder, config, tensors = Path(folder), model.config, model.state_dict()
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a folder that transformers loads unchanged. A save cut short leaves the old weights in place."""
+    config, tensors = model.config, model.state_dict()
     family = "Qwen2" if config.model_type == "qwen2" else "Llama"
     extra = {"torch_dtype": str(model.model.norm.weight.dtype).removeprefix("torch.")}
     if isinstance(model, Llama):
@@ -554,36 +401,10 @@ def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: i
         ends = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
         if config.pad_token_id in ends:  # transformers would take a text's last token for padding
             extra["pad_token_id"] = None
-    shards, size = [{}], 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > max_shard_size:
-            shards, size = [*shards, {}], 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    names, texts, index = ["model.safetensors"], {}, "model.safetensors.index.json"
-    if len(shards) > 1:
-        in_use = (folder / index).is_file() and '"model-0' in (folder / index).read_text(encoding="utf-8")
-        stem = "model-b" if in_use else "model"
-        names = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        places = {name: file for file, shard in zip(names, shards) for name in shard}
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        texts[index] = {"metadata": {"total_size": total}, "weight_map": places}
-    texts["config.json"] = config.to_json(**extra)
-    for name, shard in zip(names, shards):
-        shard = {key: tensor.detach().cpu().contiguous() for key, tensor in shard.items()}
-        try:
-            save_file(shard, folder / f"{name}.tmp", metadata={"format": "pt"})
-        except SafetensorError as error:  # such as a full disk
-            raise OSError(f"{folder / name} cannot be written: {error}") from None
-    for name, text in texts.items():
-        (folder / f"{name}.tmp").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
-    for name in [*names, *texts]:
-        with (folder / f"{name}.tmp").open("rb") as file:
-            os.fsync(file.fileno())  # a rename is no use to a file that a power cut empties
-        (folder / f"{name}.tmp").replace(folder / name)
-    for path in [folder / "model.safetensors", folder / index, *folder.glob("model-*-of-*.safetensors")]:
-        if path.name not in names and path.name not in texts:  # of an earlier save
-            path.unlink(missing_ok=True)
+    write_folder(folder, config.to_json(**extra), tensors, max_shard_size)
+
+
+Llama.save = ScalarModel.save = save_model  # by this name a stage saves any network
 
 
 # ---- functions of logits and masks ---------------------------------------------------------------------------------

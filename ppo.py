@@ -28,7 +28,7 @@ from generate import answers_to, prompts_of
 from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, masked_values
 from reward import make_score
 from runtime import Desk, ranks, steps
-from runtime.flags import Count, Input, Natural, NotNegative, Positive, Share
+from runtime.flags import Count, Input, Natural, NotNegative, Positive, Questions, Share
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Config:
     """Reinforcement learning of a student against a reward model, or against the raw vote."""
 
     policy: Input  # the SFT student, or the policy of the round before: where it starts
-    questions: Input  # training questions; their gold answers are not read
+    questions: Questions  # training questions; their gold answers are not read
     out: str  # Hugging Face folder to write
     reward_model: Input = ""  # scores the answers; its copy becomes the critic
     votes: Input = ""  # instead of a reward model: rewards.jsonl, +1 for an answer that equals the vote, -1 otherwise
@@ -59,7 +59,7 @@ class Config:
     lenient: bool = False  # with --votes and --gold: read the last number or letter where no answer is stated
     unfinished_score: float = -2.0  # replaces the score of a response without an end: well below the mean of 0
     max_grad_norm: Positive = 1.0
-    valid: Input = ""  # held-out questions: greedy score and accuracy now and then, for the report only
+    valid: Questions = ""  # held-out questions: greedy score and accuracy now and then, for the report only
     eval_every: Count = 20  # iterations between those, and between entries of samples.txt
     seed: int = 0  # of the order of the questions and of all sampling
     # what changes the memory that is needed and not the result

@@ -26,7 +26,7 @@ import runtime
 from data import Question, Tokenizer, collate, extract_answer, is_correct, load_questions, read_jsonl
 from model import ScalarModel, last_value, load_scalar_model
 from runtime import Desk, ranks, steps
-from runtime.flags import Count, Input, Natural, Positive, Share
+from runtime.flags import Count, Input, Natural, Positive, Questions, Share
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Config:
     model: Input  # language model whose trunk it starts from: the SFT student, or the teacher
     pairs: Input  # JSONL with prompt, chosen, rejected, weight
     calibrate: Input  # the student's samples, JSONL: their scores get mean 0 and standard deviation 1
-    questions: Input  # the question set of those samples
+    questions: Questions  # the question set of those samples
     out: str  # folder to write: a Hugging Face sequence-classification model
     epochs: Count = 1  # a second pass overfits on real data
     batch_size: Count = 64  # pairs per optimiser step
     lr: Positive = 2e-4  # peak, linear warm-up, then linear to 0
     warmup: Natural = 10  # optimiser steps
     max_grad_norm: Positive = 1.0
-    held_out: Share = 0.1  # share of the questions that only measure
+    held_out: Share = 0.1  # share of the questions that only measure, at least one question
     calibration_samples: Count = 1000  # of the student's responses
     seed: int = 0  # of the new head, and of the order of the pairs
     # what changes the memory that is needed and not the result
@@ -177,6 +177,7 @@ def make_score(cfg, questions: list[Question], desk: Desk) -> tuple[Callable, li
 @runtime.stage
 def main(cfg: Config, stage: runtime.Stage) -> None:
     tokenizer, device = Tokenizer(cfg.model), runtime.default_device()
+    runtime.require(cfg.calibration_samples > 1, f"--calibration_samples {cfg.calibration_samples}: at least 2")
     train, held_out = load_pairs(cfg, tokenizer)
     samples = load_samples_to_calibrate(cfg, tokenizer)
     lengths = [2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in train]  # a pair is two texts

@@ -23,7 +23,7 @@ FILES = (  # pattern in the project -> folder or file in the handout
     ("requirements.txt", ""),
     ("pyproject.toml", ""),
     ("docs/pipeline.svg", "docs"),
-    ("prompts/*.txt", "prompts"),
+    ("tasks/*.txt", "tasks"),
     ("weights/README.md", "weights"),
     ("weights/make.py", "weights"),
     ("weights/tiny-*/*config.json", "weights"),

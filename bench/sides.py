@@ -203,7 +203,7 @@ def collated(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
 
 def ours_model(job: Job) -> Llama:
     """The model as our scripts load it to answer or score, with the threads that they choose."""
-    model = load_model(f"{job.folder}/model", DTYPE, runtime.default_device(), one_row=job.size == 1 and not CUDA)
+    model = load_model(f"{job.folder}/model", DTYPE, runtime.default_device())
     runtime.set_threads(model)
     return model
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import tokenizers
 
+from runtime.files import read_object
+
 FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json generation_config.json chat_template.jinja".split()
 )
@@ -139,7 +141,7 @@ class Tokenizer:
         else:
             known = "Llama 3, Llama 3.1, Llama 3.2, SmolLM2, Qwen2.5 or plain ChatML"
             raise ValueError(
-                f"{self.folder} has a chat template that chat.py does not know: take one with that of {known}"
+                f"{self.folder} has a chat template that hf/tokenizer.py does not know: take one with that of {known}"
             )
         for token in tokens:
             if self.id(token) is None:
@@ -151,13 +153,7 @@ class Tokenizer:
     def _json(self, name: str) -> dict:
         """One of the folder's JSON files; {} where it is missing."""
         path = self.folder / name
-        try:
-            content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON ({error}): copy it once more") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object: copy it once more")
-        return content
+        return read_object(path) if path.is_file() else {}
 
     def _template(self) -> str:
         """The text of the folder's chat template, '' if it has none."""

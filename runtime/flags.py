@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -40,6 +41,7 @@ Positive = Annotated[float, Range(5e-324, math.inf, "must be greater than 0")]
 NotNegative = Annotated[float, Range(0, math.inf, "must not be negative")]
 Share = Annotated[float, Range(0, 1, "must be from 0 to 1")]
 Input = Annotated[str, "input"]  # a file or a folder: it counts by its contents, a changed one redoes the stage
+Questions = Annotated[str, "input", "or a name"]  # a file, or the name of a question set such as arith:test
 Inputs = Annotated[tuple[str, ...], "input"]  # words NAME=PATH
 
 # What changes the memory that is needed and not the result: a run that had too little goes on with less. The values
@@ -67,7 +69,8 @@ def inputs(cfg: object) -> dict[str, str]:
         if "input" in getattr(kind, "__metadata__", ()):
             value = getattr(cfg, name)
             words = [(name, value)] if isinstance(value, str) else [word.partition("=")[::2] for word in value]
-            found |= {key: path for key, path in words if path}
+            named = "or a name" in kind.__metadata__ and re.fullmatch(r"\w+(:\w*)?", value) and not Path(value).exists()
+            found |= {key: path for key, path in words if path and not named}
     return found
 
 

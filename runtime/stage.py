@@ -18,9 +18,10 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
-import re
+import resource
 import shutil
 import sys
 import time
@@ -99,7 +100,6 @@ def _hash(path: Path, flag: str) -> str:
     return digest.hexdigest()[:16]
 
 
-NAME = re.compile(r"\w+(:\w+)?")  # of a question set: no file
 LOCKS: dict[tuple[int, int], int] = {}  # folders that this process works in: (device, inode) -> handle
 
 
@@ -112,10 +112,7 @@ class Stage:
 
     def __init__(self, cfg):
         self.folder, self.start, self.step = Path(cfg.out), time.monotonic(), 0
-        paths = flags.inputs(cfg)
-        # a question set may be a name such as arith:test instead of a file
-        files = {name: Path(path) for name, path in paths.items() if Path(path).exists() or not NAME.fullmatch(path)}
-        hashes = {name: _hash(path, name) for name, path in files.items()}
+        hashes = {name: _hash(Path(path), name) for name, path in flags.inputs(cfg).items()}
         config = dataclasses.asdict(cfg)
         named = {"out", *hashes, *(name for name, value in config.items() if isinstance(value, tuple))}
         settings = {name: value for name, value in config.items() if name not in named}
@@ -236,11 +233,9 @@ class Stage:
 
     def keep(self, model, tokenizer) -> None:
         """Write the model into the folder as it is now; done.json is still missing, so the stage is not over."""
-        from model import save_model
-
         full = ranks.full_model(model)
         if ranks.RANK == 0:
-            save_model(full, self.out)
+            full.save(self.out)
             tokenizer.save(self.out)
 
     def save(self, model, tokenizer, **results: object) -> None:
@@ -252,8 +247,6 @@ class Stage:
         """Write done.json: what was asked, what it cost, what came out. `results` are the stage's own numbers."""
         if ranks.RANK:
             return
-        import torch
-
         files = [path for path in sorted(self.out.rglob("*")) if path.is_file() and path.name != "done.json"]
         files = [path for path in files if path.relative_to(self.out).parts[0] != "resume"]
         for path in {*files, *(path.parent for path in files)}:
@@ -266,8 +259,7 @@ class Stage:
             "results": results,
             "outputs": {str(path.relative_to(self.out)): path.stat().st_size for path in files},
             "sha256": {str(path.relative_to(self.out)): sha256(path) for path in files},
-            "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
-            "threads": torch.get_num_threads(),
+            "versions": {"torch": importlib.metadata.version("torch"), "python": sys.version.split()[0]},
             "ranks": ranks.SIZE,
         }
         write_json(self.out / "done.json", done)
@@ -279,11 +271,8 @@ class Stage:
 
 def peak_memory_mb() -> float:
     """The most memory this process ever held, in MB: on the GPU where there is one, else resident."""
-    import torch
-
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # a stage without a network does not wait for its import
+    if torch and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -24,6 +24,12 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
 
+HOME = {  # where the tests of a file are, if not in the test file of its own name
+    "folder": "model", "chunked": "model",
+    "tokenizer": "chat", "question": "data", "__init__": "data", "published": "data",
+    "check": "data", "recorded": "pseudo_reward"}
+
+
 @dataclass(frozen=True)
 class Mutant:
     """`new` instead of `old` in a script; one of `tests` (names without test_, or 'file::name') must fail."""
@@ -40,7 +46,8 @@ class Mutant:
         ids = []
         for test in self.tests.split():
             file, _, name = test.rpartition("::")
-            ids.append(f"{TESTS / (file or 'test_' + Path(self.file).stem)}.py::test_{name}")
+            stem = Path(self.file).stem
+            ids.append(f"{TESTS / (file or 'test_' + HOME.get(stem, stem))}.py::test_{name}")
         return ids
 
     def source(self) -> str:
@@ -669,7 +676,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "different.setdefault(c.response, (c, r))",
          "pairs_are_all_combinations_of_an_ended_winner_and_an_ended_loser"),
         ("one pair too few", "return list(different.values())[:most]", "return list(different.values())[: most - 1]",
-         "pairs_are_capped"),
+         "pairs_are_all_combinations_of_an_ended_winner_and_an_ended_loser"),
         ("the student's winners are imitated",
          "zip(samples, rewards, strict=True) if reward == 1 and s.source == \"teacher\"]",
          "zip(samples, rewards, strict=True) if reward == 1]", "winners_are_the_teachers_different_winning_texts"),
@@ -680,16 +687,6 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "winners_are_the_teachers_different_winning_texts"),
         ("winners in an order of their own", "list(dict.fromkeys(won))", "sorted(set(won))",
          "winners_are_the_teachers_different_winning_texts"),
-        ("log-probs are sums", "row[\"logprob\"] / row[\"tokens\"] if known else None",
-         "row[\"logprob\"] if known else None", "our_own_form_carries_the_end_and_the_log_prob_per_token"),
-        ("a cut-off response counts as ended", "ended = finish not in UNFINISHED", "ended = True",
-         "our_own_form_carries_the_end_and_the_log_prob_per_token"),
-        ("a cut text votes with its last number", "extract_answer(text, kind, lenient and ended)",
-         "extract_answer(text, kind, lenient)", "a_cut_response_votes_only_with_an_answer_that_it_states"),
-        ("lenient reading is never used", "extract_answer(text, kind, lenient and ended)",
-         "extract_answer(text, kind)", "lenient_reads_the_last_number_where_no_answer_is_stated"),
-        ("a shared text identifies the last question", "if times[text] == 1}", "}",
-         "a_text_that_two_questions_share_identifies_neither"),
         ("the student always votes", "if cfg.voters == \"both\" or s.source == \"teacher\"]", "]",
          "main_writes_votes_rewards_targets_and_pairs_of_equal_weight_per_question"),
         ("the student never votes", "if cfg.voters == \"both\" or s.source == \"teacher\"]",
@@ -707,7 +704,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "main_writes_votes_rewards_targets_and_pairs_of_equal_weight_per_question"),
         ("weight by the pairs that were asked for", "\"weight\": 1 / len(pairs),",
          "\"weight\": 1 / cfg.pairs_per_question,", "main_passes_every_flag_and_field_on"),
-        ("the seed is ignored", "rng = random.Random(cfg.seed)", "rng = random.Random(0)",
+        ("the seed is ignored", "random.Random(runtime.seed_of(cfg.seed, \"pairs\"))", "random.Random(0)",
          "another_seed_draws_other_pairs_and_nothing_else"),
         ("targets capped by the number of pairs", "winners(responses, targets, cfg.sft_per_question,",
          "winners(responses, targets, cfg.pairs_per_question,", "main_passes_every_flag_and_field_on"),
@@ -719,6 +716,18 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "            continue\n", "", "questions_under_the_minimum_share_are_dropped_and_none_left_is_an_error"),
         ("cut-off answers are targets without the filter", "[int(sample.ended) for sample in responses]",
          "[1 for sample in responses]", "without_the_filter_the_teachers_finished_answers_are_the_targets"),
+    ],
+    "tasks/recorded.py": [
+        ("log-probs are sums", "row[\"logprob\"] / row[\"tokens\"] if known else None",
+         "row[\"logprob\"] if known else None", "our_own_form_carries_the_end_and_the_log_prob_per_token"),
+        ("a cut-off response counts as ended", "ended = finish not in UNFINISHED", "ended = True",
+         "our_own_form_carries_the_end_and_the_log_prob_per_token"),
+        ("a cut text votes with its last number", "extract_answer(text, kind, lenient and ended)",
+         "extract_answer(text, kind, lenient)", "lenient_reads_the_last_number_of_a_response_that_ended"),
+        ("lenient reading is never used", "extract_answer(text, kind, lenient and ended)",
+         "extract_answer(text, kind)", "lenient_reads_the_last_number_of_a_response_that_ended"),
+        ("a shared text identifies the last question", "if times[text] == 1}", "}",
+         "a_text_that_two_questions_share_identifies_neither"),
     ],
     "sft.py": [
         ("the loss has the wrong sign", "return -torch.where(mask, logprobs, 0.0).sum() / total",
@@ -836,12 +845,12 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("values are rotated", "attend(rotate(q, *rope), rotate(k, *rope), v)",
          "attend(rotate(q, *rope), rotate(k, *rope), rotate(v, *rope))", "the_logits_are_those_of_the_formulas"),
         ("cached positions are off by one",
-         "positions = self.lengths[:, None] + self.places[:T]  # (B, T)",
-         "positions = self.lengths[:, None] + self.places[:T] + (self.used > 0)",
+         "positions = self.lengths[:, None] + torch.arange(T, device=device)  # (B, T)",
+         "positions = self.lengths[:, None] + torch.arange(T, device=device) + (self.used > 0)",
          "cached_steps_equal_the_full_pass"),
         ("cached positions are those of the longest row",
-         "positions = self.lengths[:, None] + self.places[:T]  # (B, T)",
-         "positions = self.lengths.max() + self.places[:T].expand(len(self.lengths), T)",
+         "positions = self.lengths[:, None] + torch.arange(T, device=device)  # (B, T)",
+         "positions = self.lengths.max() + torch.arange(T, device=device).expand(B, T)",
          "cached_steps_equal_the_full_pass"),
         ("angles from 0 in every cached step",
          "cos, sin = cache.rope[0][positions], cache.rope[1][positions]",
@@ -849,22 +858,20 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "cached_steps_equal_the_full_pass"),
         ("a cached step does not see itself", "<= positions[:, None, :, None]", "< positions[:, None, :, None]",
          "cached_steps_equal_the_full_pass"),
-        ("a cached step sees garbage", "torch.where(seen, self.zero, -math.inf)", "torch.where(seen, self.zero, 0.0)",
+        ("a cached step sees garbage", "torch.where(seen, 0.0, -math.inf)", "torch.where(seen, 0.0, 0.0)",
          "cached_steps_equal_the_full_pass"),
         ("a cached step sees one position too many", "<= positions[:, None, :, None]",
          "<= positions[:, None, :, None] + 1", "cached_steps_equal_the_full_pass"),
-        ("the cache does not advance", "        self.lengths = self.lengths + T\n",
-         "        self.lengths = self.lengths + T * (self.used == 0)\n", "cached_steps_equal_the_full_pass"),
-        ("rows leave the cache without their lengths",
-         "        self.lengths[target] = self.lengths[source]\n", "",
-         "cached_steps_equal_the_full_pass"),
-        ("rows leave the keys alone",
-         "for stored in (*self.keys, *self.values):", "for stored in self.values:",
+        ("the cache does not advance", "self.used + T, self.lengths + T",
+         "self.used + T, self.lengths + T * (self.used == 0)", "cached_steps_equal_the_full_pass"),
+        ("rows leave the cache without their lengths", "        self.lengths = self.lengths[rows]\n",
+         "        self.lengths = self.lengths[: len(rows)]\n", "cached_steps_equal_the_full_pass"),
+        ("rows leave the keys alone", "for stored in (self.keys, self.values):", "for stored in (self.values,):",
          "cached_steps_equal_the_full_pass"),
         ("query rows of a group out of order", "(0, 2, 3, 1, 4).reshape(B, K, -1, E)",
          "(0, 2, 1, 3, 4).reshape(B, K, -1, E)",
          "cached_steps_equal_the_full_pass"),
-        ("keys of one head for another", "(self.heads[:, :, None] +", "(self.heads.flip(1)[:, :, None] +",
+        ("keys of one head for another", "(heads + positions[:, None])", "(heads.flip(1) + positions[:, None])",
          "cached_steps_equal_the_full_pass"),
         ("attention sees the future", "is_causal=True, enable_gqa=True", "is_causal=False, enable_gqa=True",
          "logits_depend_on_the_past_and_the_present_only"),
@@ -899,8 +906,6 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "saved_scalar_model_comes_back"),
         ("the mean of the scores is not saved", "        extra[\"score_mean\"] = model.score_mean\n", "",
          "saved_scalar_model_comes_back"),
-        ("the mean of the scores is not loaded", "model.score_mean = _read_object(path).get(\"score_mean\", 0.0)",
-         "model.score_mean = 0.0", "saved_scalar_model_comes_back"),
         ("a large new head", "std=1 / math.sqrt(model.config.hidden_size + 1)", "std=1.0",
          "normal_head_has_variance_one_over_d_plus_one"),
         ("a zero head is random", "        if new_head == \"normal\":\n", "        if new_head:\n",
@@ -922,12 +927,6 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "token_logprobs_are_minus_the_cross_entropy"),
         ("exponentials that overflow", "return chosen - logits.logsumexp(-1)  #",
          "return chosen - logits.exp().sum(-1).log()  #", "token_logprobs_are_minus_the_cross_entropy"),
-        ("columns for wide matrices", "tensors[name].shape[0] >= tensors[name].shape[1]",
-         "tensors[name].shape[0] <= tensors[name].shape[1]", "a_layout_for_one_row_changes_no_number"),
-        ("columns without turning back", "tensor.T.contiguous().T if by_columns", "tensor.T.contiguous() if by_columns",
-         "a_layout_for_one_row_changes_no_number"),
-        ("masked log-probs without the temperature", "return logits.div_(temperature).log_softmax(-1)",
-         "return logits.log_softmax(-1)", "masked_logprobs_equal_token_logprobs"),
         ("masked log-probs of the token before", "self.lm_head.weight, tokens[:, 1:][read]",
          "self.lm_head.weight, tokens[:, :-1][read]", "masked_logprobs_equal_token_logprobs"),
         ("the position after the one that is read", "x = x[:, : read.shape[1]][read]",
@@ -936,6 +935,26 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "return x[:, : read.shape[1]][read]  # (N, D)\n", "masked_logprobs_equal_token_logprobs"),
         ("positions are picked in every block", "read if last else None",
          "read", "masked_logprobs_equal_token_logprobs"),
+        ("nothing is worked out again", "if self.gradient_checkpointing and torch.is_grad_enabled():",
+         "if False:", "gradient_checkpointing_changes_memory_and_not_the_result"),
+        ("the last column instead of the last token", "return values.gather(1, lengths[:, None] - 1)[:, 0]",
+         "return values[:, -1]", "last_value_is_that_of_the_last_real_token"),
+        ("the token after the last", "values.gather(1, lengths[:, None] - 1)",
+         "values.gather(1, lengths[:, None].clamp(max=values.shape[1] - 1))",
+         "last_value_is_that_of_the_last_real_token"),
+        ("the mean of all tokens for the last", "return values.gather(1, lengths[:, None] - 1)[:, 0]",
+         "return values.cumsum(1).gather(1, lengths[:, None] - 1)[:, 0] / lengths",
+         "last_value_is_that_of_the_last_real_token"),
+        ("the masked mean divides by all cells", "torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)",
+         "torch.where(mask, x, 0.0).mean()", "masked_mean_sees_only_the_mask"),
+        ("the masked mean counts masked cells", "torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)",
+         "x.sum() / mask.sum().clamp(min=1)", "masked_mean_sees_only_the_mask"),
+        ("the masked mean of nothing is NaN", "mask.sum().clamp(min=1)", "mask.sum()",
+         "masked_mean_sees_only_the_mask"),
+    ],
+    "runtime/chunked.py": [
+        ("masked log-probs without the temperature", "return logits.div_(temperature).log_softmax(-1)",
+         "return logits.log_softmax(-1)", "masked_logprobs_equal_token_logprobs"),
         ("masked log-probs without the normaliser", "return logits.div_(temperature).log_softmax(-1)",
          "return logits.div_(temperature)", "masked_logprobs_equal_token_logprobs"),
         ("logits in bf16", "logits if logits.dtype == torch.float64 else logits.float()",
@@ -954,22 +973,46 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "p", "logprobs_in_chunks_are_the_plain_formula"),
         ("all logits at once", "max(1, LOGITS_AT_ONCE // len(weight))",
          "10**9", "no_more_logits_than_a_chunk_are_ever_in_memory"),
-        ("nothing is worked out again", "if self.gradient_checkpointing and torch.is_grad_enabled():",
-         "if False:", "gradient_checkpointing_changes_memory_and_not_the_result"),
-        ("the last column instead of the last token", "return values.gather(1, lengths[:, None] - 1)[:, 0]",
-         "return values[:, -1]", "last_value_is_that_of_the_last_real_token"),
-        ("the token after the last", "values.gather(1, lengths[:, None] - 1)",
-         "values.gather(1, lengths[:, None].clamp(max=values.shape[1] - 1))",
-         "last_value_is_that_of_the_last_real_token"),
-        ("the mean of all tokens for the last", "return values.gather(1, lengths[:, None] - 1)[:, 0]",
-         "return values.cumsum(1).gather(1, lengths[:, None] - 1)[:, 0] / lengths",
-         "last_value_is_that_of_the_last_real_token"),
-        ("the masked mean divides by all cells", "torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)",
-         "torch.where(mask, x, 0.0).mean()", "masked_mean_sees_only_the_mask"),
-        ("the masked mean counts masked cells", "torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)",
-         "x.sum() / mask.sum().clamp(min=1)", "masked_mean_sees_only_the_mask"),
-        ("the masked mean of nothing is NaN", "mask.sum().clamp(min=1)", "mask.sum()",
-         "masked_mean_sees_only_the_mask"),
+    ],
+    "hf/folder.py": [
+        ("the mean of the scores is not read", "mean = read_object(path).get(\"score_mean\", 0.0)", "mean = 0.0",
+         "saved_scalar_model_comes_back"),
+        ("a mean that is no number", "or not math.isfinite(mean)", "", "saved_scalar_model_comes_back"),
+        ("another epsilon where none is given", "\"rms_norm_eps\": 1e-6", "\"rms_norm_eps\": 1e-5",
+         "config_defaults_are_those_of_hugging_face"),
+        ("one key head where none are given", "{\"num_key_value_heads\": heads,", "{\"num_key_value_heads\": 1,",
+         "config_defaults_are_those_of_hugging_face"),
+        ("qwen2 without its biases", "({\"attention_bias\": True} if model_type == \"qwen2\" else {})", "{}",
+         "keys_that_change_nothing_are_accepted"),
+        ("a kind of rope that is not known", "    if raw[\"rope_type\"] not in (\"default\", \"llama3\"):",
+         "    if False:", "a_broken_folder_is_refused_by_name"),
+        ("rope's own object is not read", "for key, value in rope.items()}", "for key, value in {}.items()}",
+         "saved_model_comes_back_bit_for_bit"),
+        ("any network", "        if value != harmless:", "        if False:", "a_broken_folder_is_refused_by_name"),
+        ("a number as text", "if kind == \"number\" and not (", "if False and not (",
+         "a_broken_folder_is_refused_by_name"),
+        ("a diverged run loads", "not tensor.isfinite().all()", "False", "a_broken_folder_is_refused_by_name"),
+        ("another shape loads", "        if shape != wanted[name]:", "        if False:",
+         "a_broken_folder_is_refused_by_name"),
+        ("tensors nobody asked for", "        if name not in wanted:", "        if False:",
+         "a_broken_folder_is_refused_by_name"),
+        ("missing tensors", "    if missing:", "    if False:", "a_broken_folder_is_refused_by_name"),
+        ("a scalar model is a language model", "if \"score.weight\" in tensors and", "if False and",
+         "a_broken_folder_is_refused_by_name"),
+        ("the dtype is not chosen", "dtype or tensors[name].dtype)", "tensors[name].dtype)",
+         "dtype_can_be_chosen_when_loading"),
+        ("an index that leaves its folder", " or Path(name).name != name:", ":",
+         "test_security::an_index_cannot_leave_its_folder"),
+        ("shards before the single file", "if index.is_file() and not files[0].is_file():", "if index.is_file():",
+         "test_parity::one_file_comes_before_shards"),
+        ("shards over those in use", "stem = \"model-b\" if in_use else \"model\"", "stem = \"model\"",
+         "a_save_cut_short_leaves_the_old_or_the_new_model"),
+        ("an earlier save is left", "            path.unlink(missing_ok=True)", "            pass",
+         "a_save_cut_short_leaves_the_old_or_the_new_model"),
+        ("a shard of one tensor too many", "if shards[-1] and size + tensor.nbytes > most:",
+         "if shards[-1] and size > most:", "shards_are_as_large_as_they_may_be"),
+        ("the size of a shard is not begun anew", "shards, size = [*shards, {}], 0", "shards = [*shards, {}]",
+         "shards_are_as_large_as_they_may_be"),
     ],
     "decode.py": [
         ("the prompt's end is read one token late",
@@ -1131,45 +1174,65 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "positions = torch.arange(tokens.shape[1] - 1)", "collate_by_hand"),
         ("padding on the left", "tokens[row, : lengths[row]] = torch.tensor(prompt + response)",
          "tokens[row, -lengths[row] :] = torch.tensor(prompt + response)", "collate_by_hand"),
-        ("batches in the order of the file", "torch.randperm(n, generator=rng).split", "torch.arange(n).split",
-         "an_epoch_has_every_index_once"),
-        ("batches drawn without the generator", "torch.randperm(n, generator=rng).split",
-         "torch.randperm(n, generator=torch.Generator().manual_seed(0)).split", "an_epoch_has_every_index_once"),
-        ("the short last batch is dropped", "torch.randperm(n, generator=rng).split",
-         "torch.randperm(n, generator=rng)[: max(n // size, 1) * size].split", "an_epoch_has_every_index_once"),
-        ("micro-batches are not sorted", "rows = sorted(rows, key=lengths.__getitem__, reverse=True)\n    while",
-         "rows = list(rows)\n    while", "micro_batches_by_hand"),
-        ("the shortest row decides how many fit", "key=lengths.__getitem__, reverse=True)\n    while",
-         "key=lengths.__getitem__)\n    while", "micro_batches_have_every_row_once_and_keep_to_their_size"),
-        ("ranks make as many passes as they have rows", "for _ in most[len(mine) :])", "for _ in ())",
-         "test_ranks::rows_are_dealt_once_and_all_ranks_make_as_many_passes"),
-        ("a pass that fills up counts", "((most[-1][-1:], False) for", "((most[-1][-1:], True) for",
-         "test_ranks::rows_are_dealt_once_and_all_ranks_make_as_many_passes"),
-        ("all ranks get the same rows", "rows[rank :: ranks.SIZE], lengths", "rows[:: ranks.SIZE], lengths",
-         "test_ranks::rows_are_dealt_once_and_all_ranks_make_as_many_passes"),
-        ("a micro-batch of one row too many", "fit = max(1, tokens // lengths[rows[0]])",
-         "fit = tokens // lengths[rows[0]] + 1", "micro_batches_by_hand"),
-        ("rows between micro-batches are lost", "rows = rows[fit:]", "rows = rows[fit + 1 :]", "micro_batches_by_hand"),
+        ("copies of a question are kept",
+         "unique = list({question.key: question for question in pool}.values())", "unique = list(pool)",
+         "the_script_cuts_a_file_into_disjoint_splits"),
+        ("train and valid overlap", "    stream = iter(unique)\n"
+         "    return {split: [next(stream) for _ in range(count)] for split, count in counts.items()}",
+         "    return {split: unique[:count] for split, count in counts.items()}",
+         "the_script_cuts_a_file_into_disjoint_splits"),
+        ("the pool is not shuffled", "    random.Random(seed).shuffle(unique)\n", "", "the_script_splits_mmlu_pro"),
+        ("a question's own instruction is replaced", "q.instruction or text}", "text}",
+         "an_instruction_suits_the_kind_and_never_replaces_a_questions_own"),
+    ],
+    "tasks/question.py": [
+        ("the options are no part of a question", "return _plain(self.question), *sorted(map(_plain, self.options))",
+         "return (_plain(self.question),)", "the_options_are_part_of_a_question"),
+        ("the order of the options counts", "*sorted(map(_plain, self.options))", "*map(_plain, self.options)",
+         "the_options_are_part_of_a_question"),
+        ("the gold answer is read loosely", "canonical(last, kind) or extract_answer(str(answer), kind)",
+         "extract_answer(str(answer), kind, lenient=True)", "a_users_own_choices_load"),
+        ("the prompt without its instruction", "*lettered(self.options), self.instruction]",
+         "*lettered(self.options)]", "a_users_own_file_loads"),
+        ("options from B", "chr(65 + i)", "chr(66 + i)", "a_users_own_choices_load"),
+        ("fillers are dropped everywhere", "while fillers and options and options[-1] == \"N/A\":\n"
+         "        options = options[:-1]", "if fillers:\n"
+         "        options = [option for option in options if option != \"N/A\"]",
+         "only_fillers_at_the_end_are_dropped"),
+        ("a gold answer beyond the options", "ord(gold) - 65 >= options", "ord(gold) - 65 > options",
+         "a_bad_question_file_is_refused_with_file_and_line"),
+        ("two questions of one id", "            if first != number:", "            if False:",
+         "a_bad_question_file_is_refused_with_file_and_line"),
+    ],
+    "tasks/__init__.py": [
+        ("every question is in every split", "split in (\"all\", hash_split(question))", "True",
+         "mmlu_pro_is_split_by_what_is_asked"),
+        ("the limit comes before the split", "numbered_questions(path, fillers=name == \"mmlu_pro\"))",
+         "islice(numbered_questions(path, fillers=name == \"mmlu_pro\"), limit))",
+         "mmlu_pro_is_split_by_what_is_asked"),
+    ],
+    "tasks/published.py": [
         ("the split follows the id", "\"\\n\".join(question.key).encode()", "question.id.encode()",
          "mmlu_pro_is_split_by_what_is_asked"),
         ("a split of another size", "return \"train\" if number < 70", "return \"train\" if number <= 70",
          "the_borders_of_the_hash_split"),
-        ("the options are no part of a question", "return _plain(self.question), *sorted(map(_plain, self.options))",
-         "return (_plain(self.question),)", "mmlu_pro_is_split_by_what_is_asked"),
-        ("copies of a question are kept",
-         "unique = list({question.key: question for question in questions}.values())", "unique = list(questions)",
-         "the_script_keeps_questions_that_differ_in_options_alone"),
-        ("train and valid overlap", "    stream = iter(pool)\n"
-         "    return {split: [next(stream) for _ in range(count)] for split, count in counts.items()}",
-         "    return {split: pool[:count] for split, count in counts.items()}",
-         "the_script_keeps_questions_that_differ_in_options_alone"),
-        ("the pool is not shuffled", "    random.Random(seed).shuffle(unique)\n", "", "the_script_splits_mmlu_pro"),
-        ("the gold answer is read loosely", "canonical(last, kind) or extract_answer(str(answer), kind)",
-         "extract_answer(str(answer), kind, lenient=True)", "a_users_own_choices_load"),
-        ("the prompt without its instruction", "*_lettered(self.options), self.instruction]",
-         "*_lettered(self.options)]", "a_users_own_file_loads"),
+        ("one example too few", "*examples[:shots], ask]", "*examples[: shots - 1], ask]",
+         "gsm8k_examples_word_for_word"),
+        ("examples of every subject", "_mmlu_pro_examples(path).get(question.subject, [])",
+         "sum(_mmlu_pro_examples(path).values(), [])", "mmlu_pro_examples_by_hand"),
+        ("any file is the published one", ").hexdigest()) != digest:", ").hexdigest()) == \"\":",
+         "fetch_gets_a_whole_file_or_says_what_to_do"),
+        ("a file with another checksum is left", "if path.is_file() and sha256(path) == digest:", "if path.is_file():",
+         "fetch_gets_what_is_missing"),
     ],
-    "chat.py": [
+    "tasks/check.py": [
+        ("a leak is no error", "errors += faults + leaks", "errors += faults", "check_finds_leaks_copies_and_ids"),
+        ("a copy within a file is a leak", "if there[0] != path:", "if there != here:",
+         "check_finds_leaks_copies_and_ids"),
+        ("only the longest prompts are counted", "sum(n > max_tokens for n in of)", "sum(n >= max(of) for n in of)",
+         "check_passes_clean_files"),
+    ],
+    "hf/tokenizer.py": [
         ("the beginning of the text twice", "        ids = []\n"
          "        for special, group", "        ids = self.backend.encode(\"\").ids\n"
          "        for special, group", "a_chat_of_llama_3_written_out"),
@@ -1242,6 +1305,30 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("a signal is not obeyed", "if came := _signal():\n", "if came := 0:\n",
          "a_signal_stops_after_the_step_with_the_state_saved"),
     ],
+    "runtime/steps.py": [
+        ("batches in the order of the file", "return permutation(n, *purpose, epoch)[place",
+         "return list(range(n))[place",
+         "test_data::a_pass_has_every_row_once"),
+        ("every pass in the same order", "permutation(n, *purpose, epoch)", "permutation(n, *purpose)",
+         "test_data::a_pass_has_every_row_once"),
+        ("all purposes share a stream", "repr(purpose).encode()", "b\"\"", "test_data::a_pass_has_every_row_once"),
+        ("the short last batch is dropped", "divmod(step, -(-n // size))", "divmod(step, max(n // size, 1))",
+         "test_data::a_pass_has_every_row_once"),
+        ("micro-batches are not sorted", "rows = sorted(rows, key=lengths.__getitem__, reverse=True)\n    while",
+         "rows = list(rows)\n    while", "test_data::micro_batches_by_hand"),
+        ("the shortest row decides how many fit", "key=lengths.__getitem__, reverse=True)\n    while",
+         "key=lengths.__getitem__)\n    while", "test_data::micro_batches_have_every_row_once_and_keep_to_their_size"),
+        ("ranks make as many passes as they have rows", "for _ in most[len(mine) :])", "for _ in ())",
+         "test_ranks::rows_are_dealt_once_and_all_ranks_make_as_many_passes"),
+        ("a pass that fills up counts", "((most[-1][-1:], False) for", "((most[-1][-1:], True) for",
+         "test_ranks::rows_are_dealt_once_and_all_ranks_make_as_many_passes"),
+        ("all ranks get the same rows", "rows[rank :: ranks.SIZE], lengths", "rows[:: ranks.SIZE], lengths",
+         "test_ranks::rows_are_dealt_once_and_all_ranks_make_as_many_passes"),
+        ("a micro-batch of one row too many", "fit = max(1, tokens // lengths[rows[0]])",
+         "fit = tokens // lengths[rows[0]] + 1", "test_data::micro_batches_by_hand"),
+        ("rows between micro-batches are lost", "rows = rows[fit:]", "rows = rows[fit + 1 :]",
+         "test_data::micro_batches_by_hand"),
+    ],
     "runtime.py": [
         ("out of memory is a bug", "or not out_of_memory(error):", "or out_of_memory(error):",
          "test_memory::out_of_memory_names_one_flag_and_goes_on_from_what_is_saved"),
@@ -1283,17 +1370,27 @@ def program(path: Path):
     return compile(path.read_text(encoding="utf-8"), str(path), "exec")
 
 
+def module_name(path: Path) -> str:
+    """Example: tasks/arith.py -> tasks.arith, tasks/__init__.py -> tasks."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
 class OwnModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports of scripts and tests get programs that are compiled once, a mutant's script the one with the bug."""
 
     def __init__(self):
         folders = (ROOT / "bench/tests", ROOT / "bench", TESTS, ROOT)
         self.files = {path.stem: path for folder in folders for path in folder.glob("*.py")}
+        self.files |= {module_name(path.relative_to(ROOT)): path for package in ("runtime", "hf", "tasks")
+                       for path in (ROOT / package).glob("*.py")}
         self.mutated = {}
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname in self.files:
-            return importlib.util.spec_from_file_location(fullname, self.files[fullname], loader=self)
+            path = self.files[fullname]
+            inside = [str(path.parent)] if path.stem == "__init__" else None
+            return importlib.util.spec_from_file_location(
+                fullname, path, loader=self, submodule_search_locations=inside)
 
     def exec_module(self, module):
         exec(self.mutated.get(module.__name__) or program(self.files[module.__name__]), module.__dict__)
@@ -1356,7 +1453,7 @@ def main() -> int:
                 print(f"{label}: STALE, {error}", flush=True)
                 continue
             modules.forget()
-            modules.mutated = {Path(mutant.file).stem: code}
+            modules.mutated = {module_name(Path(mutant.file)): code}
             catcher = failing(mutant.node_ids, folder)
             survived += [] if catcher else [label]
             print(f"{label}: {f'caught by {catcher}' if catcher else 'SURVIVED'}", flush=True)

@@ -1,10 +1,11 @@
 """A table of what users get wrong, over all scripts: one sentence, exit code 2, no traceback, nothing overwritten.
 
 Each row names a script, what differs from a command that works, and words of the sentence. The output folder holds a
-finished stage, which must be there afterwards. Some more stand in the tests of their script, and in test_pipeline.py.
+finished stage, which must be there afterwards. What a reader of files refuses in detail stands in the tests of that
+reader: model folders in test_model.py, tokenizers in test_chat.py, questions in test_data.py. Here each kind of fault
+goes once through a script.
 """
 
-import gzip
 import importlib
 import json
 import shutil
@@ -14,23 +15,19 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import answers
 import data
 import runtime
 from hf.tokenizer import Tokenizer
 from model import ScalarModel, load_model, load_scalar_model, save_model
-from pseudo_reward import load_samples
+from tasks.recorded import load_samples
 
 # ---- commands that work --------------------------------------------------------------------------------------------
 
 QUESTIONS = [{"id": f"q{i}", "question": f"Ava has {i} pens. How many?", "answer": str(i)} for i in range(8)]
 ANSWERS = [{"id": f"q{i}", "response": f"#### {i + right}", "finish": "stop", "answer": f"{i + right}",
-    "source": "student"}
-           for i in range(8) for right in (0, 0, 1)]
+            "source": "student"} for i in range(8) for right in (0, 0, 1)]
 PAIRS = [{"id": f"q{i}", "prompt": f"{i}?", "chosen": f"#### {i}", "rejected": "no", "weight": 1.0} for i in range(8)]
 COMMANDS = {  # flags whose values are paths within the world below, or plain values
     "data": "--questions questions.jsonl --train 2 --valid 2 --test 2 --out out",
@@ -44,15 +41,14 @@ COMMANDS = {  # flags whose values are paths within the world below, or plain va
            "--max_new_tokens 4 --out out",
     "votes": "--policy model --votes votes.jsonl --questions questions.jsonl --iterations 1 --rollout_size 4 "
              "--max_new_tokens 4 --out out",
-    "eval": "--model model --questions questions.jsonl --max_new_tokens 2 --out out",
-    "best_of_n": "--model model --questions questions.jsonl --max_new_tokens 2 --reward_model scorer --samples 2 "
-                 "--out out",
+    "eval": "x=model --questions questions.jsonl --max_new_tokens 2 --out out",
+    "best_of_n": "x=model --questions questions.jsonl --max_new_tokens 2 --reward_model scorer --samples 2 --out out",
     "report": "run",
-    "ablation": "run run2 --out out",
     "preflight": "--run out --preset tiny --seed 0 --teacher model --student model --questions questions.jsonl",
 }
-MAINS = {"data check": ("data", "check", "CheckConfig"), "data fetch": ("data", "fetch", "FetchConfig"),
-         "votes": ("ppo", "main", "Config"), "best_of_n": ("eval", "main", "Config")}
+MAINS = {"data check": ("data", "check_files", "CheckConfig"), "data fetch": ("data", "fetch", "FetchConfig"),
+         "preflight": ("runtime.preflight", "main", "Config"), "votes": ("ppo", "main", "Config"),
+         "best_of_n": ("eval", "main", "Config")}
 
 
 def write(path, rows):
@@ -79,13 +75,12 @@ def world(tmp_path_factory, model_folder, make_chatml):
               "results": {}, "outputs": {"precious.txt": 8}, "versions": {"torch": "2", "python": "3"}, "threads": 1}
     accuracy = {"strict": 0.5, "lenient": 0.5, "n": 2, "ci95": [0.1, 0.9], "no_answer": 0, "truncated": 0,
                 "mean_tokens": 1}
-    for run in ("run", "run2"):
-        for name in ("sft", "ppo"):
-            stage = folder / run / "7_eval" / name
-            stage.mkdir(parents=True)
-            write(stage / "transcripts.jsonl", [
-                {"id": f"q{i}", "question": "?", "gold": "1", "response": "1", "correct": i == 0} for i in range(2)])
-            (stage / "done.json").write_text(json.dumps(record | {"results": {"accuracy": accuracy}, "outputs": {}}))
+    for name in ("sft", "ppo"):
+        stage = folder / "run" / "7_eval" / name
+        stage.mkdir(parents=True)
+        write(stage / "transcripts.jsonl", [
+            {"id": f"q{i}", "question": "?", "gold": "1", "response": "1", "correct": i == 0} for i in range(2)])
+        (stage / "done.json").write_text(json.dumps(record | {"results": {"accuracy": accuracy}, "outputs": {}}))
     (folder / "out").mkdir()
     (folder / "out" / "precious.txt").write_text("precious")
     (folder / "out" / "done.json").write_text(json.dumps(record))
@@ -141,9 +136,8 @@ def test_the_commands_work_as_long_as_nothing_is_wrong_with_them(here, command, 
 
 # ---- flags ---------------------------------------------------------------------------------------------------------
 
-FLAGS = [
-    *[("data", f"--{flag} {value}", [f"--{flag}"]) for flag in ("train", "valid", "test") for value in ("0", "-3",
-        "1.5")],
+FLAGS = [  # of the ranges, which the types of the flags know, one a script
+    *[("data", f"--{flag}", [flag.split()[0]]) for flag in ("train 0", "valid -3", "test 1.5")],
     ("data", "--train 7", ["8 different questions", "--train 7"]),
     ("data", "--questions arith:exam", ["exam", "train, valid, test"]),
     ("data", "--questions gsm8k", ["gsm8k", "DATA_DIR"]), ("data", "--questions mmlu_pro", ["DATA_DIR"]),
@@ -151,76 +145,54 @@ FLAGS = [
     ("data", "--out questions.jsonl", ["--out questions.jsonl"]),
     ("data", "--out questions.jsonl/x", ["questions.jsonl"]),
     ("data check", "--max_tokens 5", ["--max_tokens", "--tokenizer"]),
-    ("data check", "nowhere.jsonl", ["nowhere.jsonl"]),
-    ("data check", "--tokenizer nowhere", ["nowhere", "tokenizer.json"]), ("data check", "~", ["files"]),
     ("data check", "--tokenizer model --max_tokens -1", ["--max_tokens -1"]),
+    ("data check", "nowhere.jsonl", ["nowhere.jsonl"]), ("data check", "~", ["files"]),
+    ("data check", "--tokenizer nowhere", ["nowhere", "tokenizer.json"]),
     ("data fetch", "~mmlu_pro --to out", ["mmlu_pro"]),
     ("data fetch", "~../gsm8k --to out", ["../gsm8k", "only gsm8k"]),
     *[("generate", f"--{flag} {value}", [f"--{flag}", value.split(",")[-1]]) for flag, value in [
-        ("samples", "0"), ("max_new_tokens", "0"), ("max_new_tokens", "-1"), ("batch_size", "0"), ("limit", "-1"),
-        ("shots", "-1"), ("source", "me"), ("temperatures", "hot"), ("temperatures", "-1"), ("temperatures", "nan"),
-        ("temperatures", "1,cold"), ("temperatures", "1e9"), ("seed", "-1"), ("seed", "1.0"), ("samples", "many")]],
-    ("generate", "--shots 9", ["--shots 9", "8 examples"]), ("generate", "--model out", ["tokenizer.json"]),
+        ("samples", "0"), ("samples", "many"), ("source", "me"), ("temperatures", "hot"), ("temperatures", "nan"),
+        ("temperatures", "1,cold"), ("temperatures", "1e9"), ("seed", "-1"), ("seed", "1.0")]],
+    ("generate", "--shots 9", ["--shots 9", "8 examples"]), ("generate", "--model out", ["out/config.json"]),
     ("generate", "--max_new_tokens 500", ["context of 256", "--max_new_tokens 500"]),
-    ("generate", "--questions arith:", ["arith", "train, valid, test"]), ("generate", "--modle x", ["--modle"]),
+    ("generate", "--questions arith:", ["--questions arith:"]), ("generate", "--modle x", ["--modle"]),
     ("generate", "~--model model", ["--questions", "--ask"]), ("generate", "~--questions questions.jsonl", ["--model"]),
     ("generate", "~--model model --ask", ["--ask"]), ("generate", "--lenient=maybe", ["--lenient"]),
     *[("sft", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
-        ("epochs", "0"), ("epochs", "-2"), ("epochs", "0.5"), ("batch_size", "0"), ("micro_tokens", "-1"), ("lr", "0"),
-        ("lr", "-1"), ("lr", "nan"), ("lr", "inf"), ("max_tokens", "0"), ("warmup", "-1"), ("max_grad_norm", "0"),
-        ("max_grad_norm", "nan"), ("weight_decay", "-0.1"), ("seed", "-5"), ("seed", str(2**64)), ("limit", "-1")]],
+        ("epochs", "0.5"), ("lr", "nan"), ("lr", "-1"), ("max_grad_norm", "0"), ("seed", str(2**64))]],
     ("sft", "--max_tokens 3", ["none of its 4 examples", "--max_tokens 3"]),
-    ("sft", "--match_flops run", ["run", "done.json"]),
-    ("sft", "--match_flops nowhere", ["--match_flops nowhere"]), ("sft", "--model nowhere", ["--model nowhere"]),
-    ("sft", "--match_flops model", ["model", "done.json"]), ("sft", "--data out", ["out", "not"]),
+    ("sft", "--model nowhere", ["nowhere"]), ("sft", "--data out", ["out", "not"]),
     *[("pseudo_reward", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
         ("voters", "nobody"), ("min_share", "1.5"), ("min_share", "-0.1"), ("min_share", "nan"),
-        ("sft_per_question", "0"),
-        ("pairs_per_question", "-1"), ("teacher", "nowhere.jsonl"), ("student", "nowhere.jsonl"), ("seed", "-1")]],
+        ("sft_per_question", "0"), ("pairs_per_question", "-1"), ("teacher", "nowhere.jsonl")]],
     *[("reward", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
-        ("epochs", "0"), ("batch_size", "0"), ("micro_tokens", "0"), ("lr", "nan"), ("lr", "-1e-4"), ("held_out", "0"),
-        ("held_out", "1"), ("held_out", "nan"), ("calibration_samples", "0"), ("warmup", "-1"), ("max_grad_norm", "-1"),
-        ("pairs", "nowhere"), ("calibrate", "nowhere"), ("questions", "nowhere"), ("seed", "-1")]],
-    ("reward", "--calibration_samples 1", ["--calibration_samples 1"]),
+        ("held_out", "1.5"), ("held_out", "nan"), ("calibration_samples", "0")]],
+    *[(command, f"--{flag} nowhere", ["nowhere"]) for command, flag in [
+        ("reward", "pairs"), ("reward", "calibrate"), ("reward", "questions"), ("ppo", "valid")]],
     *[("ppo", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
-        ("iterations", "0"), ("rollout_size", "0"), ("minibatches", "0"), ("epochs", "0"), ("micro_tokens", "0"),
-        ("max_new_tokens", "0"), ("temperature", "0"), ("temperature", "-1"), ("temperature", "inf"),
-        ("eval_every", "0"),
-        ("lr", "-1"), ("critic_lr", "nan"), ("kl_coef", "-0.1"), ("kl_coef", "inf"), ("clip", "-0.2"),
-        ("value_clip", "-1"), ("gamma", "1.5"), ("gamma", "-0.1"), ("lam", "2"), ("lam", "-1"), ("warmup", "-2"),
-        ("max_grad_norm", "0"), ("minibatches", "5"), ("unfinished_score", "nan"), ("seed", "-1"),
-        ("max_new_tokens", "300"), ("valid", "nowhere"), ("reference", "nowhere"), ("critic", "nowhere")]],
+        ("iterations", "0"), ("temperature", "0"), ("kl_coef", "inf"), ("gamma", "1.5"), ("minibatches", "5"),
+        ("unfinished_score", "nan"), ("max_new_tokens", "300")]],
     ("ppo", "--votes votes.jsonl", ["--reward_model", "--votes"]), ("ppo", "--gold", ["--gold"]),
     ("ppo", "--policy scorer", ["scorer", "language model"]),
-    ("ppo", "--reward_model model", ["model", "score.weight"]),
-    ("ppo", "--reward_model other", ["other", "tokenizer"]), ("ppo", "--critic other", ["other", "tokenizer"]),
-    ("ppo", "--reference other", ["other", "tokenizer"]), ("ppo", "--critic model", ["model", "score.weight"]),
+    ("ppo", "--reward_model model", ["model", "score.weight"]), ("ppo", "--critic model", ["model", "score.weight"]),
+    *[("ppo", f"--{flag} other", ["other", "tokenizer"]) for flag in ("reward_model", "critic")],
     *[("eval", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
-        ("max_new_tokens", "0"), ("batch_size", "0"), ("samples", "0"), ("samples", "2"), ("reward_model", "scorer"),
-        ("shots", "-1"), ("shots", "9"), ("questions", "nowhere"), ("model", "nowhere"), ("seed", "-1"),
-        ("max_new_tokens", "1000")]],
-    ("eval", "--model scorer", ["scorer"]), ("eval", "--model samples.jsonl --shots 1", ["--shots"]),
-    ("best_of_n", "--temperature -1", ["--temperature -1"]), ("best_of_n", "--temperature 0", ["--temperature 0"]),
-    ("best_of_n", "--temperature nan", ["--temperature"]), ("best_of_n", "--shots 1", ["--shots"]),
-    ("best_of_n", "--reward_model model", ["model", "score.weight"]),
+        ("samples", "0"), ("samples", "2"), ("reward_model", "scorer"), ("shots", "9")]],
+    *[("eval", f"~{models} --questions questions.jsonl --out out", words) for models, words in [
+        ("x=nowhere", ["nowhere"]), ("x=scorer", ["scorer"]), ("model", ["NAME=FOLDER"]),
+        ("x=samples.jsonl --shots 1", ["samples.jsonl", "recorded answers"])]],
+    ("best_of_n", "--temperature 0", ["--temperature 0"]), ("best_of_n", "--shots 1", ["--shots"]),
     ("best_of_n", "--reward_model other", ["tokenizer"]),
-    ("best_of_n", "--model samples.jsonl", ["recorded answers"]),
-    ("report", "nowhere", ["nowhere", "7_eval"]), ("report", "~nowhere", ["nowhere", "7_eval"]),
-    ("report", "~run run --out x", ["twice"]),
+    ("report", "~nowhere", ["nowhere", "7_eval"]), ("report", "~run run --out x", ["twice"]),
     ("report", "~model", ["model", "7_eval"]), ("report", "~run --out x", ["--out"]),
-    ("report", "~questions.jsonl", ["7_eval"]),
-    ("ablation", "~run --out out", ["two or more"]), ("ablation", "~run run --out out", ["two or more"]),
-    ("ablation", "~run model --out out", ["model", "7_eval"]), ("ablation", "~run run2", ["--out"]),
     ("preflight", "--questions nowhere", ["QUESTIONS=nowhere"]),
     ("preflight", "--student out", ["STUDENT=out", "config.json"]),
     ("preflight", "--teacher nowhere", ["TEACHER=nowhere"]),
     ("preflight", "--run questions.jsonl/x", ["OUT=", "questions.jsonl is no folder"]),
-    ("preflight", "--seed x", ["--seed"]), ("preflight", "--micro_tokens 0", ["--micro_tokens 0"]),
 ]
 
 
-@pytest.mark.parametrize(("command", "flags",
-    "words"), FLAGS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("command", "flags", "words"), FLAGS, ids=lambda value: value if type(value) is str else "")
 def test_a_bad_flag(here, capsys, command, flags, words):
     refuses(here, capsys, command, flags, words)
 
@@ -259,8 +231,8 @@ def test_a_bad_line(here, capsys, command, name):
 
 
 KEYS = [  # command, keys that a line must have as texts
-    *[("sft", key) for key in ("prompt", "response")], *[("reward", key) for key in ("id", "prompt", "chosen",
-        "rejected")],
+    *[("sft", key) for key in ("prompt", "response")],
+    *[("reward", key) for key in ("id", "prompt", "chosen", "rejected")],
     *[("votes", key) for key in ("id", "vote")], ("data", "question"), ("report", "id"),
 ]
 
@@ -286,49 +258,23 @@ ROWS = [  # command, file, rows or bytes, words
     ("reward", "samples.jsonl", [row | {"response": None} for row in ANSWERS], ["line 1", "'response'"]),
     ("reward", "pairs.jsonl", [row | {"chosen": "1 " * 500} for row in PAIRS], ["context", "256"]),
     ("sft", "sft.jsonl", [{"prompt": "1 " * 300, "response": "1"}], ["context", "256"]),
-    ("generate", "questions.jsonl", [{"question": "1 " * 300}], ["questions-1", "context of 256"]),
-    ("ppo", "questions.jsonl", [{"question": "1 " * 300}], ["questions-1", "context of 256"]),
-    ("eval", "questions.jsonl", [{"question": "1 " * 300, "answer": "1"}], ["questions-1", "context of 256"]),
+    *[(command, "questions.jsonl", [{"question": "1 " * 300, "answer": "1"}], ["questions-1", "context of 256"])
+      for command in ("generate", "ppo", "eval")],
     ("eval", "questions.jsonl", [{"question": "How many?"}], ["no gold answer"]),
-    ("eval", "questions.jsonl", [{"question": "How many?", "answer": "a few"}], ["a few"]),
-    ("eval", "questions.jsonl", [{"question": "How many?", "answer": [1, 2]}], ["line 1", "answer"]),
-    ("eval", "questions.jsonl", [{"question": "How many?", "answer": {"x": 1}}], ["line 1", "answer"]),
-    ("generate", "questions.jsonl", [QUESTIONS[0], QUESTIONS[0]], ["lines 1 and 2", "q0"]),
-    ("generate", "questions.jsonl", [{"question": "Which?", "options": [1, 2]}], ["line 1", "options"]),
-    ("generate", "questions.jsonl", [{"question": "Which?", "options": {"A": "x"}}], ["line 1", "options"]),
-    ("generate", "questions.jsonl", [{"question": "Which?", "kind": ["number"]}], ["line 1", "kind"]),
-    ("generate", "questions.jsonl", [{"question": "Which?", "instruction": {"a": 1}}], ["line 1", "instruction"]),
-    ("generate", "questions.jsonl", [{"question": "\u2003"}], ["line 1", "question"]),
+    ("eval", "questions.jsonl", b"", ["no question"]),
     ("generate", "questions.jsonl", b"PK\x03\x04" + bytes(range(256)), ["line 1"]),
     ("generate", "questions.jsonl", b"\x1f\x8b" + bytes(30), ["line 1"]),
-    ("generate", "questions.jsonl", json.dumps(QUESTIONS).encode(), ["line 1", "object"]),
-    ("generate", "questions.jsonl", json.dumps(QUESTIONS[0]).encode("utf-16"), ["line 1", "UTF-8"]),
     ("generate", "questions.jsonl", json.dumps(QUESTIONS, indent=1).encode(), ["line 1", "JSON"]),
     ("pseudo_reward", "samples.jsonl", [{"id": "q0", "responses": [1]}], ["line 1", "responses"]),
-    ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": {"body": {}}}], ["line 1"]),
-    ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": {"body": {"choices": [{}]}}}], ["line 1"]),
-    ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": {"body": {"choices": "x"}}}], ["line 1"]),
-    ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": {"status_code": "200"}}], ["line 1"]),
-    ("pseudo_reward", "samples.jsonl", [{"id": "q0", "choices": [{"text": "1", "logprobs": {"content": [1]}}]}],
-     ["line 1"]),
-    ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": "1", "logprob": "x", "tokens": 2}], ["line 1"]),
-    ("pseudo_reward", "samples.jsonl", [{"id": "q0", "response": "1", "logprob": -1, "tokens": "2"}], ["line 1"]),
     ("pseudo_reward", "samples.jsonl", [{"id": ["q0"], "response": "1"}], ["ids match"]),
-    ("pseudo_reward", "samples.jsonl", [{"response": "1"}], ["line 1", "custom_id"]),
-    ("eval", "questions.jsonl", b"", ["no question"]),
     ("votes", "votes.jsonl", [{"id": "other", "vote": "1"}], ["votes.jsonl", "no answer to any question"]),
     ("votes", "votes.jsonl", [{"id": "q0", "vote": "1"}, {"id": "q0", "vote": "2"}], ["votes.jsonl", "q0"]),
-    ("report", "run/7_eval/ppo/done.json", b"{", ["done.json", "damaged"]),
-    ("report", "run/7_eval/ppo/done.json", b"[]", ["done.json"]),
-    ("report", "run/7_eval/ppo/done.json", b"{}", ["done.json"]),
-    ("report", "run/7_eval/ppo/done.json", b"\xff", ["done.json", "damaged"]),
+    *[("report", "run/7_eval/ppo/done.json", content, ["done.json"]) for content in (b"{", b"[]", b"{}", b"\xff")],
     ("report", "run/7_eval/ppo/transcripts.jsonl", [{"id": "q0"}], ["transcripts.jsonl", "correct"]),
-    ("ablation", "run2/7_eval/ppo/transcripts.jsonl", [{"id": "x", "correct": True}], ["run2", "other questions"]),
 ]
 
 
-@pytest.mark.parametrize(("command", "path", "content",
-    "words"), ROWS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("command", "path", "content", "words"), ROWS)
 def test_bad_rows(here, capsys, command, path, content, words):
     if isinstance(content, bytes):
         (here / path).write_bytes(content)
@@ -344,21 +290,6 @@ def test_a_line_of_100_megabytes(here, capsys):
             file.write("x" * 10**6)
         file.write('"}\n')
     refuses(here, capsys, "generate", "", ["questions.jsonl, line 2", "longer than"])
-
-
-@pytest.mark.parametrize("cut", [0.1, 0.5, 0.99])
-def test_half_a_gzip_file(here, capsys, cut):
-    whole = gzip.compress("\n".join(map(json.dumps, QUESTIONS)).encode())
-    (here / "questions.jsonl.gz").write_bytes(whole[: int(cut * len(whole))])
-    refuses(here, capsys, "generate", "--questions questions.jsonl.gz", ["questions.jsonl.gz", "gzip"])
-
-
-def test_what_editors_do_to_a_file_is_no_fault(here):
-    """A byte order mark, Windows line ends, empty lines, no line end at the end."""
-    text = "\ufeff" + "\r\n\r\n".join(map(json.dumps, QUESTIONS))
-    (here / "questions.jsonl").write_bytes(text.encode())
-    assert [vars(q) for q in data.load_questions("questions.jsonl")] == [
-        vars(data.Question(row["id"], row["question"], row["answer"])) for row in QUESTIONS]
 
 
 def test_empty_answers_are_answers(here):
@@ -392,73 +323,31 @@ def file(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
-def with_index(places):
-    def damage(folder):
-        (folder / "model.safetensors").rename(folder / "a.safetensors")
-        (folder / "model.safetensors.index.json").write_text(json.dumps(places))
-    return damage
-
-
-def first_norm(tensors):
-    return tensors["model.layers.0.input_layernorm.weight"]
-
-
 MODELS = {
     "NaN": (weights(lambda t: [tensor.fill_(float("nan")) for tensor in t.values()]), ["model.safetensors", "NaN"]),
-    "infinity": (weights(lambda t: first_norm(t).fill_(float("inf"))), ["model.safetensors", "infinity"]),
-    "NaN in a matrix": (weights(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["nan", "bad"]),
-    "a tensor is missing": (weights(lambda t: t.pop("model.norm.weight")), ["missing", "model.norm.weight"]),
-    "a tensor too many": (weights(lambda t: t.update(extra=torch.ones(1))), ["extra", "no place"]),
-    "another shape": (weights(lambda t: t.update({"model.norm.weight": torch.ones(3)})),
-                      ["model.norm.weight", "shape"]),
-    "integers": (weights(lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})), ["int8"]),
-    "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json", "not found"]),
+    "NaN in a matrix": (weights(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["nan"]),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json", "not found"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors", "not found"]),
     "weights are a folder": (lambda folder: ((folder / "model.safetensors").unlink(),
                                              (folder / "model.safetensors").mkdir()), ["model.safetensors"]),
-    "empty config": (file("config.json", b""), ["config.json", "JSON"]),
-    "binary config": (file("config.json", b"\xff\x00"), ["config.json", "JSON"]),
     "nested config": (file("config.json", b'{"a":' * 100_000), ["config.json", "JSON"]),
-    "a list as config": (file("config.json", b"[]"), ["config.json", "object"]),
-    "nested tokenizer config": (file("tokenizer_config.json", b"[" * 100_000), ["tokenizer_config.json", "JSON"]),
-    "empty tokenizer": (file("tokenizer.json", b""), ["tokenizer.json"]),
-    "another tokenizer": (file("tokenizer.json", b"{}"), ["tokenizer.json"]),
     "nested tokenizer": (file("tokenizer.json", b"[" * 100_000), ["tokenizer.json"]),
-    "empty weights": (file("model.safetensors", b""), ["model.safetensors", "damaged"]),
     "text as weights": (file("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n" * 9), ["damaged"]),
     "a huge header": (file("model.safetensors", b"\xff" * 8 + b"{}"), ["model.safetensors", "damaged"]),
-    "unknown end token": (file("tokenizer_config.json", b'{"eos_token": "<end>"}'), ["<end>", "tokenizer.json"]),
-    "end token as a list": (file("tokenizer_config.json", b'{"eos_token": ["x"]}'), ["eos_token"]),
     "another template": (file("tokenizer_config.json", b'{"eos_token": "<|eot_id|>", "chat_template": "{{ x }}"}'),
                          ["template"]),
     "templates of another kind": (file("tokenizer_config.json", b'{"eos_token": "<|eot_id|>", "chat_template": 7}'),
                                   ["tokenizer_config.json", "chat_template"]),
     "templates without names": (file("tokenizer_config.json", b'{"eos_token": "<|eot_id|>", "chat_template": [{}]}'),
                                 ["tokenizer_config.json", "chat_template"]),
-    "an end token id beyond the tokens": (file("generation_config.json", b'{"eos_token_id": 99999}'), ["99999"]),
-    "an end token id as text": (file("generation_config.json", b'{"eos_token_id": "4"}'), ["eos_token_id"]),
+    "end token as a list": (file("tokenizer_config.json", b'{"eos_token": ["x"]}'), ["eos_token"]),
     "another family": (config(model_type="gemma"), ["model_type", "gemma"]),
-    "mixture of experts": (config(num_local_experts=8), ["num_local_experts"]),
-    "quantised": (config(quantization_config={"bits": 4}), ["quantization_config"]),
-    "rope of another kind": (config(rope_scaling={"rope_type": "yarn", "factor": 2.0}), ["yarn"]),
-    "rope as text": (config(rope_scaling="linear"), ["rope_scaling"]),
-    "no size": (config(hidden_size=None), ["hidden_size", "missing"]),
-    "a negative size": (config(hidden_size=-32), ["hidden_size"]),
-    "a size as text": (config(num_hidden_layers="2"), ["num_hidden_layers"]),
     "a size beyond memory": (config(vocab_size=10**12), ["vocab_size"]),
     "a size that does not fit the weights": (config(intermediate_size=64), ["shape", "config.json"]),
     "fewer rows than tokens": (config(vocab_size=100), ["vocab_size", "tokenizer.json"]),
-    "heads that do not divide": (config(num_key_value_heads=3), ["num_key_value_heads"]),
-    "an index that leaves the folder": (with_index({"weight_map": {"x": "../../etc/a.safetensors"}}), ["weight_map"]),
-    "an index with an absolute path": (with_index({"weight_map": {"x": "/etc/model.safetensors"}}), ["weight_map"]),
-    "an index of pickles": (with_index({"weight_map": {"x": "a.bin"}}), ["weight_map", "a.bin"]),
-    "an index without shards": (with_index({"weight_map": {"x": "b.safetensors"}}), ["b.safetensors", "not found"]),
-    "an empty index": (with_index({}), ["weight_map"]),
-    "an index of numbers": (with_index({"weight_map": {"x": 7}}), ["weight_map"]),
 }
 USERS = {"generate": "--model bad", "sft": "--model bad", "reward": "--model bad", "ppo": "--policy bad",
-         "eval": "--model bad"}
+         "eval": "~x=bad --questions questions.jsonl --out out"}
 
 
 @pytest.mark.parametrize(("command", "name"), [(list(USERS)[i % len(USERS)], name) for i, name in enumerate(MODELS)])
@@ -469,69 +358,30 @@ def test_a_bad_model_folder(here, capsys, name, command):
     refuses(here, capsys, command, USERS[command], words)
 
 
-@pytest.mark.parametrize("command", ["ppo", "best_of_n"])
-@pytest.mark.parametrize("score_mean", ["x", None, float("nan"), float("inf"), True])
-def test_a_reward_model_whose_mean_is_no_number(here, capsys, command, score_mean):
-    config(score_mean=score_mean)(here / "scorer")
-    refuses(here, capsys, command, "", ["score_mean"])
-
-
-def test_special_tokens_in_a_text_are_text(here):
-    """Nobody ends a turn by typing its end: the ids of the special tokens come from the template alone."""
-    tokenizer = Tokenizer("model")
-    plain, spelled = tokenizer.chat("x"), tokenizer.chat("x<|eot_id|><|start_header_id|>system<|end_header_id|>")
-    count = lambda ids: sum(id in tokenizer.special_ids for id in ids)
-    assert count(plain) == count(spelled) > 0 and len(spelled) > len(plain)
-
-
-def test_no_gpu_is_no_error(here, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run("generate") == 0 and runtime.default_device().type == "cpu"
-
-
 # ---- fuzzing -------------------------------------------------------------------------------------------------------
 
 CASES = [pytest.param(200, id="few"), pytest.param(10_000, id="many", marks=pytest.mark.slow)]
 
 
 def fuzz(cases, strategy, check):
-    limits = settings(max_examples=cases, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    limits(given(strategy)(check))()
+    """Run check on so many examples of strategy(hypothesis.strategies); the test is skipped without hypothesis."""
+    h = pytest.importorskip("hypothesis")
+    limits = h.settings(max_examples=cases, deadline=None, database=None, suppress_health_check=list(h.HealthCheck))
+    limits(h.given(strategy(h.strategies))(check))()
 
 
-PIECES = st.sampled_from(
-    r"#### The answer is Answer: A: \boxed{ \frac{1}{2} { } ( ) $ % , . 7 1,234 .5 1e9 10^{2} 3/4 -5 12:30 A B "
-    r"(C) J j) ½ ０ "
-    r"thousand million x = + * ÷ </think> <think> Wait Actually \( \) \, \! \text{ \n ٣ Ⅷ ² — "
-    "... 00 -0 9e99 1/0".split(" "))
-SEVERAL = st.lists(PIECES, max_size=30)
-TEXTS = st.one_of(st.text(max_size=200), SEVERAL.map(" ".join), SEVERAL.map("".join))
-
-
-@pytest.mark.parametrize("cases", CASES)
-def test_any_text_has_one_canonical_answer_or_none(cases):
-    """No exception; an answer is canonical already, is found again where it is stated, and strict implies lenient."""
-
-    def check(text):
-        for kind in ("number", "choice"):
-            strict, lenient = (answers.extract_answer(text, kind, lenient) for lenient in (False, True))
-            assert strict is None or lenient == strict
-            if lenient is not None:
-                assert lenient == answers.canonical(lenient, kind) and answers.is_correct(lenient, lenient, kind)
-                assert answers.extract_answer(f"#### {lenient}", kind) == lenient
-
-    fuzz(cases, TEXTS, check)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=10)
-NAMES = st.sampled_from("id question answer kind options instruction subject response responses choices finish "
-                        "logprob tokens body message content text custom_id error status_code q0".split())
-OBJECTS = st.dictionaries(NAMES, JSON | st.dictionaries(NAMES, JSON, max_size=3), max_size=6)
-LINE = st.one_of(st.binary(max_size=80), OBJECTS.map(lambda row: json.dumps(row).encode()), st.just(b""),
-                 OBJECTS.map(lambda row: json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")))
+def lines_of_json(st):
+    """Lines of a file: bytes, objects whose keys are those that are read, nothing."""
+    value = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+        max_leaves=10)
+    name = st.sampled_from("id question answer kind options instruction subject response responses choices finish "
+                           "logprob tokens body message content text custom_id error status_code q0".split())
+    rows = st.dictionaries(name, value | st.dictionaries(name, value, max_size=3), max_size=6)
+    line = st.one_of(st.binary(max_size=80), rows.map(lambda row: json.dumps(row).encode()), st.just(b""),
+                     rows.map(lambda row: json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")))
+    return st.lists(line, max_size=4)
 
 
 @pytest.mark.parametrize("cases", CASES)
@@ -549,7 +399,7 @@ def test_any_lines_are_read_or_refused_with_file_and_line(tmp_path, cases):
             except ValueError as error:
                 assert str(path) in str(error) and "\n" not in str(error)
 
-    fuzz(cases, st.lists(LINE, max_size=4), check)
+    fuzz(cases, lines_of_json, check)
 
 
 @pytest.mark.parametrize("cases", CASES)
@@ -560,9 +410,11 @@ def test_any_damage_to_a_safetensors_file_is_refused_or_harmless(tmp_path, model
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     shapes = {name: tensor.shape for name, tensor in load_model(model_folder).state_dict().items()}
-    place = st.one_of(st.integers(0, 7), st.integers(0, header - 1), st.integers(0, len(whole) - 1))
-    edit = st.tuples(place, st.sampled_from(["cut", "change", "insert", "drop",
-        "digit"]), st.binary(min_size=1, max_size=4))
+
+    def edits(st):
+        place = st.one_of(st.integers(0, 7), st.integers(0, header - 1), st.integers(0, len(whole) - 1))
+        kind = st.sampled_from(["cut", "change", "insert", "drop", "digit"])
+        return st.lists(st.tuples(place, kind, st.binary(min_size=1, max_size=4)), min_size=1, max_size=3)
 
     def check(edits):
         content = bytearray(whole)
@@ -584,4 +436,4 @@ def test_any_damage_to_a_safetensors_file_is_refused_or_harmless(tmp_path, model
         except ValueError as error:
             assert "model" in str(error) and "\n" not in str(error)
 
-    fuzz(cases, st.lists(edit, min_size=1, max_size=3), check)
+    fuzz(cases, edits, check)

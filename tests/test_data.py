@@ -1,9 +1,8 @@
-"""data.py: question sets and how they are asked, check and fetch, the built-in task, padded batches."""
+"""data.py and tasks/: question sets and how they are asked, check and fetch, the built-in task, padded batches."""
 
 import gzip
 import hashlib
 import http.server
-import importlib.util
 import json
 import random
 import re
@@ -21,20 +20,12 @@ from conftest import real_data
 
 import data
 import runtime
-from data import (
-    Question,
-    batches,
-    collate,
-    extract_answer,
-    few_shot_prompt,
-    hash_split,
-    load_questions,
-    micro_batches,
-    read_jsonl,
-    write_jsonl,
-)
-from tasks import arith
+from data import Question, collate, extract_answer, load_questions, read_jsonl, write_jsonl
+from runtime.steps import micro_batches, rows_of_step
+from tasks import arith, published
 from tasks.arith import SPLITS, arith_problems
+from tasks.check import CheckConfig, check
+from tasks.published import FetchConfig, fetch, few_shot_prompt, hash_split
 
 # ---- question files ------------------------------------------------------------------------------------------------
 
@@ -48,8 +39,8 @@ GOOD = '{"question": "3+4?", "answer": "7"}'
 
 
 def test_a_users_own_file_loads(tmp_path):
-    """question and answer are enough; the rest is kept; the gold becomes canonical; BOM and empty lines do no harm."""
-    path = write(tmp_path / "mine.jsonl", b"\xef\xbb\xbf" + GOOD.encode(), "", '{"question": " Große Frage? "}',
+    """question and answer suffice, the rest is kept, the gold is canonical; BOM, line ends, empty lines do no harm."""
+    path = write(tmp_path / "mine.jsonl", b"\xef\xbb\xbf" + GOOD.encode(), "\r", '{"question": " Große Frage? "}',
                  '{"id": 5, "question": "How many?", "kind": "number", "instruction": "Name a number.", '
                  '"subject": "s"}',
                  '{"id": null, "question": "q", "answer": "5-3=2\\n#### $1,002.0"}',
@@ -82,22 +73,19 @@ def test_a_users_own_choices_load(tmp_path):
 
 @pytest.mark.parametrize("lines, words", [
     ([GOOD, "", "{broken"], ["line 3", "JSON"]),
-    ([GOOD, '["a list"]'], ["line 2", "object"]),
     ([GOOD, '{"answer": "7"}'], ["line 2", "question"]),
-    ([GOOD, b'{"question": "caf\xe9"}'], ["line 2", "UTF-8"]),
     ([GOOD.encode("utf-16")], ["line 1", "UTF-8"]),
-    ([GOOD, '{"question": "half \\ud83d a smile"}'], ["line 2", "half a character", "ud83d"]),
-    ([GOOD, "", '{"question": "  "}'], ["line 3", "question"]),
-    ([GOOD, "", '{"question": "q", "kind": "essay"}'], ["line 3", "essay"]),
-    ([GOOD, "", '{"question": "q", "answer": "seven"}'], ["line 3", "seven"]),
-    ([GOOD, "", '{"question": "q", "options": "abc"}'], ["line 3", "options"]),
-    ([GOOD, '{"question": "q", "options": ["x", "y"]}'], ["line 2", "'choice'", "'number'"]),
+    *[([GOOD, "", json.dumps(row)], ["line 3", word]) for row, word in [
+        ({"question": "  "}, "question"), ({"question": "\u2003"}, "question"),
+        ({"question": "q", "kind": "essay"}, "essay"), ({"question": "q", "kind": ["number"]}, "kind"),
+        ({"question": "q", "answer": "seven"}, "seven"), ({"question": "q", "answer": [1, 2]}, "answer"),
+        ({"question": "q", "options": "abc"}, "options"), ({"question": "q", "options": [1, 2]}, "options"),
+        ({"question": "q", "options": {"A": "x"}}, "options"), ({"question": "q", "instruction": {}}, "instruction"),
+        ({"question": "q", "options": ["x", "y"]}, "a 'choice' question after 'number' ones")]],
     (['{"question": "q", "options": ["x", "y"], "answer": "C"}'], ["line 1", "gold answer C", "2 options"]),
     ([json.dumps({"question": "q", "options": ["o"] * 11})], ["line 1", "11 options"]),
     (['{"question_id": 3, "question": "q"}', '{"id": "3", "question": "r"}'], ["1 and 2", "'3'"]),
-    (['{"id": "x", "question": "q"}', "", '{"id": "x", "question": "r"}'], ["1 and 3", "'x'"]),
-    ([], ["no question"]),
-    (["", "  "], ["no question"]),
+    ([], ["no question"]), (["", "  "], ["no question"]),
 ])
 def test_a_bad_question_file_is_refused_with_file_and_line(lines, words, tmp_path):
     path = write(tmp_path / "bad.jsonl", *lines)
@@ -166,29 +154,31 @@ def test_mmlu_pro_is_split_by_what_is_asked(mmlu):
     for (name, split), share in zip(splits.items(), (0.7, 0.05, 0.25)):
         assert abs(len(split) - 2000 * share) < 4 * (2000 * share * (1 - share)) ** 0.5, name
         assert [int(q.id) for q in split] == sorted(int(q.id) for q in split)  # in the file's order
-        for q in split[:20]:
-            text = "\n".join([f"what is {int(q.id) - 70}?", *sorted([*q.options])])
-            assert int(hashlib.sha256(text.encode()).hexdigest(), 16) % 100 in {
-                "train": range(70), "valid": range(70, 75), "test": range(75, 100)}[name]
     assert load_questions("mmlu_pro:valid", limit=3) == splits["valid"][:3]
     assert [(q.subject, q.answer, q.kind) for q in everything[998:1002]] == [
         ("law", "B", "choice"), ("law", "A", "choice"), ("math", "B", "choice"), ("math", "A", "choice")]
+    mmlu([row | {"question_id": i, "question": "what  IS" + row["question"].strip()[7:]}
+          for i, row in enumerate(reversed(rows))])
     where = {q.question.strip(): name for name, split in splits.items() for q in split}
-    changed = [row | {"question_id": i, "question": "what  IS" + row["question"].strip()[7:]}
-               for i, row in enumerate(reversed(rows))]
-    mmlu(changed)
     for name in splits:
         assert all(where["What is" + q.question[8:]] == name for q in load_questions(f"mmlu_pro:{name}"))
 
 
+def test_the_borders_of_the_hash_split():
+    """Buckets 0 to 69 of 100 are train, 70 to 74 valid, 75 to 99 test; a split that moves would leak between runs."""
+    at = {}
+    for i in range(2000):
+        at.setdefault(int(hashlib.sha256(f"{i}?".encode()).hexdigest(), 16) % 100, Question(str(i), f"{i}?"))
+    borders = {0: "train", 69: "train", 70: "valid", 74: "valid", 75: "test", 99: "test"}
+    assert {bucket: hash_split(at[bucket]) for bucket in borders} == borders
+
+
 def test_the_options_are_part_of_a_question():
-    """Same text and other options: another question, another split for some; the same options in another order: not."""
-    questions = [Question("i", "Which is true?", None, "choice", (f"{i}", "x")) for i in range(200)]
-    assert len({q.key for q in questions}) == 200
-    assert {hash_split(q) for q in questions} == {"train", "valid", "test"}
+    """Other options make another question; the same ones in another order, case and spaces do not."""
     xy = Question("a", "Which?", "A", "choice", ("x", "y")).key
-    assert xy == Question("b", " which?", "B", "choice", ("y", "x")).key
+    assert xy == Question("b", " which?", "B", "choice", ("Y", "x")).key
     assert xy != Question("a", "Which?", None, "choice", ("x y",)).key
+    assert xy != Question("a", "Which?", "A", "choice", ("x", "z")).key
 
 
 def test_only_fillers_at_the_end_are_dropped(mmlu):
@@ -231,35 +221,17 @@ def test_recorded_mmlu_pro_results_are_questions():
     assert counts == {"train": 8437, "valid": 593, "test": 3002}
 
 
-def test_the_script_keeps_questions_that_differ_in_options_alone(tmp_path):
-    rows = [{"question": "Which is true?", "options": [f"{i}", "x"], "answer": "A"} for i in range(12)]
-    write_jsonl(tmp_path / "q.jsonl", [*rows, {**rows[0], "options": ["x", "0"], "answer": "B"}])
-    data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "out"), 6, 3, 3))
-    splits = [load_questions(str(tmp_path / "out" / f"{name}.jsonl")) for name in ("train", "valid", "test")]
-    assert len({q.key for split in splits for q in split}) == 12
-    with pytest.raises(ValueError, match="12 different"):
-        data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "out2"), 6, 3, 4))
-
-
 # ---- worked examples -------------------------------------------------------------------------------------------------
 
 
-def lm_eval_file(name: str) -> Path:
-    """A file of lm-evaluation-harness, which need not be importable."""
-    spec = importlib.util.find_spec("lm_eval")
-    if spec is None:
-        pytest.skip("lm_eval is not installed")
-    return Path(spec.submodule_search_locations[0]) / "tasks" / name
-
-
 def test_gsm8k_examples_word_for_word():
-    """Against a checksum of the whole prompt, which equals lm-evaluation-harness 0.4.13 (the next test), and by eye."""
+    """Against a checksum of the prompt that lm-evaluation-harness 0.4.13 makes (gsm8k_cot), and by eye."""
     prompt = few_shot_prompt(Question("i", "How many?", "7", instruction="Be brief."), 8)
     assert prompt.startswith("Q: There are 15 trees in the grove. Grove workers will plant trees in the grove today. ")
     assert "So there must have been 21 - 15 = 6. The answer is 6.\n\nQ: If there are 3 cars in" in prompt
     assert prompt.endswith("23 - 15 is 8. The answer is 8.\n\nQ: How many?\nA:")
     assert (prompt.count("Q: "), prompt.count("\nA:"), prompt.count("The answer is ")) == (9, 9, 8)
-    assert prompt.count(data.STOP_TEXT["number"]) == 9  # where a model would go on with a question of its own
+    assert prompt.count(published.STOP_TEXT["number"]) == 9  # where a model would go on with a question of its own
     digest = hashlib.sha256(prompt.encode()).hexdigest()
     assert digest == "6b14c4d235e15899ca784c8336c2a28e008b360e4b21d34391bc0dd1c2da78a2"
     assert few_shot_prompt(Question("i", "How many?"), 1) == prompt[: prompt.index("Q: If")] + "Q: How many?\nA:"
@@ -267,17 +239,6 @@ def test_gsm8k_examples_word_for_word():
     assert answers == ["6", "5", "39", "8", "9", "29", "33", "8"]
     with pytest.raises(ValueError, match=r"--shots 9: question 'i' has only 8 examples"):
         few_shot_prompt(Question("i", "How many?"), 9)
-
-
-@pytest.mark.parametrize("shots", [1, 5, 8])
-def test_gsm8k_prompt_is_that_of_lm_eval(shots):
-    yaml = pytest.importorskip("yaml")
-    task = yaml.safe_load(lm_eval_file("gsm8k/gsm8k-cot.yaml").read_text(encoding="utf-8"))
-    template, parts = task["doc_to_text"], []
-    for example in [*task["fewshot_config"]["samples"][:shots], {"question": "Why, and how many?"}]:
-        parts.append(template.replace("{{question}}", example["question"]) + " " + example.get("target", ""))
-    assert few_shot_prompt(Question("i", "Why, and how many?"), shots) == "\n\n".join(parts).rstrip(" ")
-    assert data.STOP_TEXT["number"] == task["generation_kwargs"]["until"][0]
 
 
 def shot_rows() -> list[dict]:
@@ -289,7 +250,7 @@ def shot_rows() -> list[dict]:
 MMLU_QUESTION = Question("q", "Which? ", "B", "choice", ("one", "two"), "Be brief.", "math")
 
 
-def test_mmlu_pro_examples_by_hand(mmlu):
+def test_mmlu_pro_examples_by_hand(mmlu, monkeypatch, tmp_path):
     """The first k of the same subject, in order; the question as published, spaces and all, and no instruction."""
     mmlu(mmlu_rows(1), shot_rows())
     assert few_shot_prompt(MMLU_QUESTION, 2) == (
@@ -300,30 +261,12 @@ def test_mmlu_pro_examples_by_hand(mmlu):
         "Question:\n Worked 3?\nOptions:\nA. x\nB. y3\nAnswer: Let's think step by step. Since 3. "
         "The answer is (A).\n\n"
         "Question:\nWhich? \nOptions:\nA. one\nB. two\nAnswer: Let's think step by step.")
-    assert few_shot_prompt(MMLU_QUESTION, 2).count(data.STOP_TEXT["choice"]) == 3
+    assert few_shot_prompt(MMLU_QUESTION, 2).count(published.STOP_TEXT["choice"]) == 3
     assert [few_shot_prompt(MMLU_QUESTION, k).count("Worked") for k in range(1, 6)] == [1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match=r"--shots 6: question 'q' has only 5 examples .*'math'"):
         few_shot_prompt(MMLU_QUESTION, 6)
     with pytest.raises(ValueError, match=r"has only 0 examples"):
         few_shot_prompt(Question("q", "Which?", "B", "choice", ("one", "two")), 1)
-
-
-def test_mmlu_pro_prompt_is_that_of_lm_eval_but_for_two_empty_lines(mmlu):
-    mmlu(mmlu_rows(1), shot_rows())
-    yaml = pytest.importorskip("yaml")
-    yaml.SafeLoader.add_multi_constructor("!function", lambda *_: None)
-    task = yaml.safe_load(lm_eval_file("mmlu_pro/mmlu_pro_math.yaml").read_text(encoding="utf-8"))
-    spec = importlib.util.spec_from_file_location("utils_of_lm_eval", lm_eval_file("mmlu_pro/utils.py"))
-    utils = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(utils)
-    examples = [row | {"options": row["options"][:2]} for row in shot_rows() if row["category"] == "math"]
-    asked = {"question": MMLU_QUESTION.question, "options": list(MMLU_QUESTION.options)}
-    worked = [f"{utils.fewshot_to_text(row)} {utils.fewshot_to_target(row)}\n\n" for row in examples]
-    theirs = "".join([task["description"], *worked, utils.doc_to_text(asked)])
-    assert few_shot_prompt(MMLU_QUESTION, 5).replace("choice.\n\n\n", "choice.\n") == theirs
-
-
-def test_worked_examples_that_are_not_there_are_named(mmlu, monkeypatch, tmp_path):
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"validation\.jsonl not found: set DATA_DIR .*TIGER-Lab/MMLU-Pro"):
         few_shot_prompt(MMLU_QUESTION, 5)
@@ -337,7 +280,7 @@ def test_check_passes_clean_files(tmp_path, capsys, llama_folder):
     write_jsonl(tmp_path / "a.jsonl", [{"question": "a" * n, "answer": "1"} for n in (3, 5, 40)] + [{"question": "bb"}])
     write_jsonl(tmp_path / "b.jsonl", [{"question": "Q?", "options": ["x", "y"], "answer": "A"}])
     files = tuple(str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
-    data.check(data.CheckConfig(files, str(llama_folder), 40))
+    check(CheckConfig(files, str(llama_folder), 40), data.Tokenizer(llama_folder).chat)
     said = capsys.readouterr().out
     assert "a.jsonl: 4 questions (number), 3 with a gold answer" in said
     assert "b.jsonl: 1 questions (choice), 1 with a gold answer" in said
@@ -347,7 +290,7 @@ def test_check_passes_clean_files(tmp_path, capsys, llama_folder):
     assert re.findall(r"(\d+) are longer than 40 tokens", said) == ["1", "0"] and tokens[2] <= 40 < tokens[3]
     assert "error" not in said.replace("no error", "") and "note" not in said
     with pytest.raises(ValueError, match="--tokenizer"):
-        data.check(data.CheckConfig(files, "", 40))
+        check(CheckConfig(files, "", 40))
 
 
 def test_check_names_every_fault_of_every_file(tmp_path, capsys):
@@ -357,7 +300,7 @@ def test_check_names_every_fault_of_every_file(tmp_path, capsys):
               '{"question": "ok"}')
     b = write(tmp_path / "b.jsonl", *(['{"question": 3}'] * 13))
     with pytest.raises(ValueError, match=r"^19 errors in the files; the first: .*a\.jsonl, line 2: not JSON") as error:
-        data.check(data.CheckConfig((str(a), str(b))))
+        check(CheckConfig((str(a), str(b))))
     assert "\n" not in str(error.value)
     said = capsys.readouterr().out
     assert [int(n) for n in re.findall(r"error: \S*a\.jsonl, line (\d+)", said)] == [2, 3, 4, 5, 6, 7]
@@ -369,25 +312,22 @@ def test_check_finds_leaks_copies_and_ids(tmp_path, capsys):
     """A leak names both lines and is an error; a copy within a file and an id of two files are notes."""
     a = write(tmp_path / "a.jsonl", GOOD, '{"id": "x", "question": "What is  up?"}', '{"question": "3+4?", "id": "y"}')
     b = write(tmp_path / "b.jsonl", "", '{"id": "y", "question": "What?"}', '{"id": "x", "question": " what is up? "}')
-    data.check(data.CheckConfig((str(a),)))
+    check(CheckConfig((str(a),)))
     assert "note: line 3 repeats the question of line 1" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"^1 error in the files; the first: \S*b\.jsonl, line 3: .*a\.jsonl, line 2$"):
-        data.check(data.CheckConfig((str(a), str(b))))
+        check(CheckConfig((str(a), str(b))))
     said = capsys.readouterr().out
     assert "leak:" in said and f"note: line 2: id 'y' is another question's in {a}, line 3" in said
     assert said.count("note:") == 2  # x is the same question in both: a leak, no clash
     c = write(tmp_path / "c.jsonl", "")
     with pytest.raises(ValueError, match="holds no question"):
-        data.check(data.CheckConfig((str(c),)))
-
-
-def test_check_compares_options(tmp_path, capsys):
-    a = write(tmp_path / "a.jsonl", '{"question": "Which?", "options": ["x", "y"]}')
-    b = write(tmp_path / "b.jsonl", '{"question": "Which?", "options": ["x", "z"]}')
-    c = write(tmp_path / "c.jsonl", '{"question": "Which?", "options": ["y", "x"]}')
-    data.check(data.CheckConfig((str(a), str(b))))
-    with pytest.raises(ValueError, match=r"c\.jsonl, line 1: the same question as .*a\.jsonl, line 1"):
-        data.check(data.CheckConfig((str(a), str(b), str(c))))
+        check(CheckConfig((str(c),)))
+    for name, options in (("x", ["x", "y"]), ("y", ["x", "z"]), ("z", ["y", "x"])):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"question": "Which?", "options": options}])
+    files = tuple(str(tmp_path / f"{name}.jsonl") for name in "xyz")
+    check(CheckConfig(files[:2]))  # other options: another question
+    with pytest.raises(ValueError, match=r"z\.jsonl, line 1: the same question as .*x\.jsonl, line 1"):
+        check(CheckConfig(files))
 
 
 def test_the_commands_of_the_command_line(tmp_path, capsys, monkeypatch):
@@ -421,33 +361,29 @@ FILES = {"train.jsonl": b'{"question": "3+4?", "answer": "#### 7"}\n' * 5000, "t
 
 @pytest.fixture
 def server(monkeypatch):
-    """A web server of FILES that can misbehave: cut an answer short, know no ranges, send an error or another text."""
+    """A web server of FILES that can misbehave: cut an answer short, wait, send an error or another text."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked = self.headers.get("Range")
-            web.asked.append((self.path, asked))
+            web.asked.append(Path(self.path).name)
             body = web.body or FILES[Path(self.path).name]
             time.sleep(web.wait)
             if web.status:
                 return self.send_error(web.status)
-            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and web.ranges else 0
-            if start and start >= len(body):
-                return self.send_error(416)
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(body) - start))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body[start : start + web.cut] if web.cut else body[start:])
+            self.wfile.write(body[: web.cut])
 
         def log_message(self, *_):
             pass
 
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     web.handle_error = lambda *_: None  # a client that went away
-    web.asked, web.cut, web.ranges, web.status, web.body, web.wait = [], 0, True, 0, b"", 0
+    web.asked, web.cut, web.status, web.body, web.wait = [], None, 0, b"", 0
     threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setattr(data, "GSM8K_URL", f"http://127.0.0.1:{web.server_port}/gsm8k")
-    monkeypatch.setattr(data, "GSM8K_SHA256", {name: hashlib.sha256(body).hexdigest() for name, body in FILES.items()})
+    monkeypatch.setattr(published, "GSM8K_URL", f"http://127.0.0.1:{web.server_port}/gsm8k")
+    monkeypatch.setattr(published, "GSM8K_SHA256", {name: hashlib.sha256(FILES[name]).hexdigest() for name in FILES})
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield web
     web.shutdown()
@@ -460,76 +396,39 @@ def fetched(folder: Path) -> dict[str, bytes]:
 
 def test_fetch_gets_what_is_missing(server, tmp_path, monkeypatch, capsys):
     """Both files and nothing else, in --to or $DATA_DIR; whole files are left alone, others fetched again."""
-    data.fetch(data.FetchConfig(("gsm8k",), str(tmp_path)))
-    assert fetched(tmp_path) == FILES
-    assert server.asked == [("/gsm8k/train.jsonl", None), ("/gsm8k/test.jsonl", None)]
+    fetch(FetchConfig(("gsm8k",), str(tmp_path)))
+    assert fetched(tmp_path) == FILES and server.asked == ["train.jsonl", "test.jsonl"]
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    data.fetch(data.FetchConfig(("gsm8k",)))
+    fetch(FetchConfig(("gsm8k",)))
     assert len(server.asked) == 2 and capsys.readouterr().out.count("there already") == 2
     (tmp_path / "gsm8k" / "test.jsonl").write_bytes(b"half")
-    data.fetch(data.FetchConfig(("gsm8k",)))
-    assert server.asked[2:] == [("/gsm8k/test.jsonl", None)] and fetched(tmp_path) == FILES
+    fetch(FetchConfig(("gsm8k",)))
+    assert server.asked[2:] == ["test.jsonl"] and fetched(tmp_path) == FILES
     assert load_questions("gsm8k:test")[0].question == "1+1?"
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_fetch_continues_where_it_was_cut_off(ranges, server, tmp_path):
-    """What came is kept aside under .part; the next call asks for the rest; a server without ranges sends all anew."""
-    config = data.FetchConfig(("gsm8k",), str(tmp_path))
-    server.cut, server.ranges = 50_000, ranges
-    with pytest.raises(OSError, match=r"train\.jsonl: .*50000 (bytes|of)"):
-        data.fetch(config)
-    assert fetched(tmp_path) == {"train.jsonl.part": FILES["train.jsonl"][:50_000]}
-    server.cut = 0
-    data.fetch(config)
-    assert server.asked[1] == ("/gsm8k/train.jsonl", "bytes=50000-")
-    assert fetched(tmp_path) == FILES
-
-
-def test_fetch_uses_a_part_that_is_whole_and_drops_one_that_is_too_long(server, tmp_path):
-    (tmp_path / "gsm8k").mkdir()
-    for name, body in FILES.items():
-        (tmp_path / "gsm8k" / f"{name}.part").write_bytes(body + b"x" * (name == "test.jsonl"))
-    config = data.FetchConfig(("gsm8k",), str(tmp_path))
-    with pytest.raises(OSError, match="416"):
-        data.fetch(config)
-    assert [path for path, _ in server.asked] == ["/gsm8k/test.jsonl"]
-    data.fetch(config)
-    assert fetched(tmp_path) == FILES
-
-
-def test_fetch_refuses_another_file(server, tmp_path):
-    """A wrong checksum: nothing is left, nothing stands at the file's place; both checksums are named."""
-    server.body = b"<html>Sign in</html>"
-    with pytest.raises(ValueError) as error:
-        data.fetch(data.FetchConfig(("gsm8k",), str(tmp_path)))
-    assert all(hashlib.sha256(body).hexdigest() in str(error.value) for body in (server.body, FILES["train.jsonl"]))
-    assert fetched(tmp_path) == {}
-
-
-@pytest.mark.parametrize("trouble", ["404", "no network", "no answer"])
-def test_fetch_says_what_to_do_without_a_network(trouble, server, tmp_path, monkeypatch, capsys):
-    """The address and the place of the file, in one sentence, exit code 2; nothing half done stands at its place."""
-    if trouble == "404":
-        server.status = 404
-    elif trouble == "no network":
+@pytest.mark.parametrize(("trouble", "words"), [
+    ("404", ["HTTP 404"]), ("no network", ["refused"]), ("no answer", ["timed out"]), ("cut off", ["50000 bytes"]),
+    ("another file", [hashlib.sha256(text).hexdigest() for text in (b"<html>Sign in", FILES["train.jsonl"])])])
+def test_fetch_gets_a_whole_file_or_says_what_to_do(trouble, words, server, tmp_path, monkeypatch, capsys):
+    """The address and the place of the file, in one sentence, exit code 2; nothing half done stands anywhere."""
+    server.status, server.body = 404 * (trouble == "404"), b"<html>Sign in" * (trouble == "another file")
+    server.cut, server.wait = 50_000 if trouble == "cut off" else None, 0.5 * (trouble == "no answer")
+    monkeypatch.setattr(published, "TIMEOUT", 0.1 if trouble == "no answer" else 30)
+    if trouble == "no network":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            monkeypatch.setattr(data, "GSM8K_URL", f"http://127.0.0.1:{free.getsockname()[1]}/gsm8k")
-    else:
-        server.wait = 0.5
-        monkeypatch.setattr(data, "_download", lambda *a, real=data._download: real(*a, timeout=0.1))
+            monkeypatch.setattr(published, "GSM8K_URL", f"http://127.0.0.1:{free.getsockname()[1]}/gsm8k")
     with pytest.raises(SystemExit) as stop:
-        runtime.launch(data.fetch, data.FetchConfig, ["gsm8k", "--to", str(tmp_path)])
+        runtime.launch(fetch, FetchConfig, ["gsm8k", "--to", str(tmp_path)])
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.count("\n") == 1
-    assert f"fetch {data.GSM8K_URL}/train.jsonl by hand and put it at {tmp_path}/gsm8k/train.jsonl" in said
-    assert {"404": "HTTP 404", "no network": "refused", "no answer": "timed out"}[trouble] in said
-    assert not list((tmp_path / "gsm8k").glob("*.jsonl"))
+    assert stop.value.code == 2 and said.count("\n") == 1 and all(word in said for word in words), said
+    assert f"fetch {published.GSM8K_URL}/train.jsonl by hand and put it at {tmp_path}/gsm8k/train.jsonl" in said
+    assert not list(tmp_path.rglob("*.jsonl*"))
 
 
 def test_the_published_checksums_are_those_of_the_published_files():
-    for name, digest in data.GSM8K_SHA256.items():
+    for name, digest in published.GSM8K_SHA256.items():
         assert hashlib.sha256(real_data(f"gsm8k/{name}").read_bytes()).hexdigest() == digest
 
 
@@ -548,17 +447,17 @@ def test_jsonl_round_trip(tmp_path):
 
 def test_the_script_cuts_a_file_into_disjoint_splits(tmp_path):
     """Asked sizes, no text twice even where the file repeats one, instruction added, the same again for a seed."""
-    rows = [{"question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(20)]
-    write_jsonl(tmp_path / "q.jsonl", [*rows, rows[0]])
-    texts = {}
+    rows = [{"question": "Which?", "options": [f"{i}", "x"], "answer": "A"} for i in range(20)]
+    write_jsonl(tmp_path / "q.jsonl", [*rows, rows[0] | {"options": ["x", "0"]}])
+    drawn = {}
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
         data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / out), 10, 4, 6, "Think.", seed))
         splits = [load_questions(str(tmp_path / out / f"{name}.jsonl")) for name in ("train", "valid", "test")]
         assert [len(split) for split in splits] == [10, 4, 6]
-        texts[out] = [q.question for split in splits for q in split]
-        assert sorted(texts[out]) == sorted(row["question"] for row in rows)
+        drawn[out] = [q.key for split in splits for q in split]
+        assert len(set(drawn[out])) == 20
         assert all(q.instruction == "Think." and q.prompt.endswith("\nThink.") for split in splits for q in split)
-    assert texts["a"] == texts["b"] != texts["c"]
+    assert drawn["a"] == drawn["b"] != drawn["c"]
     with pytest.raises(ValueError, match="20 different questions"):
         data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "d"), 10, 4, 7))
 
@@ -575,15 +474,6 @@ def test_an_instruction_suits_the_kind_and_never_replaces_a_questions_own(tmp_pa
                  for q in load_questions(str(tmp_path / name / f"{part}.jsonl"))]
         assert {q.instruction for q in asked if q.question == "0?"} == {"Be brief."}
         assert all(form in q.prompt for q in asked if q.question != "0?") and len(asked) == 4
-
-
-def test_the_borders_of_the_hash_split():
-    """Buckets 0 to 69 of 100 are train, 70 to 74 valid, 75 to 99 test; a split that moves would leak between runs."""
-    at = {}
-    for i in range(2000):
-        at.setdefault(int(hashlib.sha256(f"{i}?".encode()).hexdigest(), 16) % 100, Question(str(i), f"{i}?"))
-    borders = {0: "train", 69: "train", 70: "valid", 74: "valid", 75: "test", 99: "test"}
-    assert {bucket: hash_split(at[bucket]) for bucket in borders} == borders
 
 
 # ---- the built-in task ---------------------------------------------------------------------------------------------
@@ -648,24 +538,13 @@ def test_splits_share_no_question_even_in_a_small_world(monkeypatch):
     assert not set(corpus + again) & set(held_out)
 
 
-def test_splits_share_no_question_and_repeat_themselves():
-    """800 problems of each split, and of another corpus seed: no text twice; the same call gives the same problems."""
-    streams = [(split, 0) for split in SPLITS]
-    texts = {key: [p.text for p in islice(arith_problems(*key), 800)] for key in streams}
-    assert len(set().union(*texts.values())) == 5 * 800
-    other = [p.text for p in islice(arith_problems("corpus", 1), 800)]
-    assert other != texts["corpus", 0]
-    assert not set(other) & {text for key in streams[1:] for text in texts[key]}
-    assert texts["test", 0] == [p.text for p in islice(arith_problems("test"), 800)]
-
-
 def test_arith_question_sets():
-    """Ids, kind and gold; a longer set begins with the shorter one; an unknown split is refused."""
-    questions = load_questions("arith:test", 30)
-    assert [q.id for q in questions] == [f"arith-test-{i}" for i in range(30)]
+    """Ids, kind and gold; a longer set begins with the shorter one; no text twice; an unknown split is refused."""
+    questions = load_questions("arith:test", 400)
+    assert [q.id for q in questions] == [f"arith-test-{i}" for i in range(400)]
     assert all(q.kind == "number" and q.answer == str(solve(q.question)[0]) for q in questions)
     assert all(q.prompt == q.question for q in questions)
-    assert load_questions("arith:test", 40)[:30] == questions
+    assert load_questions("arith:test", 30) == questions[:30] and len({q.key for q in questions}) == 400
     with pytest.raises(ValueError, match="exam"):
         load_questions("arith:exam")
 
@@ -684,36 +563,17 @@ def test_collate_by_hand():
         collate([[1]], [[2], [3]])
 
 
-def test_the_mask_selects_exactly_the_response():
-    """tokens[:, 1:][mask] is every response in full and nothing else; tokens[:length] is prompt + response."""
-    rng = random.Random(0)
-    for rows in range(1, 40):
-        prompts, responses = ([rng.choices(range(6), k=rng.randint(1, 7)) for _ in range(rows)] for _ in range(2))
-        tokens, mask, lengths = collate(prompts, responses)
-        assert mask.shape == (rows, tokens.shape[1] - 1) and tokens.shape[1] == lengths.max()
-        for row in range(rows):
-            assert tokens[row, 1:][mask[row]].tolist() == responses[row]
-            assert tokens[row, : lengths[row]].tolist() == prompts[row] + responses[row]
-
-
-@pytest.mark.parametrize("n, size", [(0, 4), (1, 4), (4, 4), (97, 1), (97, 4), (128, 8), (129, 8), (5, 9)])
-def test_an_epoch_has_every_index_once(n, size):
-    """Each index exactly once, full batches but for one, and the generator alone decides the order."""
-    epoch = list(batches(n, size, torch.Generator().manual_seed(0)))
-    assert sorted(i for batch in epoch for i in batch) == list(range(n))
-    assert sorted(map(len, epoch), reverse=True)[:-1] == [size] * (len(epoch) - 1)
-    assert epoch == list(batches(n, size, torch.Generator().manual_seed(0)))
-    assert n < 90 or epoch != list(batches(n, size, torch.Generator().manual_seed(1)))
-
-
-def test_epochs_differ_and_a_batch_is_a_fair_sample():
-    """One generator gives another order each epoch; a batch's mean length scatters no more than that of rows drawn at
-    random, or the kinds would be parted."""
-    rng, lengths = torch.Generator().manual_seed(0), [i % 40 + 1 for i in range(400)]
-    epochs = [list(batches(400, 16, rng)) for _ in range(20)]
-    assert len({tuple(map(tuple, epoch)) for epoch in epochs}) == 20
-    means = torch.tensor([sum(lengths[i] for i in b) / 16 for epoch in epochs for b in epoch])  # (20 * 25,)
-    assert 2.4 < means.std() < 3.4  # 11.5 / 4; some 11 if a batch held one length
+@pytest.mark.parametrize("n, size", [(1, 4), (97, 1), (97, 4), (128, 8), (5, 9)])
+def test_a_pass_has_every_row_once(n, size):
+    """Each row once, full batches but for the last; the order follows from pass, seed and purpose, and differs."""
+    steps = -(-n // size)
+    draw = lambda epoch, *purpose: [rows_of_step(epoch * steps + i, n, size, *purpose) for i in range(steps)]
+    for epoch in (0, 1):
+        assert sorted(row for batch in draw(epoch, 0, "sft") for row in batch) == list(range(n))
+        assert [len(batch) for batch in draw(epoch, 0, "sft")][:-1] == [size] * (steps - 1)
+    assert draw(0, 0, "sft") == draw(0, 0, "sft")
+    drawn = [draw(0, 0, "sft"), draw(1, 0, "sft"), draw(0, 1, "sft"), draw(0, 0, "reward")]
+    assert n < 90 or len(set(map(str, drawn))) == 4
 
 
 def test_micro_batches_by_hand():
@@ -734,9 +594,4 @@ def test_micro_batches_have_every_row_once_and_keep_to_their_size(seed):
     longest = [lengths[rows[0]] for rows in parts]
     assert longest == sorted(longest, reverse=True)
     assert all((len(rows) + 1) * most > tokens for rows, most in zip(parts[:-1], longest))
-    # so of each micro-batch no more is padding than lies between its first and its last length
     assert all(lengths[row] >= lengths[after[0]] for rows, after in pairwise(parts) for row in rows)
-
-
-def test_question_prompt_without_extras():
-    assert Question("i", "3+4?").prompt == "3+4?"

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 import weakref
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_file
 from model import (
-    ChunkedLogprobs,
     KVCache,
     Llama,
     ModelConfig,
@@ -34,6 +33,8 @@ from model import (
     save_model,
     token_logprobs,
 )
+from runtime import chunked
+from runtime.chunked import ChunkedLogprobs
 
 ROOT = Path(model_file.__file__).resolve().parent
 LLAMA3_ROPE = dict(rope_type="llama3", rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
@@ -137,17 +138,6 @@ def test_the_logits_are_those_of_the_formulas(name, make_model):
     torch.testing.assert_close(model(tokens)[0].double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_nothing_is_dropped_in_training(make_model, make_config, randomize):
-    """No dropout, even in training mode: else log-probs, ratios and rewards would be noise."""
-    for model in (make_model(), randomize(ScalarModel(make_config()))):
-        assert not any("dropout" in type(module).__name__.lower() for module in model.modules())
-        tokens, seen = random_tokens(model.config, 2, 6), []
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            seen.append(model.train()(tokens))
-        assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], model.eval()(tokens))
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
 def test_token_logprobs_are_minus_the_cross_entropy(temperature):
     """Entry t is log softmax(logits[t] / temperature) at token t + 1; finite at logits of 500; fp32 from bf16."""
@@ -166,53 +156,10 @@ def test_token_logprobs_are_minus_the_cross_entropy(temperature):
     assert torch.equal(token_logprobs(rough, tokens), token_logprobs(rough.float(), tokens))
 
 
-def test_token_logprobs_gradient_is_one_hot_minus_softmax():
-    logits = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    tokens = torch.tensor([[1, 2, 3, 4], [6, 5, 0, 0]])
-    token_logprobs(logits, tokens, temperature=0.5).sum().backward()
-    expected = (F.one_hot(tokens[:, 1:], 7) - torch.softmax(logits[:, :-1].detach() / 0.5, -1)) / 0.5
-    torch.testing.assert_close(logits.grad[:, :-1], expected, rtol=1e-5, atol=1e-6)
-    assert not logits.grad[:, -1].any()
-
-
 class Headed(SimpleNamespace):
     """Given hidden states under a given head."""
 
     __call__ = Llama.forward
-
-
-def both_ways(logits, tokens, temperature=1.0):
-    """Log-probs (T-1,) of one row of logits (T, V), by token_logprobs and by masked_logprobs, and the entropies."""
-    model = Headed(model=lambda _, read: torch.eye(len(logits))[None][:, :-1][read],
-                   lm_head=SimpleNamespace(weight=logits.T))
-    mask = torch.ones(1, len(tokens) - 1, dtype=torch.bool)
-    short, entropies = masked_logprobs(model, torch.tensor([tokens]), mask, temperature)
-    long = token_logprobs(logits[None], torch.tensor([tokens]), temperature)
-    return long[0].tolist(), short[0].tolist(), entropies[0].tolist()
-
-
-def test_log_probs_by_hand():
-    """Logits at i are 10 for the token after that of place i: log-prob -ln(1 + 3 e^-10), some -10 if shifted."""
-    for logprobs in both_ways(10 * torch.eye(4)[[1, 2, 3, 0]], [0, 1, 2, 3])[:2]:
-        assert logprobs == pytest.approx([-0.000136] * 3, abs=1e-6)
-    for temperature, first, second, entropy in ((0.5, -0.01815, -4.01815, 0.09009), (1.0, -0.12693, -2.12693, 0.36533)):
-        long, short, entropies = both_ways(torch.tensor([[2.0, 0.0]] * 3), [1, 0, 1], temperature)
-        assert long == pytest.approx([first, second], abs=1e-5) == short
-        assert entropies == pytest.approx([entropy] * 2, abs=1e-5)
-
-
-def test_log_probs_of_large_and_of_equal_logits():
-    """A constant on all logits changes nothing, 1e4 stays finite, V equal logits give -ln V and entropy ln V."""
-    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
-    plain, shifted = both_ways(logits, [1, 2, 3, 4]), both_ways(logits + 100, [1, 2, 3, 4])
-    for before, after in zip(plain, shifted):
-        assert before == pytest.approx(after, abs=1e-4)
-    for logprobs in both_ways(1e4 * torch.eye(3)[[1, 1, 1]], [0, 1, 2])[:2]:
-        assert logprobs == [0, -1e4]
-    for size, log in ((32768, 10.39721), (4, 1.386294)):
-        long, short, entropies = both_ways(torch.full((3, size), 0.7), [3, 0, 1])
-        assert [*long, *short] == pytest.approx([-log] * 4, abs=1e-4)
-        assert entropies == pytest.approx([log] * 2, abs=1e-4)
 
 
 MASK = torch.tensor([[False, True, True, False, True, False], [True, False, False, True, True, True]])  # (B, T-1)
@@ -265,7 +212,7 @@ def plain_logprobs(hidden, weight, targets, temperature):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_logprobs_in_chunks_are_the_plain_formula(monkeypatch, at_once, dtype):
     """Values, entropies, and gradients of the hidden states and of a weight that made them too, as if tied."""
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(chunked, "LOGITS_AT_ONCE", at_once)
     rng = torch.Generator().manual_seed(0)
     start, table = torch.randn(20, 6, generator=rng, dtype=dtype), torch.randn(41, 6, generator=rng, dtype=dtype)
     targets, factor = torch.randint(41, (20,), generator=rng), torch.randn(20, generator=rng, dtype=dtype)
@@ -305,7 +252,7 @@ class Memory(TorchDispatchMode):
 def test_no_more_logits_than_a_chunk_are_ever_in_memory(make_model, monkeypatch, grad):
     """4 x 63 positions of which half count, 5,000 tokens: 0.64M logits. Of 40,000 at once there are never four."""
     chunk = weight = 8 * 5000
-    monkeypatch.setattr(model_file, "LOGITS_AT_ONCE", chunk)
+    monkeypatch.setattr(chunked, "LOGITS_AT_ONCE", chunk)
     model = make_model(vocab_size=5000, hidden_size=8, head_dim=2, num_hidden_layers=1, tie_word_embeddings=True)
     tokens, mask = random_tokens(model.config, 4, 64), (torch.arange(63) % 2 == 0).expand(4, 63)
     with torch.set_grad_enabled(grad), Memory() as memory:
@@ -416,15 +363,16 @@ def test_cached_steps_equal_the_full_pass(name, make_model):
         torch.testing.assert_close(logits[row, :length], full[row, :length], rtol=1e-5, atol=2e-5)
     cache.lengths = torch.tensor(lengths)
     for row, length in enumerate(lengths):  # what lies beyond the prompt is never looked at
-        cache.keys[:, row, :, length:], cache.values[:, row, :, length:] = 1e3, 1e3
+        for stored in (*cache.keys, *cache.values):
+            stored[row, :, length:] = 1e3
     rows = torch.arange(4)
     for step, size in enumerate([1, 1, 1, 2, 1, 1, 1]):
         if step == 2:
             rows = rows[[0, 2, 3]]
-            cache.keep(torch.tensor([0, 2, 3]))
+            cache.select(torch.tensor([0, 2, 3]))
         if step == 4:
             rows = rows[[2, 0]]
-            cache.keep(torch.tensor([2, 0]))
+            cache.select(torch.tensor([2, 0]))
         at = cache.lengths[:, None] + torch.arange(size)  # (B, size)
         logits = model(texts[rows[:, None], at], cache)
         torch.testing.assert_close(logits, full[rows[:, None], at], rtol=1e-5, atol=2e-5)
@@ -458,24 +406,6 @@ def test_dtype_can_be_chosen_when_loading(llama, tmp_path):
     assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
     assert torch.equal(loaded.lm_head.weight, llama.lm_head.weight.bfloat16())
     assert loaded(torch.tensor([[1, 2]])).dtype == torch.float32  # logits are fp32 always
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_layout_for_one_row_changes_no_number(tied, make_model, tmp_path):
-    """Tall and square matrices lie by columns, wide ones by rows; logits and what is saved again stay the same."""
-    model = make_model(tie_word_embeddings=tied)
-    save_model(model, tmp_path)
-    again = load_model(tmp_path, one_row=True)
-    block = again.model.layers[0]
-    assert block.mlp.up_proj.weight.stride() == (1, block.mlp.up_proj.out_features)
-    assert again.lm_head.weight.stride() == (1, again.config.vocab_size)
-    assert block.mlp.down_proj.weight.is_contiguous() and block.self_attn.k_proj.weight.is_contiguous()
-    assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
-    tokens = random_tokens(model.config, 1, 5)
-    torch.testing.assert_close(again(tokens), model(tokens), rtol=1e-5, atol=1e-5)
-    written = (tmp_path / "model.safetensors").read_bytes()
-    save_model(again, tmp_path)
-    assert (tmp_path / "model.safetensors").read_bytes() == written
 
 
 def test_loaded_weights_outlive_their_file_and_never_write_to_it(llama, tmp_path):
@@ -581,7 +511,7 @@ def test_a_save_cut_short_leaves_the_old_or_the_new_model(old, new, make_model, 
             return call
 
         with monkeypatch.context() as patch:
-            for owner, name in ((Path, "replace"), (Path, "unlink"), (Path, "write_text"), (model_file, "save_file")):
+            for owner, name in ((Path, "replace"), (Path, "unlink"), (Path, "open"), (safetensors.torch, "save_file")):
                 patch.setattr(owner, name, counted(getattr(owner, name)))
             try:
                 save_model(models[1], tmp_path, max_shard_size=SIZES[new])
@@ -608,21 +538,19 @@ def test_a_save_cut_short_leaves_the_old_or_the_new_model(old, new, make_model, 
 
 
 def split_into_shards(folder) -> None:
+    """The tensors dealt to three shards, in another order than ours."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    places = {name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(names)}
+    places = {name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(sorted(tensors))}
     for file in set(places.values()):
-        save_file({name: tensors[name] for name in names if places[name] == file}, folder / file)
-    index = {"metadata": {}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        save_file({name: tensors[name] for name in places if places[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 def test_sharded_folder_loads(llama, tmp_path):
     save_model(llama, tmp_path)
     split_into_shards(tmp_path)
-    tokens = random_tokens(llama.config, 2, 6)
-    assert torch.equal(load_model(tmp_path)(tokens), llama(tokens))
+    assert all(torch.equal(a, b) for a, b in zip(load_model(tmp_path).parameters(), llama.parameters(), strict=True))
 
 
 def edit_config(**changes):
@@ -646,17 +574,9 @@ def truncate(folder):
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
-def pickle_only(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
 def lose_a_shard(folder):
     split_into_shards(folder)
     (folder / "model-00002-of-00003.safetensors").unlink()
-
-
-def write_config(content):
-    return lambda folder: (folder / "config.json").write_text(content)
 
 
 def write_index(content):
@@ -667,68 +587,61 @@ def write_index(content):
 
 
 NORM, HEAD = "model.layers.1.input_layernorm.weight", "lm_head.weight"
+WEIGHTS = "model.safetensors"
+CONFIGS = [  # changes to config.json, words of the sentence
+    (dict(model_type="mamba"), ["model_type", "mamba"]), (dict(model_type=...), ["model_type"]),
+    (dict(hidden_size=...), ["hidden_size", "missing"]), (dict(hidden_act="gelu"), ["hidden_act", "gelu"]),
+    (dict(quantization_config={"bits": 4}), ["quantization_config"]),
+    (dict(sliding_window=4096), ["sliding_window", "4096"]),
+    (dict(model_type="qwen2", sliding_window=4096, use_sliding_window=True), ["use_sliding_window"]),
+    (dict(num_local_experts=8), ["num_local_experts"]), (dict(num_experts=60), ["num_experts"]),
+    (dict(partial_rotary_factor=0.5), ["partial_rotary_factor"]),
+    (dict(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}), ["partial_rotary_factor"]),
+    (dict(rope_scaling=["llama3"]), ["rope_scaling"]),
+    (dict(rope_scaling={"type": "yarn", "factor": 4.0}), ["rope", "yarn"]),
+    (dict(rope_parameters={"rope_type": "yarn"}), ["rope", "yarn"]),
+    (dict(rope_scaling={"rope_type": "linear", "factor": 2.0}), ["rope", "linear"]),
+    (dict(rope_scaling={"rope_type": "llama3"}), ["factor"]),
+    (dict(rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=4.0,
+                            original_max_position_embeddings=32)), ["low_freq_factor"]),
+    (dict(num_key_value_heads=3), ["num_key_value_heads"]), (dict(head_dim=7), ["head_dim"]),
+    (dict(head_dim=None, num_attention_heads=64), ["head_dim"]),
+    *[({key: value}, [key, repr(value)]) for key, value in [
+        ("vocab_size", "61"), ("vocab_size", 0), ("hidden_size", -32), ("hidden_size", 32.0), ("hidden_size", True),
+        ("num_hidden_layers", 10**9), ("num_attention_heads", [4]), ("head_dim", "8"), ("intermediate_size", {}),
+        ("num_key_value_heads", -1), ("rms_norm_eps", "1e-5"), ("rms_norm_eps", -1.0), ("rope_theta", 0),
+        ("rope_theta", math.inf), ("tie_word_embeddings", "false"), ("attention_bias", 1), ("mlp_bias", []),
+        ("max_position_embeddings", 10**30), ("eos_token_id", "2"), ("eos_token_id", [1, "2"]), ("bos_token_id", [1]),
+        ("pad_token_id", 0.5)]],
+]
+INDEXES = [("{}", "weight_map"), ("[]", "object"), ("{nope", "JSON"), ('{"weight_map": []}', "weight_map"),
+           ('{"weight_map": {}}', "weight_map"), ('{"weight_map": {"a": 1}}', "weight_map"),
+           ('{"weight_map": {"a": "weights.bin"}}', "weights.bin")]  # paths out of the folder: test_security.py
 FAULTS = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
-    "config is not JSON": (lambda folder: (folder / "config.json").write_text("{nope"), ["config.json", "JSON"]),
-    "unknown model type": (edit_config(model_type="mamba"), ["config.json", "model_type", "mamba"]),
-    "no model type": (edit_config(model_type=...), ["config.json", "model_type"]),
-    "missing key": (edit_config(hidden_size=...), ["config.json", "hidden_size"]),
-    "gelu": (edit_config(hidden_act="gelu"), ["config.json", "hidden_act", "gelu"]),
-    "yarn, old key": (edit_config(rope_scaling={"type": "yarn", "factor": 4.0}), ["config.json", "rope", "yarn"]),
-    "yarn, new key": (edit_config(rope_parameters={"rope_type": "yarn"}), ["config.json", "rope", "yarn"]),
-    "llama3 rope without factor": (edit_config(rope_scaling={"rope_type": "llama3"}), ["config.json", "factor"]),
-    "quantized": (edit_config(quantization_config={"bits": 4}), ["config.json", "quantization_config"]),
-    "heads do not divide": (edit_config(num_key_value_heads=3), ["config.json", "num_key_value_heads"]),
+    **{f"config is {content[:9]}": (lambda folder, content=content: (folder / "config.json").write_bytes(content),
+                                    ["config.json", word])
+       for content, word in [(b"{nope", "JSON"), (b"[1]", "object"), (b"\xff\x00{", "JSON"), (b"[" * 10**5, "JSON")]},
+    **{f"config {changes}": (edit_config(**changes), ["config.json", *words]) for changes, words in CONFIGS},
     "missing tensor": (edit_tensors(lambda tensors: tensors.pop(NORM)), [NORM]),
-    "extra tensor": (edit_tensors(lambda tensors: tensors.update(ghost=torch.ones(2))), ["model.safetensors", "ghost"]),
+    "extra tensor": (edit_tensors(lambda tensors: tensors.update(ghost=torch.ones(2))), [WEIGHTS, "ghost"]),
     "misshapen tensor": (edit_tensors(lambda tensors: tensors.update({NORM: torch.ones(31)})),
-                         ["model.safetensors", NORM, "(31,)", "(32,)"]),
-    "truncated": (truncate, ["model.safetensors"]),
-    "empty file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), ["model.safetensors"]),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors"]),
-    "pickle only": (pickle_only, ["model.safetensors", "pytorch_model.bin", "pickle"]),
-    "config is a list": (write_config("[1]"), ["config.json", "object"]),
-    "config is binary": (lambda folder: (folder / "config.json").write_bytes(b"\xff\x00{"), ["config.json", "JSON"]),
-    "config is deep": (write_config("[" * 100_000), ["config.json", "JSON"]),
-    "llama with a window": (edit_config(sliding_window=4096), ["config.json", "sliding_window", "4096"]),
-    "qwen2 with a window": (edit_config(model_type="qwen2", sliding_window=4096, use_sliding_window=True),
-                            ["config.json", "use_sliding_window"]),
-    "mixtral": (edit_config(num_local_experts=8), ["config.json", "num_local_experts"]),
-    "qwen moe": (edit_config(num_experts=60), ["config.json", "num_experts"]),
-    "half rotary": (edit_config(partial_rotary_factor=0.5), ["config.json", "partial_rotary_factor"]),
-    "half rotary, new key": (edit_config(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
-                             ["config.json", "partial_rotary_factor"]),
-    "rope is a list": (edit_config(rope_scaling=["llama3"]), ["config.json", "rope_scaling"]),
-    **{f"rope {kind}": (edit_config(rope_scaling={"rope_type": kind, "factor": 2.0}), ["config.json", "rope", kind])
-       for kind in ("linear", "dynamic", "longrope")},
-    "llama3 rope without blend": (edit_config(rope_scaling=dict(
-        rope_type="llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=4.0,
-        original_max_position_embeddings=32)), ["config.json", "low_freq_factor"]),
-    "odd head": (edit_config(head_dim=7), ["config.json", "head_dim"]),
-    "more heads than features": (edit_config(head_dim=None, num_attention_heads=64), ["config.json", "head_dim"]),
-    **{f"{key} is {value!r}": (edit_config(**{key: value}), ["config.json", key, repr(value)]) for key, value in [
-        ("vocab_size", "61"), ("vocab_size", 0), ("hidden_size", -32), ("hidden_size", 32.0), ("hidden_size", True),
-        ("num_hidden_layers", 10**9), ("num_attention_heads", 0), ("num_attention_heads", [4]), ("head_dim", "8"),
-        ("intermediate_size", {}), ("num_key_value_heads", -1), ("rms_norm_eps", "1e-5"), ("rms_norm_eps", -1.0),
-        ("rope_theta", 0), ("rope_theta", math.inf), ("tie_word_embeddings", "false"), ("attention_bias", 1),
-        ("mlp_bias", []), ("max_position_embeddings", 10**30), ("eos_token_id", "2"), ("eos_token_id", [1, "2"]),
-        ("bos_token_id", [1]), ("pad_token_id", 0.5)]},
+                         [WEIGHTS, NORM, "(31,)", "(32,)"]),
     "int8": (edit_tensors(lambda tensors: tensors.update({NORM: torch.ones(32, dtype=torch.int8)})),
-             ["model.safetensors", NORM, "int8"]),
+             [WEIGHTS, NORM, "int8"]),
     "fp8": (edit_tensors(lambda tensors: tensors.update({HEAD: torch.ones(61, 32).to(torch.float8_e4m3fn)})),
-            ["model.safetensors", HEAD, "float8"]),
-    "NaN norm": (edit_tensors(lambda tensors: tensors[NORM].fill_(math.nan)), ["model.safetensors", NORM, "NaN"]),
-    "infinite norm": (edit_tensors(lambda tensors: tensors.update({NORM: tensors[NORM] / 0})),
-                      ["model.safetensors", NORM, "infinity"]),
+            [WEIGHTS, HEAD, "float8"]),
+    "NaN norm": (edit_tensors(lambda tensors: tensors[NORM].fill_(math.nan)), [WEIGHTS, NORM, "NaN"]),
+    "infinite norm": (edit_tensors(lambda tensors: tensors[NORM].fill_(math.inf)), [WEIGHTS, NORM, "infinity"]),
     "reward model": (edit_tensors(lambda tensors: tensors.update({"score.weight": torch.ones(1, 32)})),
                      ["scalar model", "score.weight"]),
+    "truncated": (truncate, [WEIGHTS]),
+    "empty file": (lambda folder: (folder / WEIGHTS).write_bytes(b""), [WEIGHTS]),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), [WEIGHTS]),
+    "pickle only": (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
+                    [WEIGHTS, "pytorch_model.bin", "pickle"]),
     "lost shard": (lose_a_shard, ["model-00002-of-00003.safetensors"]),
-    **{f"index: {content[:40]}": (write_index(content), ["model.safetensors.index.json", word]) for content, word in [
-        ("{}", "weight_map"), ("[]", "object"), ("{nope", "JSON"), ('{"weight_map": []}', "weight_map"),
-        ('{"weight_map": {}}', "weight_map"), ('{"weight_map": {"a": 1}}', "weight_map"),
-        ('{"weight_map": {"a": "../model.safetensors"}}', "../model.safetensors"),
-        ('{"weight_map": {"a": "/tmp/model.safetensors"}}', "/tmp/model.safetensors"),
-        ('{"weight_map": {"a": "weights.bin"}}', "weights.bin")]},
+    **{f"index {content}": (write_index(content), ["model.safetensors.index.json", word]) for content, word in INDEXES},
 }
 
 
@@ -744,21 +657,6 @@ def test_a_broken_folder_is_refused_by_name(fault, llama, tmp_path):
     assert all(word in message for word in [*words, str(tmp_path)]) and "\n" not in message
 
 
-def test_a_pickle_is_never_opened(llama, tmp_path):
-    """A file that would run code, under every name that PyTorch's own files have: it does not run."""
-    class Trap:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "sprung"),)
-
-    save_model(llama, tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    for name in ("pytorch_model.bin", "consolidated.00.pth", "model.pt", "model.safetensors"):
-        torch.save(Trap(), tmp_path / name)
-        with pytest.raises((ValueError, FileNotFoundError)):
-            load_model(tmp_path)
-    assert not (tmp_path / "sprung").exists()
-
-
 def test_keys_that_change_nothing_are_accepted(llama, tmp_path):
     """As real folders have them: null, switched off, or of no meaning for the numbers."""
     save_model(llama, tmp_path)
@@ -770,25 +668,6 @@ def test_keys_that_change_nothing_are_accepted(llama, tmp_path):
         rope_type="default", rope_theta=5e6))(tmp_path)
     config = ModelConfig.from_folder(tmp_path)
     assert config.attention_bias and config.rope_theta == 5e6 and config.rope_type == "default"
-
-
-def test_damaged_bytes_give_one_sentence_or_load(llama, tmp_path):
-    """150 flipped bytes and cuts, mostly in the header: ValueError or a whole model, nothing else."""
-    save_model(llama, tmp_path)
-    path = tmp_path / "model.safetensors"
-    whole, rng, refused = path.read_bytes(), random.Random(0), 0
-    header = 8 + int.from_bytes(whole[:8], "little")
-    for _ in range(150):
-        data = bytearray(whole)
-        data[rng.randrange(header if rng.random() < 0.8 else len(data))] = rng.randrange(256)
-        path.unlink()
-        path.write_bytes(data[: rng.randrange(len(data))] if rng.random() < 0.2 else data)
-        try:
-            load_model(tmp_path)
-        except ValueError as error:
-            refused += 1
-            assert str(tmp_path) in str(error)
-    assert refused > 75
 
 
 def test_config_defaults_are_those_of_hugging_face(tmp_path):
@@ -827,8 +706,9 @@ def test_normal_head_has_variance_one_over_d_plus_one(make_config, tmp_path):
     """300 heads of D = 3: standard deviation 1/2 (1/sqrt(3) would be 15% more), mean 0, both within 4 sigma."""
     save_model(Llama(make_config(hidden_size=3, head_dim=2, num_attention_heads=1, num_key_value_heads=1,
                                  num_hidden_layers=1, vocab_size=4, intermediate_size=2)), tmp_path)
-    torch.manual_seed(0)
-    heads = torch.cat([load_scalar_model(tmp_path, new_head="normal").score.weight.detach() for _ in range(300)])
+    draw = lambda seed: load_scalar_model(tmp_path, new_head="normal", seed=seed).score.weight.detach()
+    heads = torch.cat([draw(seed) for seed in range(300)])
+    assert torch.equal(draw(0), heads[:1]) and len(heads.unique()) == heads.numel()
     n = heads.numel()
     assert heads.shape == (300, 3)
     assert heads.mean().abs() < 4 * 0.5 / n**0.5

@@ -10,8 +10,6 @@ from conftest import real_data, real_model
 from generate import generate
 from model import KVCache, ModelConfig, ScalarModel, load_model, load_scalar_model, save_model
 
-transformers = pytest.importorskip("transformers")
-
 LLAMA3_ROPE = dict(rope_type="llama3", rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
                    rope_original_max_position_embeddings=32, head_dim=16)
 QWEN2 = dict(model_type="qwen2", attention_bias=True)
@@ -44,6 +42,7 @@ def random_tokens(config: ModelConfig, rows: int, length: int, seed: int = 0) ->
 
 def read_by_transformers(folder, kind="AutoModelForCausalLM", dtype=torch.float32, attention="eager"):
     """transformers must find every tensor in the folder and no other."""
+    transformers = pytest.importorskip("transformers")
     theirs, info = getattr(transformers, kind).from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -123,7 +122,7 @@ def test_folder_written_by_transformers_is_read(name, make_model, tmp_path):
 @pytest.mark.parametrize("ids", [(None, None, None), (1, 2, 0), (7, (8, 9), None)])
 def test_token_ids_and_dtype_reach_transformers(ids, make_model, tmp_path):
     """Ids that are absent stay absent (transformers would take 1 and 2), and the file's dtype is the one it loads."""
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    transformers, names = pytest.importorskip("transformers"), ("bos_token_id", "eos_token_id", "pad_token_id")
     save_model(make_model(**dict(zip(names, ids))).bfloat16(), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
     ids = tuple(list(value) if isinstance(value, tuple) else value for value in ids)
@@ -244,7 +243,7 @@ def test_two_forms_of_real_weights_are_one_model():
 @pytest.mark.parametrize("name", ["SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct-qwen2"])
 def test_greedy_tokens_of_real_weights(name):
     """64 greedy tokens for each of 20 GSM8K questions, fp32, from generate.py and from transformers: all the same."""
-    folder = real_model(name)
+    folder, transformers = real_model(name), pytest.importorskip("transformers")
     prompts, new = chatml_prompts(folder, 20), 64
     model = load_model(folder, torch.float32)
     stop = model.config.eos_token_id

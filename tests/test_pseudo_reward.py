@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import pseudo_reward
-from data import Question
-from pseudo_reward import Sample, load_samples, majority_vote, make_pairs, pseudo_rewards, winners
+from pseudo_reward import Sample, majority_vote, make_pairs, pseudo_rewards, winners
+from tasks.question import Question
+from tasks.recorded import load_samples
 
 ROOT = Path(pseudo_reward.__file__).resolve().parent
 
@@ -85,18 +86,14 @@ def test_pairs_are_all_combinations_of_an_ended_winner_and_an_ended_loser():
     pairs = pairs_of(responses())
     assert set(pairs) == {(c, r) for c in ("t+1", "t+2", "s+1") for r in ("t-1", "t-2", "s-1", "s-2")}
     assert len(pairs) == 12
+    for most in (1, 3, 11):
+        assert pairs_of(responses(), most) == pairs[:most]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_pairs_with_a_response_of_the_student_come_first(seed):
     students = ["s" in chosen + rejected for chosen, rejected in pairs_of(responses(), seed=seed)]
     assert students == [True] * 8 + [False] * 4
-
-
-@pytest.mark.parametrize("most", [1, 3, 11])
-def test_pairs_are_capped(most):
-    assert len(pairs_of(responses(), most)) == most
-    assert pairs_of(responses(), most) == pairs_of(responses())[:most]
 
 
 def test_no_pair_comes_twice_and_none_without_both_sides():
@@ -151,10 +148,12 @@ def choices(*texts, **more):
     {"custom_id": "a#5", "error": None, "response": {"status_code": 200, "body": {"choices": [
         {"text": "#### 7"}, {"text": "#### 8", "finish_reason": "stop", "logprobs": None}]}}},
     {"id": "idea-9", "question": " What is 3+4? ", "responses": ["#### 7", "#### 8"]},
+    {"id": 5, "responses": ["#### 7", "#### 8"]},  # question ids are texts
 ])
 def test_every_recorded_form_gives_the_same_samples(tmp_path, row):
-    assert load_samples(recorded(tmp_path, row), "teacher", QUESTIONS, False) == [
-        Sample("a", "teacher", "#### 7", "7"), Sample("a", "teacher", "#### 8", "8")]
+    key, questions = str(row.get("id")) if row.get("id") == 5 else "a", QUESTIONS | {"5": Question("5", "How many?")}
+    assert load_samples(recorded(tmp_path, row), "teacher", questions, False) == [
+        Sample(key, "teacher", "#### 7", "7"), Sample(key, "teacher", "#### 8", "8")]
 
 
 def test_our_own_form_carries_the_end_and_the_log_prob_per_token(tmp_path):
@@ -163,11 +162,6 @@ def test_our_own_form_carries_the_end_and_the_log_prob_per_token(tmp_path):
     assert load_samples(path, "student", QUESTIONS, False) == [
         Sample("a", "student", "#### 7", "7", ended=False, logprob=-1.5),
         Sample("b", "student", "The answer is (B).", "B", ended=True, logprob=None)]
-
-
-def test_a_choice_that_was_cut_off_is_not_ended(tmp_path):
-    row = {"custom_id": "a", "choices": choices("#### 7", finish_reason="length") + choices("#### 7")}
-    assert [s.ended for s in load_samples(recorded(tmp_path, row), "teacher", QUESTIONS, False)] == [False, True]
 
 
 def test_a_published_mmlu_pro_result_is_a_recording(tmp_path):
@@ -204,15 +198,15 @@ def test_a_text_that_two_questions_share_identifies_neither(tmp_path):
     assert [s.id for s in load_samples(path, "teacher", questions, True)] == ["b"]
 
 
-def test_lenient_reads_the_last_number_where_no_answer_is_stated(tmp_path):
-    path = recorded(tmp_path, {"id": "a", "responses": ["it is 6 or 7"]})
-    assert [load_samples(path, "teacher", QUESTIONS, lenient)[0].answer for lenient in (False, True)] == [None, "7"]
-
-
-def test_a_cut_response_votes_only_with_an_answer_that_it_states(tmp_path):
+def test_lenient_reads_the_last_number_of_a_response_that_ended(tmp_path):
+    """A cut response votes only with an answer that it states; an API says so with each choice."""
     path = recorded(tmp_path, *({"id": "a", "response": text, "finish": finish} for text, finish in
-                                (("3+", "length"), ("#### 7 and 3+", "length"), ("3+4=7", "stop"))))
-    assert [s.answer for s in load_samples(path, "teacher", QUESTIONS, True)] == [None, "7", "7"]
+                                (("3+", "length"), ("#### 7 and 3+", "length"), ("it is 6 or 7", "stop"))),
+                    {"id": "a", "choices": choices("6 or 7", finish_reason="length") + choices("6 or 7")})
+    read = {lenient: load_samples(path, "teacher", QUESTIONS, lenient) for lenient in (False, True)}
+    assert [s.answer for s in read[False]] == [None, "7", None, None, None]
+    assert [s.answer for s in read[True]] == [None, "7", "7", None, "7"]
+    assert [s.ended for s in read[True]] == [False, False, True, False, True]
 
 
 def test_responses_to_other_questions_are_left_out(tmp_path):
@@ -223,19 +217,14 @@ def test_responses_to_other_questions_are_left_out(tmp_path):
         load_samples(recorded(tmp_path, {"id": "z", "responses": ["1"]}), "teacher", QUESTIONS, False)
 
 
-def test_numeric_ids_match_the_ids_of_the_questions(tmp_path):
-    """Question ids are texts; a recording that numbers its questions means the same ids."""
-    path = recorded(tmp_path, {"id": 5, "responses": ["#### 7"]}, {"custom_id": 5, "choices": choices("#### 8")})
-    samples = load_samples(path, "teacher", {"5": Question("5", "What is 3+4?")}, False)
-    assert [(s.id, s.answer) for s in samples] == [("5", "7"), ("5", "8")]
-
-
 @pytest.mark.parametrize("row", [
     {"id": "a"}, {"id": "a", "response": None}, {"id": "a", "response": 7}, {"id": "a", "responses": "text"},
     {"id": "a", "responses": ["text", 7]}, {"responses": ["text"]}, {"custom_id": "a", "choices": None},
     {"custom_id": "a", "choices": [{"texts": "old"}]}, {"custom_id": "a", "choices": choices(7)},
     {"custom_id": "a", "response": {"body": None}}, {"id": "a", "generated_text": 7}, {"id": "a", "response": ["text"]},
     {"id": None, "responses": ["text"]}, {"id": "a", "response": "text", "tokens": "two", "logprob": -1},
+    {"id": "a", "choices": "x"}, {"id": "a", "response": {"status_code": "200"}}, {"id": "a", "response": {"body": {}}},
+    {"id": "a", "choices": [{"text": "1", "logprobs": {"content": [1]}}]},
 ])
 def test_a_bad_record_is_named_by_file_and_line(tmp_path, row):
     path = recorded(tmp_path, {"id": "a", "responses": ["fine"]}, row)
@@ -308,10 +297,10 @@ def test_outputs_do_not_depend_on_the_hash_seed_of_the_process(tmp_path):
     assert written(tmp_path / "1") == written(tmp_path / "2")
 
 
-def test_keep_duplicates_keeps_the_teachers_winning_texts_as_often_as_they_were_sampled(tmp_path):
-    pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "run"), keep_duplicates=True))
-    targets = [row["response"] for row in rows(written(tmp_path / "run")["sft"]) if row["id"] == "q3"]
-    assert targets == ["3+1=4\n#### 4", "3+1=4\n#### 4", "#### 4"]
+def test_it_starts_without_torch():
+    """Plain Python: a mistake in a flag is told at once, not after the seconds that importing torch takes."""
+    code = "import sys; sys.modules['torch'] = None; import pseudo_reward"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_voters_both_lets_the_student_vote(tmp_path):
@@ -333,18 +322,24 @@ def test_main_passes_every_flag_and_field_on(tmp_path):
     paths = write_run(tmp_path / "run")
     question = {"id": "a", "question": "3+4?", "instruction": "Be brief."}
     Path(paths["questions"]).write_text(json.dumps(question) + "\n", encoding="utf-8")
-    rows_of = [("so #### 7", -1.0), ("#### 7", -1.0), ("#### 8", -3.0), ("so #### 8", -3.0)]
+    rows_of = [("so #### 7", -1.0), ("so #### 7", -1.0), ("#### 8", -3.0), ("so #### 8", -3.0)]
     Path(paths["teacher"]).write_text("".join(json.dumps(
         {"id": "a", "response": text, "finish": "stop", "logprob": logprob, "tokens": 2}) + "\n"
         for text, logprob in rows_of), encoding="utf-8")
     Path(paths["student"]).write_text('{"id": "a", "responses": ["#### 9"]}\n', encoding="utf-8")
-    pseudo_reward.main(pseudo_reward.Config(**paths, sft_per_question=1, pairs_per_question=9))
+    target = {"id": "a", "prompt": "3+4?\nBe brief.", "response": "so #### 7"}
+    for kept, targets in ((False, [target]), (True, [target, target])):
+        cfg = pseudo_reward.Config(**paths, sft_per_question=2, pairs_per_question=9, keep_duplicates=kept)
+        pseudo_reward.main(cfg)
+        assert rows(written(tmp_path / "run")["sft"]) == targets
     files = written(tmp_path / "run")
     assert [(row["vote"], row["share"]) for row in rows(files["rewards"])] == [("7", 0.5)]
-    assert rows(files["sft"]) == [{"id": "a", "prompt": "3+4?\nBe brief.", "response": "so #### 7"}]
     pairs = rows(files["pairs"])
-    assert [(row["prompt"], row["weight"]) for row in pairs] == [("3+4?\nBe brief.", 1 / 6)] * 6
-    assert {row["rejected"] for row in pairs[:2]} == {"#### 9"}  # the student's first
+    assert [(row["prompt"], row["weight"]) for row in pairs] == [("3+4?\nBe brief.", 1 / 3)] * 3
+    assert pairs[0]["rejected"] == "#### 9"  # the student's first
+    one = paths | {"out": str(tmp_path / "run" / "one")}
+    pseudo_reward.main(pseudo_reward.Config(**one, sft_per_question=1, keep_duplicates=True))
+    assert len(rows((tmp_path / "run" / "one" / "sft.jsonl").read_bytes())) == 1
 
 
 def test_without_the_filter_the_teachers_finished_answers_are_the_targets(tmp_path):
@@ -383,10 +378,3 @@ def test_questions_under_the_minimum_share_are_dropped_and_none_left_is_an_error
     assert {row["id"] for row in rows(written(tmp_path / "run")["pairs"])} == {"q0"}
     with pytest.raises(ValueError, match=r"--min_share 0\.9"):
         pseudo_reward.main(pseudo_reward.Config(**paths | {"out": str(tmp_path / "none")}, min_share=0.9))
-
-
-@pytest.mark.parametrize(("flag", "value"), [
-    ("voters", "student"), ("min_share", 1.5), ("min_share", -0.1), ("sft_per_question", 0), ("pairs_per_question", 0)])
-def test_a_flag_out_of_range_is_named(tmp_path, flag, value):
-    with pytest.raises(ValueError, match=f"--{flag}"):
-        pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "run"), **{flag: value}))

@@ -24,7 +24,7 @@ from test_resume import world  # noqa: F401  a fixture
 
 import data
 import runtime
-from runtime import ranks
+from runtime import ranks, steps
 
 ROOT = Path(ranks.__file__).resolve().parent.parent
 
@@ -291,7 +291,7 @@ def test_rows_are_dealt_once_and_all_ranks_make_as_many_passes(monkeypatch, size
         for rank in range(size):
             monkeypatch.setattr(ranks, "RANK", rank)
             monkeypatch.setattr(ranks, "SIZE", size)
-            hands.append(list(data.dealt(rows, lengths, 14)))
+            hands.append(list(steps.shares(rows, lengths, 14)))
         assert len({len(hand) for hand in hands}) == 1
         real = [row for hand in hands for micro, counts in hand if counts for row in micro]
         assert sorted(real) == list(rows)
@@ -301,8 +301,8 @@ def test_rows_are_dealt_once_and_all_ranks_make_as_many_passes(monkeypatch, size
                 assert len(micro) * lengths[micro[0]] <= 14 or len(micro) == 1
                 assert lengths[micro[0]] == max(lengths[row] for row in micro)
                 assert counts or (len(micro) == 1 and micro[0] in rows and not own & set(micro))
-    assert [micro for micro, _ in data.dealt(range(11), lengths, 14)] == list(
-        data.micro_batches(range(11), lengths, 14)) or size > 1
+    assert [micro for micro, _ in steps.shares(range(11), lengths, 14)] == list(
+        steps.micro_batches(range(11), lengths, 14)) or size > 1
 
 
 def test_one_of_several_ends_at_once_with_its_code(monkeypatch):

@@ -33,8 +33,8 @@ def folder(tmp_path, model_folder):
     return Path(shutil.copytree(model_folder, tmp_path / "model"))
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.safetensors", "tokenizer.json",
-                                  "config.json", "training_args.bin", "optimizer.pt", "tokenizer.pkl"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "model.safetensors",
+                                  "tokenizer.json", "config.json", "training_args.bin", "tokenizer.pkl"])
 @pytest.mark.parametrize("alone", [True, False])
 def test_no_pickle_is_ever_loaded(folder, tmp_path, name, alone):
     """Beside the weights, in their place, or under their name: refused or never opened."""
@@ -57,7 +57,9 @@ def test_nothing_in_the_project_can_load_a_pickle_or_run_a_text():
     """By the names in the source: what is not called cannot be reached by any file."""
     forbidden = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "jinja2", "yaml", "transformers", "exec",
                  "eval", "compile", "__import__", "importlib"}
-    for path in ROOT.glob("*.py"):
+    product = [path for folder in (".", "runtime", "hf", "tasks") for path in (ROOT / folder).glob("*.py")]
+    assert len(product) > 20
+    for path in product:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.Import):

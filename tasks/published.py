@@ -1,0 +1,140 @@
+"""GSM8K and MMLU-Pro: where their files are, MMLU-Pro's split, the worked examples of published scores, fetching."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from runtime.files import read_jsonl, replacing, sha256
+from runtime.flags import require
+from tasks.question import Question, lettered, numbered_questions
+
+SPLITS = {"gsm8k": ("train", "test"), "mmlu_pro": ("train", "valid", "test", "all")}
+HOW_TO_GET = {
+    "gsm8k": "'python data.py fetch gsm8k' gets it",
+    "mmlu_pro": "download test and validation of the data set TIGER-Lab/MMLU-Pro (Hugging Face) and turn each into "
+    "JSONL with pandas.read_parquet('test-00000-of-00001.parquet').to_json('test.jsonl', orient='records', lines=True)",
+}
+
+
+def path_of(name: str, split: str) -> Path:
+    """The file of a published set: $DATA_DIR/gsm8k/test.jsonl or .jsonl.gz. FileNotFoundError says how to get it."""
+    folder = Path(os.environ.get("DATA_DIR", "data")) / name
+    for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{folder / split}.jsonl not found: set DATA_DIR to the folder that holds {name}/; {HOW_TO_GET[name]}"
+    )
+
+
+def hash_split(question: Question) -> str:
+    """'train' (70 %), 'valid' (5 %) or 'test' (25 %): SHA-256 of the question's key modulo 100.
+
+    Neither id nor place in the file counts, so a question keeps its split in every release, and so does a copy of it.
+    """
+    number = int(hashlib.sha256("\n".join(question.key).encode()).hexdigest(), 16) % 100
+    return "train" if number < 70 else "valid" if number < 75 else "test"
+
+
+# ---- worked examples: the completion prompts of published scores ---------------------------------------------------
+
+STOP_TEXT = {"number": "Q:", "choice": "Question:"}  # here a model begins a question of its own
+GSM8K_EXAMPLES = Path(__file__).with_name("gsm8k_cot_8shot.txt")
+MMLU_PRO_INTRO = (
+    "The following are multiple choice questions (with answers) about {subject}. Think step by step and then finish "
+    'your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n'
+)
+
+
+def few_shot_prompt(question: Question, shots: int) -> str:
+    """A completion prompt of `shots` worked examples and the question, word for word that of published scores.
+
+    Numbers: the chain-of-thought examples of Wei et al. 2022 as lm-evaluation-harness asks them (gsm8k_cot, 8 shots).
+    Choices: the first examples of the same subject in MMLU-Pro's validation set, in the format of its authors' script
+    (5 shots; lm-evaluation-harness differs by two empty lines after the introduction). The question's instruction is
+    left out. Raises ValueError if there are fewer examples. The answer ends before STOP_TEXT[question.kind].
+    """
+    if question.kind == "number":
+        blocks = GSM8K_EXAMPLES.read_text(encoding="utf-8").strip().split("\n\n")
+        source, intro, ask = GSM8K_EXAMPLES.name, "", f"Q: {question.question}\nA:"
+        examples = [block + "\n\n" for block in blocks if block.startswith("Q: ")]
+    else:
+        path = path_of("mmlu_pro", "validation")
+        source, intro = f"{path}, subject '{question.subject}'", MMLU_PRO_INTRO.format(subject=question.subject)
+        examples, ask = _mmlu_pro_examples(path).get(question.subject, []), _mmlu_pro_block(question)
+    if shots > len(examples):
+        raise ValueError(f"--shots {shots}: question '{question.id}' has only {len(examples)} examples ({source})")
+    return "".join([intro, *examples[:shots], ask])
+
+
+@lru_cache(maxsize=1)
+def _mmlu_pro_examples(path: Path) -> dict[str, list[str]]:
+    """Worked examples by subject, in the order of the file."""
+    examples: dict[str, list[str]] = {}
+    rows = read_jsonl(path, required=["cot_content"])
+    for (_, question), row in zip(numbered_questions(path, fillers=True), rows):
+        thought = row["cot_content"].removeprefix("A: Let's think step by step.")
+        examples.setdefault(question.subject, []).append(_mmlu_pro_block(question) + thought + "\n\n")
+    return examples
+
+
+def _mmlu_pro_block(question: Question) -> str:
+    lines = ["Question:", question.question, "Options:", *lettered(question.options)]
+    return "\n".join([*lines, "Answer: Let's think step by step."])
+
+
+# ---- data.py fetch -------------------------------------------------------------------------------------------------
+
+GSM8K_URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
+GSM8K_SHA256 = {
+    "train.jsonl": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+    "test.jsonl": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+}
+TIMEOUT = 30  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class FetchConfig:
+    """Download a published question set: gsm8k."""
+
+    sets: tuple[str, ...]  # gsm8k
+    to: str = ""  # folder that will hold gsm8k/; default: $DATA_DIR, else data
+
+
+def fetch(cfg: FetchConfig) -> None:
+    """Every file of a set into its folder, checked by SHA-256; what is there and whole is left alone."""
+    for name in cfg.sets:
+        require(name == "gsm8k", f"fetch {name}: only gsm8k can be fetched; {HOW_TO_GET['mmlu_pro']}")
+    folder = Path(cfg.to or os.environ.get("DATA_DIR", "data"))
+    for file, digest in GSM8K_SHA256.items():
+        path = folder / "gsm8k" / file
+        if path.is_file() and sha256(path) == digest:
+            print(f"{path}: there already")
+        else:
+            _download(f"{GSM8K_URL}/{file}", path, digest)
+            print(f"{path}: fetched, {path.stat().st_size:,} bytes, checksum right")
+    print(f"DATA_DIR={folder} is the setting for 'gsm8k:train' and 'gsm8k:test'")
+
+
+def _download(url: str, path: Path, digest: str) -> None:
+    """url to path, all of it or nothing. OSError says what to do without a network, ValueError that it is another."""
+    by_hand = f"fetch {url} by hand and put it at {path}"
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            content = response.read()
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{url}: HTTP {error.code} {error.reason}; try again, or {by_hand}") from None
+    except (OSError, http.client.HTTPException) as error:  # no network, no answer, cut off
+        raise OSError(f"{url}: no whole answer ({getattr(error, 'reason', error)}); try again, or {by_hand}") from None
+    if (found := hashlib.sha256(content).hexdigest()) != digest:
+        raise ValueError(f"{url}: SHA-256 is {found} and not {digest}: not the published file; {by_hand}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, "wb") as file:
+        file.write(content)
