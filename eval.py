@@ -163,8 +163,12 @@ def main(cfg: Config) -> None:
     )
     names = [word.partition("=")[0] for word in cfg.models]
     for word, name in zip(cfg.models, names):
-        good = "=" in word and name == Path(name).name and names.count(name) == 1
-        runtime.require(good, f"'{word}': NAME=FOLDER is expected, and every NAME once: it becomes a folder of --out")
+        good = "=" in word and name == Path(name).name and name.strip(".") and names.count(name) == 1
+        good = good and not hasattr(cfg, name)  # done.json has flags and names side by side
+        runtime.require(
+            bool(good),
+            f"'{word}': NAME=FOLDER is expected, every NAME once and no flag's: it becomes a folder of --out",
+        )
     for word, name in zip(cfg.models, names):
         evaluate(replace(cfg, models=(word,), out=str(Path(cfg.out) / name)))
 

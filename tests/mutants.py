@@ -1453,7 +1453,7 @@ def main() -> int:
                 print(f"{label}: STALE, {error}", flush=True)
                 continue
             modules.forget()
-            modules.mutated = {module_name(Path(mutant.file)): code}
+            modules.mutated = {name: code for name, path in modules.files.items() if path == ROOT / mutant.file}
             catcher = failing(mutant.node_ids, folder)
             survived += [] if catcher else [label]
             print(f"{label}: {f'caught by {catcher}' if catcher else 'SURVIVED'}", flush=True)

@@ -10,7 +10,7 @@ from test_sft import on_the_cpu, tiny_folder  # noqa: F401 (a fixture)
 import eval as evaluation
 import generate
 from data import Question, Tokenizer, write_jsonl
-from model import load_model, load_scalar_model, save_model, token_logprobs
+from model import load_model, load_scalar_model, save_model
 from reward import score_responses
 from runtime.files import read_jsonl
 
@@ -166,7 +166,7 @@ def test_best_of_n_keeps_the_answer_that_its_reward_model_likes_best(tiny, score
     for part, batch_size in ((512, 256), (16, 8), (16, 16), (16, 512)):
         monkeypatch.setattr(generate, "PART", part)
         found += run(tmp_path / f"{part} {batch_size}", f"n={tiny}", reward_model=scorer, samples=8,
-                     batch_size=batch_size)
+                     batch_size=batch_size, max_new_tokens=20)
     (transcripts, done, scored), *others = found
     for again, _, scores in others:
         assert again == [row | {"score": pytest.approx(row["score"], abs=1e-4)} for row in transcripts]
@@ -202,7 +202,7 @@ def test_recorded_answers_are_graded_without_a_model(tmp_path):
         "strict": 4 / 6, "lenient": 5 / 6, "n": 6, "ci95": list(evaluation.wilson_interval(4, 6)), "no_answer": 1 / 6,
         "truncated": 1 / 6, "mean_tokens": None}
     write_jsonl(tmp_path / "recorded.jsonl", rows[:5])
-    with pytest.raises(ValueError, match="1 of 6 questions .* '5'"):
+    with pytest.raises(ValueError, match="1 of 6 questions"):
         list(run(tmp_path, f"api={tmp_path}/recorded.jsonl"))
 
 
@@ -243,7 +243,7 @@ def test_a_set_that_cannot_be_graded_is_an_error(questions, recorded, words, tmp
     ("m=m", {"samples": 2}, "--samples"), ("m=m", {"reward_model": "x"}, "--reward_model"),
     ("m=m", {"reward_model": "r", "samples": 2, "shots": 5}, "--shots"), ("m=FILE", {"shots": 5}, "FILE"),
     ("m", {}, "'m'"), ("=m", {}, "'=m'"), ("a/b=m", {}, "'a/b=m'"), ("..=m", {}, "'..=m'"), (".=m", {}, "'.=m'"),
-    ("a=m a=n", {}, "'a=m'"), ("m=nowhere", {}, "--m nowhere"),
+    ("a=m a=n", {}, "'a=m'"), ("seed=m", {}, "'seed=m'"), ("m=nowhere", {}, "nowhere"),
 ])
 def test_words_and_flags_that_make_no_sense_are_named(models, flags, named, tmp_path):
     file = tmp_path / "recorded.jsonl"

@@ -9,10 +9,11 @@ import torch
 from conftest import TEXTS
 
 import generate as generation
-from data import STOP_TEXT, Question, Tokenizer, few_shot_prompt, write_jsonl
+from data import Question, Tokenizer, write_jsonl
 from generate import answers_to, generate, prompts_of, sample_token
 from model import KVCache, load_model, token_logprobs
 from runtime.files import read_jsonl
+from tasks.published import STOP_TEXT, few_shot_prompt
 
 V = 61  # vocabulary of the tiny model
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [60, 0, 33, 0, 21], [11, 12], [0, 0, 0, 4]]  # 0 is a real token
