@@ -211,8 +211,8 @@ def test_a_second_process_in_the_same_folder_is_refused_and_a_dead_one_leaves_no
 
 def test_a_seed_follows_from_the_whole_purpose():
     """Numbers and texts, their order and where one ends and the next begins; always the same, and one for torch."""
-    purposes = [(0,), (1,), ("0",), (0, "sft"), ("sft", 0), (0, 1), (1, 0), (0, 1, 1), (0, 11), (0, "1", "1"), (0, "11"),
-                (2**62, 0), (0, 2**62)]
+    purposes = [(0,), (1,), ("0",), (0, "sft"), ("sft", 0), (0, 1), (1, 0), (0, 1, 1), (0, 11), (0, "1", "1"),
+                (0, "11"), (2**62, 0), (0, 2**62)]
     seeds = [steps.seed_of(*purpose) for purpose in purposes]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
     assert len({seed % 2**16 for seed in seeds}) == len(seeds)
@@ -417,7 +417,7 @@ def test_a_finished_stage_stands_until_the_inputs_of_the_next_one_were_read(cfg)
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work_unless_it_is_done(cfg, monkeypatch):
     run(cfg)
-    with pytest.raises(ValueError, match="--out .*data.jsonl"):
+    with pytest.raises(ValueError, match="--out "):
         run(replace(cfg, out=cfg.data + "/out"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     for out in (cfg.out, cfg.out + "/new"):
