@@ -36,7 +36,7 @@ def world(tmp_path_factory, model_folder):
         {"id": f"q{i}", "question": f"Ava has {i} pens. How many{' more' * (i % 7)}?",
             "answer": str(i)} for i in range(48)])
     write_jsonl(folder / "sft.jsonl", [
-        {"prompt": f"{i}?", "response": " ".join(rng.choices("abc#0123", k=i % 9 + 1))} for i in range(64)])
+        {"prompt": f"{i}?", "response": " ".join(rng.choices("abc#0123", k=i % 9 + 1))} for i in range(61)])
     write_jsonl(folder / "pairs.jsonl", [
         {"id": f"q{i % 48}", "prompt": f"{i}?", "chosen": f"#### {i}", "rejected": "no" * (i % 5 + 1),
             "weight": 0.5 + i % 2}
