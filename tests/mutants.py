@@ -1309,7 +1309,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("lines stand twice", "                os.truncate(self.stage.out / name, length)\n", "                pass\n",
          "a_file_that_lost_its_end_is_not_continued_and_half_a_line_is_cut_off"),
         ("scores stand twice", ", \"scores.jsonl\")", ")",
-         "test_resume::a_stage_that_is_killed_at_any_moment_gives_the_same_bits[best_of_n]"),
+         "test_eval::best_of_n_that_was_cut_off_between_two_lines_has_each_once"),
         ("the last step is done twice", "self.step = state[\"step\"]", "self.step = state[\"step\"] - 1",
          "a_loop_that_was_cut_off_again_and_again_goes_on_bit_for_bit"),
         ("a damaged state is taken", "require(digest ==", "require(bool(digest) or digest ==",

@@ -163,20 +163,26 @@ def test_no_file_gets_its_name_before_its_bytes_are_on_the_disk(tmp_path, monkey
     """Or a power cut could leave a name without its bytes, or a JSON file that vouches for nothing."""
     synced, named, replace = set(), [], Path.replace
 
+    def known(stat):  # what was added later is not
+        return stat.st_ino, stat.st_size
+
     def look_and_replace(self, to):
-        assert self.stat().st_ino in synced
+        folder = Path(to).parent
+        assert known(self.stat()) in synced
         if Path(to).name == "done.json":
-            assert all(path.stat().st_ino in synced for path in Path(to).parent.iterdir() if path.name != "resume")
-        if Path(to).parent.name == "resume" and Path(to).suffix == ".json":
+            assert all(known(path.stat()) in synced for path in folder.iterdir() if path.is_file())
+        if folder.name == "resume" and Path(to).suffix == ".json":
             assert Path(to).with_suffix(".safetensors").exists()
-            assert (Path(to).parent.parent / "metrics.jsonl").stat().st_ino in synced
+            assert known((folder.parent / "metrics.jsonl").stat()) in synced
         named.append(Path(to).name)
         return replace(self, to)
 
-    monkeypatch.setattr(os, "fsync", lambda handle: synced.add(os.fstat(handle).st_ino))
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.add(known(os.fstat(handle))))
     monkeypatch.setattr(Path, "replace", look_and_replace)
     train(Config(str(tmp_path / "run")))
     assert len(named) == 2 * STEPS + 1
+    monkeypatch.setattr(module, "PAUSE", 1e9)  # lines that came after the last state
+    train(Config(str(tmp_path / "run"), 0.2))
 
 
 def test_saving_costs_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):

@@ -73,13 +73,15 @@ def test_every_answer_is_graded_strictly_and_leniently():
 
 def test_a_judge_is_compared_with_gold():
     rows = [{"scores": [2.0, 1.0], "correct": [True, False], "tokens": [7, 7]},
-            {"scores": [-2.0, -1.0], "correct": [True, False], "tokens": [7, 7]},
+            {"scores": [-2.0, -1.5], "correct": [True, False], "tokens": [7, 7]},
             {"scores": [0.5, 0.0], "correct": [False, False], "tokens": [7, 7]}]
     assert evaluation.judge_quality(rows, 1.0) == {
-        "auc_gold": 0.5,  # right: 2, -2; wrong: 1, -1, .5, 0: the first outscores all four, the second none
-        # two questions have a right and a wrong answer, all of one length: one is in order; sigmoid(1) = .731
-        "pairs_gold": 2, "pair_accuracy_gold": 0.5, "ties_gold": 0.0, "margin_gold": 0.0, "longer_wins_gold": 0.5,
-        "equal_length_accuracy_gold": 0.5, "equal_length_pairs_gold": 2, "ece_gold": pytest.approx(0.231059, abs=1e-6),
+        "auc_gold": 0.5,  # right: 2, -2; wrong: 1, -1.5, .5, 0: the first outscores all four, the second none
+        # two questions have a right and a wrong answer, all of one length: one is in order. sigmoid(1) = .7311, of
+        # 0.5 it is .6225: the judge is too careful by .2689 and then too sure by .6225
+        "pairs_gold": 2, "pair_accuracy_gold": 0.5, "ties_gold": 0.0, "margin_gold": 0.25, "longer_wins_gold": 0.5,
+        "equal_length_accuracy_gold": 0.5, "equal_length_pairs_gold": 2,
+        "ece_gold": pytest.approx((0.268941 + 0.622459) / 2),
         "length_correlation_gold": 0.0, "single_sample_accuracy": pytest.approx(2 / 6),
         "any_right": pytest.approx(2 / 3)}
 
@@ -189,6 +191,25 @@ def test_best_of_n_keeps_the_answer_that_its_reward_model_likes_best(tiny, score
     prompts = 8 * sum(len(tokenizer.chat(row["question"])) for row in sums(6))
     both = sum(p.numel() for p in load_model(tiny).parameters()) + sum(p.numel() for p in model.parameters())
     assert done["flops"] == 2 * both * (done["tokens"] + prompts)
+
+
+def test_best_of_n_that_was_cut_off_between_two_lines_has_each_once(tiny, scorer, tmp_path, monkeypatch):
+    calls, grade = [], evaluation.grade
+
+    def grade_or_cut(*row):
+        calls.append(row)
+        if len(calls) == 28:  # in the second part, whose first question is written already
+            raise KeyboardInterrupt
+        return grade(*row)
+
+    monkeypatch.setattr(generate, "PART", 16)
+    flags = {"reward_model": scorer, "samples": 8}
+    [whole] = run(tmp_path / "whole", f"n={tiny}", **flags)
+    monkeypatch.setattr(evaluation, "grade", grade_or_cut)
+    with pytest.raises(KeyboardInterrupt):
+        list(run(tmp_path / "cut", f"n={tiny}", **flags))
+    [again] = run(tmp_path / "cut", f"n={tiny}", **flags)
+    assert (again[0], again[2]) == (whole[0], whole[2]) and len(calls) == 28 + 32
 
 
 def test_recorded_answers_are_graded_without_a_model(tmp_path):
