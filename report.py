@@ -1,12 +1,10 @@
 """One page about a run, from its files: who answers how well, what is more than luck, how good the signal was.
 
-    python report.py runs/tiny-0 --preset tiny --seed 0    # report.md, report.json and two pictures, in the run
-    python report.py runs/tiny-0 runs/tiny-1               # two runs: model by model, and where they part
+    python report.py runs/tiny-0 --preset tiny --seed 0    # report.md, report.json and curves.png, in the run
 
-All models answer the same test questions, so two of them are compared question by question: only a question that one
-gets right and the other wrong says anything (McNemar, 1947, in its exact binomial form). The gold answers of the
-*training* questions are read here, for the report only: how often was the vote of arXiv 2502.19557 right? Which
-signals and costs are shown is our choice.
+Two models are compared on the questions that one gets right and the other wrong, for only those say anything (McNemar,
+1947, exact). Gold answers of *training* questions are read for the report alone: how often is the vote of arXiv
+2502.19557 right? Which numbers are shown is our choice. bench/compare.py compares two runs.
 """
 
 import json
@@ -14,14 +12,14 @@ import math
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import runtime
 from answers import is_correct
-from data import Question, load_questions
-from runtime.files import read_jsonl
+from runtime.files import read_jsonl, read_object
+from tasks import Question, load_questions
 
 MODELS = {  # name in report.json -> row of the table, in this order
     "teacher": "teacher",
@@ -35,12 +33,12 @@ MODELS = {  # name in report.json -> row of the table, in this order
     "hard_sft": "hard: SFT",
     "hard_ppo": "hard: PPO",
 }
-COMPARISONS = {  # key in report.json -> question, the one, the other
-    "student_vs_teacher": ("Does the student beat its teacher?", "ppo", "teacher"),
-    "student_vs_sft": ("Does PPO beat SFT alone?", "ppo", "sft"),
-    "student_vs_raw": ("Does PPO gain more from the learned reward than from the raw vote?", "ppo", "ppo_raw"),
-    "hard_vs_teacher": ("On harder questions, does the student beat its teacher?", "hard_ppo", "hard_teacher"),
-    "hard_vs_sft": ("On harder questions, does PPO beat SFT alone?", "hard_ppo", "hard_sft"),
+COMPARISONS = {  # key in report.json -> is the one better than the other?
+    "student_vs_teacher": ("ppo", "teacher"),
+    "student_vs_sft": ("ppo", "sft"),
+    "student_vs_raw": ("ppo", "ppo_raw"),
+    "hard_vs_teacher": ("hard_ppo", "hard_teacher"),
+    "hard_vs_sft": ("hard_ppo", "hard_sft"),
 }
 SIGNALS = {  # part and key of report.json -> what the number is; those with % are shares
     ("pseudo_reward", "share_kept"): "% of the training questions have a vote",
@@ -53,10 +51,7 @@ SIGNALS = {  # part and key of report.json -> what the number is; those with % a
     ("reward_model", "longer_wins_gold"): "% ... and if the longer answer were taken to be the right one",
     ("reward_model", "equal_length_accuracy_gold"): "% ... and of the pairs of about equal length",
     ("reward_model", "ece"): "calibration error on held-out pairs (perfect 0)",
-    ("reward_model", "ece_gold"): "calibration error against gold",
     ("reward_model", "length_correlation"): "correlation of its score with the length of the answer",
-    ("reward_model", "single_sample_accuracy"): "% of the samples that best-of-n chose from are right ...",
-    ("reward_model", "any_right"): "% ... and would be if a perfect judge chose",
 }
 COSTS = ("seconds", "tokens", "flops", "peak_memory_mb")
 LEARNED, RAW = r"6_ppo(_r\d)?", "6_ppo_raw"  # PPO's folders, of all rounds
@@ -69,10 +64,8 @@ def mcnemar(wins: int, losses: int) -> float:
 
     Twice the lower tail of Binomial(n, 1/2), at most 1. Example: (10, 2) -> 2 * (1 + 12 + 66) / 4096 = 0.0386.
     """
-    n, tail, ways = wins + losses, 0, 1  # ways: n over k, made from the one before; integers, so no n is too large
-    for k in range(min(wins, losses) + 1):
-        tail += ways
-        ways = ways * (n - k) // (k + 1)
+    n = wins + losses
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))  # whole numbers, so no n is too large
     return min(1.0, 2 * tail / 2**n)
 
 
@@ -114,15 +107,13 @@ def label_quality(rows: Iterable[dict], questions: Mapping[str, Question]) -> di
     }
 
 
-# ---- runs ----------------------------------------------------------------------------------------------------------
+# ---- from the run to its numbers -----------------------------------------------------------------------------------
 
 
 def evaluation(name: str) -> str:
     """Where eval.py left the answers of a model. Example: 'hard_sft' -> '7_eval/hard/sft'."""
-    if name == "best_of_n":
-        return "7_eval/best_of_n/sft"
     folder = "arms" if "+" in name else "hard" if name.startswith("hard_") else "test"
-    return f"7_eval/{folder}/{name.removeprefix('hard_')}"
+    return "7_eval/best_of_n/sft" if name == "best_of_n" else f"7_eval/{folder}/{name.removeprefix('hard_')}"
 
 
 @dataclass(frozen=True)
@@ -136,12 +127,12 @@ class Run:
     def results(self, stage: str) -> dict:
         return self.stages.get(stage, {}).get("results", {})
 
-    def rows(self, stage: str, file: str) -> list[dict]:
+    def rows(self, stage: str, file: str, required: Iterable[str] = ()) -> list[dict]:
         path = self.folder / stage / file
-        return list(read_jsonl(path)) if stage in self.stages and path.is_file() else []
+        return list(read_jsonl(path, required)) if stage in self.stages and path.is_file() else []
 
     def transcripts(self, name: str) -> dict[str, dict]:
-        return {row["id"]: row for row in self.rows(evaluation(name), "transcripts.jsonl")}
+        return {row["id"]: row for row in self.rows(evaluation(name), "transcripts.jsonl", ["id"])}
 
     def metrics(self, stages: str) -> list[dict]:
         """Rows of PPO's metrics.jsonl, round after round; a stage that was stopped counts as far as it came."""
@@ -151,16 +142,12 @@ class Run:
 
 def read_run(folder: Path, arms: bool = False) -> Run:
     """What is finished in a run folder; with `arms` also the stages of an ablation, which have a + in their names."""
-    stages, needed = {}, {"results", "settings", "inputs", "versions", *COSTS}
+    stages = {}
     for path in sorted(folder.glob("**/done.json")):
         stage = path.parent.relative_to(folder).as_posix()
-        if ".old" in stage or ("+" in stage and not arms):  # a stage that was redone is kept aside as .old1
-            continue
-        try:
-            stages[stage] = json.loads(path.read_text(encoding="utf-8"))
-            runtime.require(needed <= stages[stage].keys(), f"no {', '.join(needed - stages[stage].keys())}")
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it and run the stage again") from None
+        if ".old" not in stage and (arms or "+" not in stage):  # a stage that was redone is kept aside as .old1
+            stages[stage] = read_object(path)
+            runtime.require({"results", *COSTS} <= stages[stage].keys(), f"{path} is not whole: run that stage again")
     runtime.require(any(s.startswith("7_eval/") for s in stages), f"{folder}: no finished evaluation in 7_eval yet")
     paths = [path for name in ("train", "test") if (path := folder / "0_questions" / f"{name}.jsonl").is_file()]
     return Run(folder, stages, {question.id: question for path in paths for question in load_questions(path)})
@@ -169,59 +156,24 @@ def read_run(folder: Path, arms: bool = False) -> Run:
 def build_report(run: Run) -> dict:
     """The numbers of report.json: shares between 0 and 1, null for what is not there. The signals are of round 1."""
     accuracy = {name: row for name in MODELS if (row := run.results(evaluation(name)).get("accuracy"))}
-    vote, reward, best = (run.results(s) for s in ("4_pseudo_reward", "5_reward", evaluation("best_of_n")))
-    about_answers = ("accuracy", "name", "parameters", "scorer_parameters")  # of best-of-n, not about its judge
+    best = run.results(evaluation("best_of_n"))  # about its answers, and about their judge
+    judge = {key: best[key] for key in best if key not in ("accuracy", "name", "parameters", "scorer_parameters")}
     labels = label_quality(run.rows("4_pseudo_reward", "rewards.jsonl"), run.questions)
-    wanted = [evaluation(name) for name in ("teacher", "base", "sft", "best_of_n", "ppo_raw", "ppo")]
+    unknown = {key: None for part, key in SIGNALS if part == "reward_model"}
+    wanted = ["6_ppo", "6_ppo_raw", *map(evaluation, ("teacher", "base", "sft", "best_of_n", "ppo_raw", "ppo"))]
     report = {
         "accuracy": {name: row for name, row in accuracy.items() if not name.startswith("hard")},
         "hard": {name: row for name, row in accuracy.items() if name.startswith("hard")},
-        **{key: compare(run.transcripts(one), run.transcripts(other)) for key, (_, one, other) in COMPARISONS.items()},
-        "pseudo_reward": {"share_kept": None} | vote | labels,
-        "reward_model": {key: None for part, key in SIGNALS if part == "reward_model"}
-        | reward
-        | {key: value for key, value in best.items() if key not in about_answers},
+        **{key: compare(run.transcripts(one), run.transcripts(other)) for key, (one, other) in COMPARISONS.items()},
+        "pseudo_reward": {"share_kept": None} | run.results("4_pseudo_reward") | labels,
+        "reward_model": unknown | run.results("5_reward") | judge,
         "cost": {stage: {key: record[key] for key in COSTS} for stage, record in run.stages.items()},
-        "missing": [s for s in ("4_pseudo_reward", "5_reward", "6_ppo", "6_ppo_raw", *wanted) if s not in run.stages],
+        "missing": [stage for stage in wanted if stage not in run.stages],
     }
     return json.loads(json.dumps(report), parse_constant=lambda name: None)  # NaN is not JSON: null
 
 
-def partings(one: Run, other: Run) -> dict[str, list[str]]:
-    """What differs between two runs -> in which stages: settings, inputs, the first step that logs another number."""
-    same = lambda x, y: math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-6) or (math.isnan(x) and math.isnan(y))
-    found = {}
-    for stage in sorted(one.stages.keys() | other.stages.keys()):
-        a, b = one.stages.get(stage), other.stages.get(stage)
-        apart = [] if a and b else [f"only in the {'first' if a else 'second'} run"]
-        for part, what in (("settings", "--{} {} against {}"), ("inputs", "other {}")) if a and b else ():
-            pairs = {key: (a[part].get(key), b[part].get(key)) for key in {**a[part], **b[part]}}
-            apart += [what.format(key, *pair) for key, pair in pairs.items() if pair[0] != pair[1]]
-        for row, twin in zip(one.rows(stage, "metrics.jsonl"), other.rows(stage, "metrics.jsonl")):
-            keys = sorted(key for key in row.keys() & twin.keys() if not same(row[key], twin[key]))
-            if keys:
-                numbers = f"{keys[0]} {row[keys[0]]:.6g} against {twin[keys[0]]:.6g}"
-                apart.append(f"from step {row['step']} on {numbers}" + f" and {len(keys) - 1} more" * (len(keys) > 1))
-                break
-        for difference in apart:
-            found.setdefault(difference, []).append(stage)
-    return found
-
-
-def model_by_model(one: Run, other: Run) -> list[list[str]]:
-    """Rows of a table: each model right in two runs, of what both answered, and the second run against the first."""
-    rows = []
-    for name, label in MODELS.items():
-        first, second = one.transcripts(name), other.transcripts(name)
-        if both := first.keys() & second.keys():
-            r = compare(second, first)
-            shares = [number(mean(answers[key]["correct"] for key in both)) for answers in (first, second)]
-            change = f"{100 * r['difference']:+.1f}"
-            rows.append([label, *shares, change, f"{r['wins']} : {r['losses']}", f"{r['p_value']:.2g}"])
-    return rows
-
-
-# ---- the page ------------------------------------------------------------------------------------------------------
+# ---- from the numbers to the page and its picture ------------------------------------------------------------------
 
 
 def number(value: float | None, percent: bool = True) -> str:
@@ -237,29 +189,28 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {row[0].ljust(left)} | {' | '.join(map(str.rjust, row[1:], widths))} |" for row in cells)
 
 
-def accuracy_table(accuracy: Mapping[str, dict]) -> str:
-    rows = []
-    for name, row in accuracy.items():
+def accuracy_rows(report: Mapping) -> Iterator[list[object]]:
+    for name, row in (report["accuracy"] | report["hard"]).items():
         shares = [number(row[key]) for key in ("lenient", "no_answer", "truncated")]
         tokens, interval = number(row["mean_tokens"], percent=False), "–".join(map(number, row["ci95"]))
-        rows.append([MODELS[name], number(row["strict"]), interval, *shares, tokens, row["n"]])
-    return table(["%", "right", "95 %", "lenient", "none", "cut", "tokens", "n"], rows)
+        yield [MODELS[name], number(row["strict"]), interval, *shares, tokens, row["n"]]
 
 
-def verdict(report: Mapping, key: str) -> str:
-    """A question of COMPARISONS and its answer. The first one is what a report is for."""
-    (question, one, other), r = COMPARISONS[key], report[key]
-    if not r["n"]:
-        return f"{question} **Not known**: {evaluation(one)} and {evaluation(other)} are not both here."
-    points = f"{100 * r['difference']:+.1f} points on {r['n']:,} answers"
-    counts = f"{r['wins']} won : {r['losses']} lost, p = {r['p_value']:.2g}"
-    return f"{question} **{r['verdict'].capitalize()}**: {points}, {counts}."
+def comparison(label: str, found: Mapping) -> list[object]:
+    """What `compare` found, as better, points, won : lost, p and n."""
+    points, counts = f"{100 * found['difference']:+.1f}", f"{found['wins']} : {found['losses']}"
+    return [label, found["verdict"], points, counts, f"{found['p_value']:.2g}", found["n"]]
 
 
-def signal_table(**reports: Mapping) -> str:
-    value = lambda report, part, key: number(report[part][key], "%" in SIGNALS[part, key])
-    rows = [[label, *(value(report, *key) for report in reports.values())] for key, label in SIGNALS.items()]
-    return table(["signal", *reports], rows)
+def cost_rows(cost: Mapping[str, dict]) -> Iterator[list[object]]:
+    """A row for each stage, all evaluations in one, and one for the whole run."""
+    groups = {}
+    for stage, row in cost.items():
+        groups.setdefault(stage.split("/")[0], []).append(row)
+    for name, rows in (groups | {"total": list(cost.values())}).items():
+        seconds, tokens, flops = (sum(row[key] for row in rows) for key in ("seconds", "tokens", "flops"))
+        speed, peak = f"{tokens / max(seconds, 0.01):,.0f}", max(row["peak_memory_mb"] for row in rows)
+        yield [name, f"{seconds:.1f}", f"{tokens:,}", speed, f"{flops / 1e12:,.3f}", peak]
 
 
 def shown(text: str) -> str:
@@ -281,32 +232,20 @@ def examples(run: Run, fixed: bool, most: int = 5) -> str:
     return "\n\n".join(text)
 
 
-def cost_table(cost: Mapping[str, dict]) -> str:
-    total = {key: (max if key == "peak_memory_mb" else sum)(row[key] for row in cost.values()) for key in COSTS}
-    rows = []
-    for stage, row in [*cost.items(), ("total", total)]:
-        seconds, share = row["seconds"], number(row["seconds"] / max(total["seconds"], 0.01))
-        work = [f"{row['tokens']:,}", f"{row['tokens'] / max(seconds, 0.01):,.0f}", f"{row['flops'] / 1e12:,.3f}"]
-        rows.append([stage, f"{seconds:.1f}", share, *work, row["peak_memory_mb"]])
-    return table(["stage", "seconds", "%", "tokens", "tokens/s", "TFLOPs", "peak MB"], rows)
-
-
-def page_of_run(run: Run, report: Mapping) -> str:
-    last, command = list(run.stages.values())[-1], run.folder / "command.txt"
-    known = [key for key in COMPARISONS if report[key]["n"] or not key.startswith("hard")]  # not all tasks have harder
+def page_of(run: Run, report: Mapping) -> str:
+    """report.md; all above the quality of the signal is also printed."""
+    compared = [comparison(MODELS[b], report[key]) for key, (_, b) in COMPARISONS.items() if report[key]["n"]]
+    signals = [[label, number(report[part][key], "%" in label)] for (part, key), label in SIGNALS.items()]
     parts = [
         f"# Preset {report['preset']}, seed {report['seed']}",
-        f"torch {last['versions']['torch']} · python {last['versions']['python']}",
-        verdict(report, "student_vs_teacher"),
+        f"Missing in this run: {', '.join(report['missing']) or 'nothing'}. Not shown: other seeds, other tasks.",
         "## Accuracy on the test questions",
-        accuracy_table(report["accuracy"] | report["hard"]),
-        "Greedy answers, except best of n. Right: the stated answer is gold, with its 95 % interval (Wilson).\n"
-        "Lenient: where none is stated, the last number or letter counts. None: no answer. Cut: did not end in time.",
-        "\n".join(f"- {verdict(report, key)}" for key in known),
+        table(["%", "right", "95 %", "lenient", "none", "cut", "tokens", "n"], accuracy_rows(report)),
+        "Greedy, but for best of n. Right: states gold (95 %: Wilson); lenient: or ends in it; cut: had not ended.",
+        table(["PPO against", "better", "points", "won : lost", "p", "n"], compared),
         "Exact McNemar tests on the same questions, two-sided, uncorrected; within noise: a p of 0.05 or more.",
         "## Quality of the signal",
-        signal_table(value=report),
-        "![scores of the reward model on samples of the SFT student, drawn where matplotlib is installed](reward.png)",
+        table(["signal", "value"], signals),
         "## Curves of PPO",
         "![curves of PPO, drawn where matplotlib is installed](curves.png)",
         "Where the score still rises and held-out accuracy falls, PPO exploits the reward model.",
@@ -314,35 +253,12 @@ def page_of_run(run: Run, report: Mapping) -> str:
         examples(run, fixed=True),
         examples(run, fixed=False),
         "## Cost",
-        cost_table(report["cost"]),
-        "TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token. Tokens: sampled, or trained on. Seconds: "
-        "with loading and saving.",
-        "## To reproduce",
-        textwrap.indent(command.read_text(encoding="utf-8").strip(), "    ") if command.is_file() else "",
-        "Settings, and the SHA-256 of all inputs, are in the done.json of every stage.",
-        f"Missing in this run: {', '.join(report['missing']) or 'nothing'}. Not shown: other seeds, other tasks.",
+        table(["stage", "seconds", "tokens", "tokens/s", "TFLOPs", "peak MB"], cost_rows(report["cost"])),
+        "Tokens: sampled, or trained on. TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token.",
+        "To reproduce: the command is in command.txt, settings, versions and SHA-256 of inputs in each done.json.",
     ]
     return "\n\n".join(parts) + "\n"
 
-
-def page_of_two(one: Run, other: Run) -> str:
-    apart = [f"- {what}: {', '.join(stages)}" for what, stages in partings(one, other).items()]
-    parts = [
-        f"# {one.folder} against {other.folder}",
-        "## Where they part",
-        "\n".join(apart) or "Nowhere.",
-        "## Accuracy on the test questions",
-        table(["right, %", "first", "second", "difference", "won : lost", "p"], model_by_model(one, other)),
-        "The second run against the first on the questions that both answered; exact McNemar tests, two-sided.",
-        "## Quality of the signal",
-        signal_table(first=build_report(one), second=build_report(other)),
-        "## Curves of PPO",
-        "![curves of PPO, drawn where matplotlib is installed](comparison.png)",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-# ---- pictures ------------------------------------------------------------------------------------------------------
 
 BLUE, ORANGE = "#0072B2", "#E69F00"  # of Okabe and Ito (2008), which colour-blind readers can tell apart
 PANELS = (  # metric, title, unit
@@ -352,58 +268,28 @@ PANELS = (  # metric, title, unit
     ("response_length/mean", "Response length", "tokens, mean"),
     ("policy/entropy_avg", "Entropy of the policy", "nats per token"),
     ("val/explained_variance", "Explained variance of the critic", "share"),
-    ("policy/clipfrac_avg", "Tokens beyond the clip", "%"),
-    ("val/eos_share", "Answers that ended", "%"),
 )
 
 
-def draw_curves(figure, curves: Mapping[str, Sequence[dict]]) -> None:
-    """Eight panels over PPO's iterations: label -> rows of metrics.jsonl, round after round."""
-    figure.set_size_inches(15, 6.5)
-    for axis, (metric, title, unit) in zip(figure.subplots(2, 4).flat, PANELS):
+def draw(path: Path, curves: Mapping[str, Sequence[dict]]) -> None:
+    """A PNG of six panels over PPO's iterations: label -> rows of metrics.jsonl, round after round."""
+    try:
+        from matplotlib.figure import Figure  # without pyplot there is no window and no global state
+    except ImportError:
+        print(f"no {path.name}: it needs matplotlib")
+        return
+    figure = Figure((15, 7.5), dpi=120, layout="constrained")
+    for axis, (metric, title, unit) in zip(figure.subplots(2, 3).flat, PANELS):
         for (label, rows), (colour, line) in zip(curves.items(), ((BLUE, "-"), (ORANGE, "--"))):
             points = [(i, row[metric] * (100 if "%" in unit else 1)) for i, row in enumerate(rows) if metric in row]
-            style = {"color": colour, "linestyle": line, "linewidth": 2, "marker": "o" if len(points) < 12 else None}
-            axis.plot([x for x, _ in points], [y for _, y in points], label=label, **style)
+            axis.plot([x for x, _ in points], [y for _, y in points], f".{line}", color=colour, label=label)
         if metric == "val/explained_variance":
             axis.set_ylim(max(axis.get_ylim()[0], -0.55), 1.05)  # a critic may start far below 0
-        if metric == "val/eos_share":
-            axis.set_ylim(top=100.5)
         axis.set(title=title, xlabel="PPO iteration", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-
-
-def draw_judge(figure, scored: Sequence[dict]) -> None:
-    """The reward model's scores of right and of wrong samples, and over their lengths: rows of scores.jsonl."""
-    figure.set_size_inches(12, 4.2)
-    histogram, by_length = figure.subplots(1, 2)
-    samples = [sample for row in scored for sample in zip(row["scores"], row["tokens"], row["correct"])]
-    scores = [score for score, _, _ in samples] or [0.0]
-    for wanted, name, colour in ((True, "right", BLUE), (False, "wrong", ORANGE)):
-        found = [(score, length) for score, length, right in samples if right == wanted]
-        style = {"color": colour, "alpha": 0.5, "label": f"{name} ({len(found):,})"}
-        histogram.hist([score for score, _ in found], 30, range=(min(scores), max(scores)), **style)
-        by_length.scatter([length for _, length in found], [score for score, _ in found], 12, **style)
-    histogram.set(title="Does it tell right from wrong?", xlabel="score of the reward model", ylabel="samples")
-    by_length.set(title="Or does it judge by length?", xlabel="tokens of the sample", ylabel="score")
-    for axis in (histogram, by_length):
-        axis.grid(alpha=0.25)
-        axis.legend(frameon=False)
-
-
-def draw(out: Path, pictures: Mapping[str, tuple]) -> None:
-    """Write each picture, name -> (how, what), as a PNG; without pyplot there is no window and no global state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no pictures: they need matplotlib")
-        return
-    for name, (paint, what) in pictures.items():
-        paint(figure := Figure(dpi=120, layout="constrained"), what)
-        with runtime.replacing(out / f"{name}.png", "wb") as file:
-            figure.savefig(file)
+    figure.savefig(path)
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -411,35 +297,23 @@ def draw(out: Path, pictures: Mapping[str, tuple]) -> None:
 
 @dataclass(frozen=True)
 class Config:
-    """Write the report of one run, or compare two."""
+    """Write the report of a run into its folder."""
 
-    runs: tuple[str, ...]  # one run folder, or two
-    out: str = ""  # folder for what is written; without it the run, of two the second
+    run: tuple[str, ...]  # the run folder
     preset: str = "custom"  # named in the title
     seed: int = 0  # named in the title
 
 
 def main(cfg: Config) -> None:
-    runtime.require(len(cfg.runs) <= 2, f"{len(cfg.runs)} runs: one for its report, or two to compare")
-    runtime.require(len(set(map(Path, cfg.runs))) == len(cfg.runs), f"{' '.join(cfg.runs)}: the same folder twice")
-    run, *others = (read_run(Path(folder)) for folder in cfg.runs)
-    out = Path(cfg.out or cfg.runs[-1])
-    out.mkdir(parents=True, exist_ok=True)
-    if others:
-        name, page = "comparison", page_of_two(run, *others)
-        curves = {str(each.folder): each.metrics(LEARNED) for each in (run, *others)}
-        pictures = {"comparison": (draw_curves, curves)}
-    else:
-        numbers = {"preset": cfg.preset, "seed": cfg.seed} | build_report(run)
-        runtime.write_json(out / "report.json", numbers)
-        name, page = "report", page_of_run(run, numbers)
-        curves = {"PPO, learned reward": run.metrics(LEARNED), "PPO, raw vote": run.metrics(RAW)}
-        scored = run.rows(evaluation("best_of_n"), "scores.jsonl")
-        pictures = {"reward": (draw_judge, scored), "curves": (draw_curves, curves)}
-    with runtime.replacing(out / f"{name}.md") as file:
+    runtime.require(len(cfg.run) == 1, f"{len(cfg.run)} runs: a report is of one; bench/compare.py compares two")
+    run = read_run(Path(cfg.run[0]))
+    numbers = {"preset": cfg.preset, "seed": cfg.seed} | build_report(run)
+    page = page_of(run, numbers)
+    runtime.write_json(run.folder / "report.json", numbers)
+    with runtime.replacing(run.folder / "report.md") as file:
         file.write(page)
-    draw(out, pictures)
-    print(page.split("\n\n## Quality")[0], f"{name}: {out / name}.md", sep="\n\n")
+    draw(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": run.metrics(RAW)})
+    print(page.split("\n\n## Quality")[0], f"report: {run.folder / 'report.md'}", sep="\n\n")
 
 
 if __name__ == "__main__":

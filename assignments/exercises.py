@@ -16,6 +16,7 @@ import tomllib
 
 KIT = Path(__file__).resolve().parent
 ROOT = KIT.parent
+PACKAGES = ("hf", "runtime", "tasks")
 # where PUBLIC's tests lie in the kit; hidden tests never leave it
 PUBLIC_TESTS, HIDDEN_TESTS = KIT / "public" / "test_exercises.py", KIT / "hidden" / "hidden_tests.py"
 
@@ -53,8 +54,15 @@ def chosen(ids: str) -> list[Exercise]:
 
 
 def reference() -> dict[str, str]:
-    """The project's scripts: module name -> source text."""
-    return {path.stem: path.read_text("utf-8") for path in sorted(ROOT.glob("*.py"))}
+    """The project's scripts and packages: module name, dotted -> source text."""
+    paths = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in ROOT.glob(f"{package}/*.py"))])
+    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
+    return {name.removesuffix(".__init__"): path.read_text("utf-8") for name, path in zip(names, paths)}
+
+
+def file_of(module: str) -> Path:
+    """Where a module lies, relative to the project."""
+    return Path(module, "__init__.py") if module in PACKAGES else Path(*module.split(".")).with_suffix(".py")
 
 
 # ---- surgery -------------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from exercises import KIT, ROOT, Exercise
 
 FILES = (  # pattern in the project -> folder or file in the handout
     ("train_all.sh", ""),
+    ("presets/*.sh", "presets"),
+    ("runtime/stages.sh", "runtime"),
     ("LICENSE", ""),
     ("requirements.txt", ""),
     ("pyproject.toml", ""),
@@ -36,6 +38,7 @@ FILES = (  # pattern in the project -> folder or file in the handout
     ("assignments/lab/*/samples.txt", "lab"),
     ("assignments/lab/*/curves.png", "lab"),
 )
+KINDS = (".py", ".md", ".txt", ".toml", ".sh", ".json", ".jsonl", ".svg")
 SHORTEST = 12  # characters: a shorter line of a solution tells nothing
 
 
@@ -44,7 +47,7 @@ def export(out: Path, blank: list[Exercise]) -> list[Path]:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose a new folder")
     for name, source in exercises.blanked(blank).items():
-        _write(out / f"{name}.py", source)
+        _write(out / exercises.file_of(name), source)
     for pattern, folder in FILES:
         found = [path for path in sorted(ROOT.glob(pattern)) if path.is_file()]
         if not found:
@@ -108,10 +111,7 @@ def leaks(files: list[Path], blank: list[Exercise]) -> list[str]:
     for path in files:
         if path.suffix in (".safetensors", ".png"):
             continue
-        if (
-            path.suffix not in (".py", ".md", ".txt", ".toml", ".sh", ".json", ".jsonl", ".svg")
-            and path.name != "LICENSE"
-        ):
+        if path.suffix not in KINDS and path.name != "LICENSE":
             found.append(f"{path}: no file of this kind belongs there")
             continue
         text = path.read_text(encoding="utf-8")

@@ -126,19 +126,19 @@ def decode(message: object, Sample: type, tensors: list | None = None) -> object
 
 
 class Scripts(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports of the project's scripts, from memory."""
+    """Imports of the project's scripts and packages, from memory."""
 
     def __init__(self, code: dict[str, types.CodeType | str]):
         self.code = code
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname in self.code:
-            return importlib.util.spec_from_loader(fullname, self)
+            package = any(name.startswith(f"{fullname}.") for name in self.code)
+            return importlib.util.spec_from_loader(fullname, self, is_package=package)
 
     def exec_module(self, module):
-        name = module.__name__
-        module.__file__ = f"/handout/{name}.py"
-        code = self.code[name]
+        module.__file__ = f"/handout/{module.__name__.replace('.', '/')}.py"
+        code = self.code[module.__name__]
         exec(compile(code, module.__file__, "exec") if isinstance(code, str) else code, module.__dict__)
 
 

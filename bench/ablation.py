@@ -77,6 +77,12 @@ def two_way_bootstrap(values: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return np.concatenate(means)
 
 
+def interval(values: np.ndarray, rng: np.random.Generator) -> dict:
+    """Mean and 95 % interval of (seeds, questions) values, and the mean of each seed."""
+    bounds = np.quantile(two_way_bootstrap(values, rng), [0.025, 0.975]).tolist()
+    return {"mean": float(values.mean()), "ci95": bounds, "by_seed": values.mean(1).tolist()}
+
+
 def p_value(means: np.ndarray) -> float:
     """Two-sided: twice the share of bootstrap means on the far side of 0, never below 2 / (RESAMPLES + 1)."""
     tail = min((means <= 0).sum(), (means >= 0).sum())
@@ -118,10 +124,7 @@ def build(runs: Mapping[str, Run]) -> dict:
     accuracy = {}
     for arm, values in answers.items():
         policy, judge = f"6_{arm}", JUDGES.get(arm, arm.replace("ppo+", "5_reward+"))
-        accuracy[arm] = {
-            "mean": float(values.mean()),
-            "ci95": np.quantile(two_way_bootstrap(values, rng), [0.025, 0.975]).tolist(),
-            "by_seed": values.mean(1).tolist(),
+        accuracy[arm] = interval(values, rng) | {
             "mean_tokens": mean(run.results(evaluation(arm))["accuracy"]["mean_tokens"] for run in runs.values()),
             "kl": mean(run.results(policy).get("kl") for run in runs.values()),
             "judge_pair_accuracy": mean(run.results(judge).get("pair_accuracy") for run in runs.values()),

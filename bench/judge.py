@@ -112,10 +112,24 @@ def judge(scored: Sequence[dict], scale: float) -> dict:
     }
 
 
-def draw(path: Path, numbers: dict) -> None:
-    """Left calibration of pairs, the area of a dot counts them; right the best of n samples."""
-    figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
-    calibration, best = figure.subplots(1, 2)
+def draw_scores(histogram, by_length, scored: Sequence[dict]) -> None:
+    """The scores of right and of wrong samples, and over their lengths."""
+    samples = [sample for row in scored for sample in zip(row["scores"], row["tokens"], row["correct"])]
+    scores = [score for score, _, _ in samples]
+    for wanted, name, colour in ((True, "right", BLUE), (False, "wrong", ORANGE)):
+        found = [(score, length) for score, length, right in samples if right == wanted]
+        style = {"color": colour, "alpha": 0.5, "label": f"{name} ({len(found):,})"}
+        histogram.hist([score for score, _ in found], 30, range=(min(scores), max(scores)), **style)
+        by_length.scatter([length for _, length in found], [score for score, _ in found], 12, **style)
+    histogram.set(title="Does it tell right from wrong?", xlabel="score of the reward model", ylabel="samples")
+    by_length.set(title="Or does it judge by length?", xlabel="tokens of the sample", ylabel="score")
+
+
+def draw(path: Path, numbers: dict, scored: Sequence[dict]) -> None:
+    """Above the scores; below calibration of pairs, the area of a dot counts them, and the best of n samples."""
+    figure = Figure(figsize=(10, 8), dpi=120, layout="constrained")
+    (histogram, by_length), (calibration, best) = figure.subplots(2, 2)
+    draw_scores(histogram, by_length, scored)
     bins = numbers["reliability"]
     x, y = ([100 * row[key] for row in bins] for key in ("confidence", "accuracy"))
     pairs = sum(row["count"] for row in bins)
@@ -132,7 +146,7 @@ def draw(path: Path, numbers: dict) -> None:
         best.plot(range(1, len(curve) + 1), [100 * share for share in curve], "o-", color=colour, label=label)
     best.set(title="Best of n samples of the SFT student", xlabel="n", ylabel="test questions right, %")
     best.xaxis.get_major_locator().set_params(integer=True)
-    for axis in (calibration, best):
+    for axis in figure.axes:
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, markerscale=0.6)
     with runtime.replacing(path, "wb") as file:
@@ -153,7 +167,7 @@ def main(cfg: Config) -> None:
         runtime.require(scored, f"{folder}: {evaluation('best_of_n')} is not finished")
         numbers = judge(scored, run.results("5_reward").get("score_std", 1.0))
         runtime.write_json(folder / "judge.json", numbers)
-        draw(folder / "judge.png", numbers)
+        draw(folder / "judge.png", numbers, scored)
         curves = numbers["best_of_n"]
         rows = [[n, *(number(curves[key][n - 1]) for key in curves)] for n in range(1, len(curves["judge"]) + 1)]
         print(table(["right, %: best of n", *curves], rows))

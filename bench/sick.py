@@ -26,7 +26,7 @@ import runtime
 from health import RANGES, Health
 
 ROOT = Path(runtime.__file__).resolve().parent.parent
-# ppo.py's flags in the tiny preset of train_all.sh
+# ppo.py's flags in presets/tiny.sh
 FLAGS = (
     "--max_new_tokens 64 --micro_tokens 4096 --temperature 0.7 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.1 --eval_every 4"
 )
@@ -43,15 +43,13 @@ class Bug(NamedTuple):
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
 RED, PURPLE, GREY, BROWN = "#D55E00", "#CC79A7", "#7F7F7F", "#8C510A"
 
-REFERENCE = "load_model(cfg.reference or cfg.policy, torch.float32, idle).requires_grad_(False)"
-READ = "masked_logprobs(policy, text, read, cfg.temperature)"
-READ_REFERENCE = "masked_logprobs(reference, text, read, cfg.temperature)"
-READ_AGAIN = "masked_logprobs(policy, tokens, mask, cfg.temperature)"
-KEPT = "scores, ended = scores.to(device), ended.to(device)"
+REFERENCE = "load_model(cfg.policy, torch.float32, desk.idle).requires_grad_(False)"
+READ = "logprobs, entropy = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)"
+READ_REFERENCE = "masked_logprobs(reference, b.tokens, b.mask, cfg.temperature)"
+READ_AGAIN = "logprobs, _ = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)"
+KEPT = "replace(r, logprobs=logprobs"
 VALUES = "values = model(tokens, read=mask)"
-MASK = "tokens.to(device), mask.to(device), lengths.tolist()"
-WHITENED = "whiten(advantages, r.mask), returns"
-PROBS = "below = probs.cumsum("
+MASK = "Rollout(tokens, mask,"
 
 # fmt: off
 BUGS = {
@@ -62,26 +60,26 @@ BUGS = {
         ("ppo.py", "torch.where(mask, -kl_coef *", "torch.where(mask, kl_coef *"),)),
     "no_kl": Bug("no KL penalty, lr x 4", ORANGE, flags="--kl_coef 0 --lr 8e-4"),
     "lr_10": Bug("lr x 10", BLUE, flags="--lr 2e-3"),
-    "advantage_sign": Bug("advantages negated", GREEN, (("ppo.py", WHITENED, "-" + WHITENED),)),
+    "advantage_sign": Bug("advantages negated", GREEN, (("ppo.py", "advantages=whiten(", "advantages=-whiten("),)),
     "score_late": Bug("score one token late", PURPLE, (
         ("ppo.py", "rewards + last * scores", "rewards + last.roll(1, 1) * scores"),)),
     "shift": Bug("log-probs shifted by one", SKY, (
-        ("model.py", "lm_head.weight, tokens[:, 1:][read]", "lm_head.weight, tokens[:, :-1][read]"),)),
+        ("model.py", "tokens[:, 1:][read]", "tokens[:, :-1][read]"),)),
     "reference_alias": Bug("reference is the policy", GREY, (("ppo.py", REFERENCE, "policy"),)),
     "whitened_returns": Bug("returns from whitened advantages", BROWN, (
-        ("ppo.py", WHITENED, "whiten(advantages, r.mask), whiten(advantages, r.mask) + r.values"),)),
+        ("ppo.py", "returns=returns", "returns=whiten(advantages, r.mask) + r.values"),)),
     # these stop the run
     "old_temperature": Bug("old log-probs without temperature", RED, (
         ("ppo.py", READ, READ.replace("cfg.temperature", "1.0")),)),
     "old_bf16": Bug("old log-probs in bf16", BLUE, (
-        ("ppo.py", KEPT, "logprobs = logprobs.bfloat16().float(); " + KEPT),)),
+        ("ppo.py", KEPT, KEPT + ".bfloat16().float()"),)),
     # these no curve shows on the tiny preset
     "temperature": Bug("all log-probs without temperature", PURPLE, tuple(
         ("ppo.py", old, old.replace("cfg.temperature", "1.0")) for old in (READ, READ_REFERENCE, READ_AGAIN))),
     "top_k": Bug("sampled from the top 2", ORANGE, (
-        ("decode.py", PROBS, "below = (probs * (probs >= probs.topk(2)[0][:, 1:])).cumsum("),)),
+        ("generate.py", "below = probs.cumsum(", "below = (probs * (probs >= probs.topk(2)[0][:, 1:])).cumsum("),)),
     "end_masked": Bug("end token not in the mask", RED, (
-        ("ppo.py", MASK, MASK.replace("mask.to", "(mask & (mask.flip(1).cumsum(1).flip(1) > 1)).to")),)),
+        ("ppo.py", MASK, MASK.replace("mask", "mask & (mask.flip(1).cumsum(1).flip(1) > 1)")),)),
     "value_next": Bug("value of the next state", BLUE, (("model.py", VALUES, "values = model(tokens)[:, 1:][mask]"),)),
 }
 SILENT = "temperature top_k end_masked value_next"
@@ -148,7 +146,8 @@ def sources(bug: Bug) -> dict[str, str]:
 def run(cfg: Config, name: str, folder: Path) -> None:
     """ppo.py with a bug, to its end or to where it stops by itself."""
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "source").mkdir(parents=True)
+    for package in ("hf", "runtime", "tasks"):
+        shutil.copytree(ROOT / package, folder / "source" / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file, text in sources(BUGS[name]).items():
         (folder / "source" / file).write_text(text, encoding="utf-8")
     inputs = {

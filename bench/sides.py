@@ -45,7 +45,7 @@ class Shape:
     def rows(self) -> list[str]:
         """The rows of the table."""
         generate = [f"generate {size}" for size in self.generate] + [f"generate {size} ragged" for size in self.ragged]
-        return ["sft", "compiled sft", "score", *generate, "ppo"]
+        return ["sft", "score", *generate, "ppo"]
 
 
 def llama(vocab: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, head: int, tied: bool = True):
@@ -53,10 +53,12 @@ def llama(vocab: int, hidden: int, inner: int, layers: int, heads: int, kv_heads
     return ModelConfig(*numbers, tie_word_embeddings=tied, pad_token_id=vocab - 2, eos_token_id=vocab - 1)
 
 
-LARGE = dict(prompt=128, new=256, sft=(4, 1024), score=8, generate=(1, 256), ragged=(256,), ppo=(512, 4, 8))
+LARGE = dict(prompt=128, new=256, sft=(4, 1024), score=8, generate=(1, 128, 256, 512), ragged=(256,), ppo=(512, 4, 8))
 LARGE |= dict(micro_tokens=3072)
 SHAPES = {
-    "tiny": Shape(llama(480, 96, 256, 4, 6, 3, 16), 24, 32, (64, 48), 64, (1, 32, 256), (32,), (256, 4, 256), 2048),
+    "tiny": Shape(
+        llama(480, 96, 256, 4, 6, 3, 16), 24, 32, (64, 48), 64, (1, 32, 128, 256, 512), (32,), (256, 4, 256), 2048
+    ),
     "smollm2": Shape(llama(49152, 576, 1536, 30, 9, 3, 64), 64, 32, (4, 128), 8, (1, 32), (32,), (8, 2, 8), 384),
     "llama-1b": Shape(llama(128256, 2048, 8192, 16, 32, 8, 64), **LARGE),
     "llama-3b": Shape(llama(128256, 3072, 8192, 28, 24, 8, 128), **LARGE),
@@ -82,14 +84,14 @@ class Job:
     @property
     def size(self) -> int:
         """Sequences."""
-        kind, *size = self.row.removeprefix("compiled ").split()
+        kind, *size = self.row.split()
         return {"sft": self.shape.sft[0], "score": self.shape.score, "ppo": self.shape.ppo[0]}.get(kind) or int(size[0])
 
     def texts(self) -> tuple[list[list[int]], list[list[int]]]:
         """Prompts and responses as token ids, a response of `sft` with the end token."""
         texts = json.loads(Path(self.folder, "texts.json").read_text(encoding="utf-8"))
         responses = [response[: self.shape.new] for response in texts["responses"]]
-        if self.row.endswith("sft"):
+        if self.row == "sft":
             length, end = self.shape.sft[1] - self.shape.prompt, self.shape.model.eos_token_id
             responses = [[*response[: length - 1], end] for response in texts["responses"]]
         return texts["prompts"][: self.size], responses[: self.size]
@@ -212,8 +214,8 @@ def ours_loop(job: Job, turn: Turns, main, cfg, result) -> None:
     """Run a script's own training loop, with a turn's end wherever it has logged a step."""
     log = runtime.Stage.log
 
-    def log_and_pause(stage: runtime.Stage, step: int, **metrics: float) -> None:
-        log(stage, step, **metrics)
+    def log_and_pause(stage: runtime.Stage, step: int, metrics: dict[str, float]) -> None:
+        log(stage, step, metrics)
         turn(**result(metrics))
 
     runtime.Stage.log = log_and_pause
@@ -235,7 +237,6 @@ def ours_sft(job: Job) -> None:
         micro_tokens=B * T,  # one pass
         lr=1e-5,
         warmup=1,
-        compile=job.row.startswith("compiled"),
     )
     ours_loop(job, Turns(job), sft.main, cfg, lambda metrics: {"lengths": [T] * B, "check": metrics["loss"]})
 
@@ -252,7 +253,7 @@ def ours_score(job: Job) -> None:
 
 
 def ours_generate(job: Job) -> None:
-    from decode import generate
+    from generate import generate
 
     turn = Turns(job)
     model, (prompts, _) = ours_model(job), job.texts()
@@ -268,21 +269,19 @@ def ours_ppo(job: Job) -> None:
 
     turn, split, lengths = Turns(job), {}, []
 
-    def timed(name: str):
-        inner = getattr(ppo, name)
-
+    def timed(part: str, inner):
         def call(*args, **kwargs):
             start = clock()
             out = inner(*args, **kwargs)
-            split[name] = clock() - start
-            if name == "generate":
+            split[part] = clock() - start
+            if part == "generate":
                 lengths[:] = [len(answer.tokens) for answer in out]
             return out
 
         return call
 
-    for name in ("generate", "rollout", "update"):
-        setattr(ppo, name, timed(name))
+    for part, name in {"generate": "answers_to", "rollout": "rollout", "update": "update"}.items():
+        setattr(ppo, name, timed(part, getattr(ppo, name)))
     rollout, minibatches, _ = job.shape.ppo
     cfg = ppo.Config(
         policy=f"{job.folder}/model",
@@ -315,9 +314,6 @@ def transformers_model(job: Job, dtype: torch.dtype):
 def transformers_sft(job: Job) -> None:
     turn, model = transformers_model(job, torch.float32)
     model.train()
-    if job.row.startswith("compiled"):
-        for layer in model.model.layers:
-            layer.compile(dynamic=True)
     tokens, mask = collated(job)
     labels = tokens.clone()  # (B, T)
     labels[:, 1:][~mask] = labels[:, 0] = -100
@@ -403,5 +399,4 @@ if __name__ == "__main__":
     together = (files, machine)  # one for all kinds of rows
     alone = (ours_sft, ours_score, ours_generate, ours_ppo, transformers_sft, transformers_score, transformers_generate)
     work = {function.__name__: function for function in together + alone}
-    kind = job.row.removeprefix("compiled ").split()[0]
-    work[side if side in ("files", "machine") else f"{side}_{kind}"](job)
+    work[side if side in ("files", "machine") else f"{side}_{job.row.split()[0]}"](job)

@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ablation import right, two_way_bootstrap
+from ablation import interval, right
 
 import runtime
 from report import Run, evaluation, number, read_run, table
@@ -34,12 +34,6 @@ ROWS = {
     "ppo": ("SFT + PPO", "#0072B2", "D"),
 }
 GAINS = {"sft": ("over SFT alone", "#E69F00"), "teacher": ("over the teacher", "#009E73")}
-
-
-def interval(values: np.ndarray, rng: np.random.Generator) -> dict:
-    """Mean and 95 % interval of (seeds, questions) values, and the mean of each seed."""
-    bounds = np.quantile(two_way_bootstrap(values, rng), [0.025, 0.975]).tolist()
-    return {"mean": float(values.mean()), "ci95": bounds, "by_seed": values.mean(1).tolist()}
 
 
 def build(runs: Mapping[str, Run]) -> dict:

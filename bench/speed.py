@@ -6,13 +6,12 @@
     python bench/speed.py --shape tiny --only sft,generate --profile                   # where our time goes
 
 Rows. `sft`: an optimiser step of sft.py, the loss on the half behind the prompts; the peer is LlamaForCausalLM with
-fused AdamW. `compiled sft`: the same, both with torch.compile, block by block. `score`: log-probs of given responses;
-the peer computes logits for the responses only. `generate B`: B prompts, every answer of full length. `generate B
-ragged`: one draw in 16 or so is the end token, so that answers end at different times. The peer is `generate` with a
-dynamic or a static cache, whichever is faster. Only real new tokens count, the end included; of `ppo` a sequence's
-tokens are the mean over all turns. `ppo`: a whole iteration of ppo.py (ragged sampling, scores, four readings, update,
-its log line); the peer is TRL's PPOTrainer with as many sequences, minibatches and epochs, without gradient
-checkpointing, sample generations and saving.
+fused AdamW. `score`: log-probs of given responses; the peer computes logits for the responses only. `generate B`: B
+prompts, every answer of full length. `generate B ragged`: one draw in 16 or so is the end token, so that answers end at
+different times. The peer is `generate` with a dynamic or a static cache, whichever is faster. Only real new tokens
+count, the end included; of `ppo` a sequence's tokens are the mean over all turns. `ppo`: a whole iteration of ppo.py
+(ragged sampling, scores, four readings, update, its log line); the peer is TRL's PPOTrainer with as many sequences,
+minibatches and epochs, without gradient checkpointing, sample generations and saving.
 
 Fair play. Weights are random, in the real shape, in files that both sides load; prompts are all of one length, so that
 nobody pads. Each side runs in a process of its own, started anew for every row: the peak of its memory is that row's.
@@ -50,7 +49,7 @@ from sides import CUDA, DTYPE, SHAPES, Job  # which puts the project's folder on
 import runtime
 from model import Llama
 
-ROWS = ("sft", "compiled", "score", "generate", "ppo")
+ROWS = ("sft", "score", "generate", "ppo")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Config:
     """Measure ours in turns with transformers, TRL and the machine; write speed-MACHINE.json and a picture."""
 
     shape: str = "tiny,smollm2"  # comma-separated: tiny, smollm2, llama-1b, llama-3b, llama-8b
-    only: str = ""  # rows that begin with one of these, comma-separated: sft, compiled, score, generate, ppo; none: all
+    only: str = ""  # rows that begin with one of these, comma-separated: sft, score, generate, ppo; none: all
     threads: int = 0  # of every side; 0: what each side takes by itself
     seconds: int = 40  # a row begins no further round after these, but has three at least
     peer: bool = True  # --no-peer: ours alone, against the machine
@@ -101,7 +100,7 @@ def limit(job: Job, lengths: list[int], rate: dict[str, float]) -> float:
 
     step = 7 * 4 * parameters / rate["bytes"]  # AdamW in fp32: reads weight, gradient and moments, writes all but one
     kind = job.row.split()[0]
-    if kind in ("sft", "compiled"):
+    if kind == "sft":
         return forward(shape.sft[1], B * (shape.sft[1] - shape.prompt), 3) + step
     if kind == "score":
         return forward(shape.prompt + shape.new, B * shape.new)

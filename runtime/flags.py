@@ -44,14 +44,9 @@ Input = Annotated[str, "input"]  # a file or a folder: it counts by its contents
 Questions = Annotated[str, "input", "or a name"]  # a file, or the name of a question set such as arith:test
 Inputs = Annotated[tuple[str, ...], "input"]  # words NAME=PATH
 
-# What changes the memory that is needed and not the result: a run that had too little goes on with less. The values
-# are the names that train_all.sh has for them.
-MEMORY = {
-    "batch_size": "batch",
-    "micro_tokens": "micro",
-    "gradient_checkpointing": "gradient_checkpointing",
-    "offload": "offload",
-}
+# What changes the memory that is needed and not the result: a run that had too little goes on with less. train_all.sh
+# has them under the same names.
+MEMORY = ("batch_size", "micro_tokens", "gradient_checkpointing", "offload")
 
 
 def check(cfg: object) -> None:
@@ -168,14 +163,14 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def smaller(cfg: object) -> list[str]:
-    """What needs less memory. Example: ["--micro_tokens 2048 (train_all.sh: micro=2048)"]."""
+    """What needs less memory. Example: ["--micro_tokens 2048 (train_all.sh: micro_tokens=2048)"]."""
     found = []
-    for flag, name in MEMORY.items():
+    for flag in MEMORY:
         value = getattr(cfg, flag, None)
         if type(value) is int and value > 1:
-            found.append(f"--{flag} {value // 2} (train_all.sh: {name}={value // 2})")
+            found.append(f"--{flag} {value // 2} (train_all.sh: {flag}={value // 2})")
         elif value is False:
-            found.append(f"--{flag} (train_all.sh: {name}=1)")
+            found.append(f"--{flag} (train_all.sh: {flag}=1)")
     return found
 
 

@@ -1,6 +1,7 @@
-"""Before a run of train_all.sh: can it succeed here, and what will it take? Answers within a second, loads nothing.
+"""Before a run of train_all.sh: can it succeed here, and what will it take? Answers within a second, without torch.
 
-torch is not imported, because that alone takes seconds.
+Memory is estimated from the sizes in config.json, part by part, to within a fifth of what was measured (docs/running.md).
+V is the size of the vocabulary, D of a hidden state, F of the feed-forward, Q and K of all query and all key heads.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 import runtime
-from runtime import memory, require
+from runtime.flags import Count, check, require
 
 PROMPT = 256  # tokens; most of GSM8K's are shorter
 
@@ -29,105 +30,176 @@ class Config:
     student: str  # model folder
     questions: str  # question set
     teacher_test: str = ""  # recorded answers to the test questions
-    micro_tokens: int = 4096  # tokens that are trained at once
+    micro_tokens: Count = 4096  # tokens that are trained at once
     gradient_checkpointing: bool = False  # as in the scripts that train
     offload: bool = False  # as in ppo.py
-    batch_size: int = 256  # answers that are sampled at once
-    new_tokens: int = 256  # the longest answer
+    batch_size: Count = 256  # answers that are sampled at once
+    max_new_tokens: Count = 256  # the longest answer
+    changed: str = ""  # numbers of the preset that the environment has set
     needs: str = ""  # what the preset takes, in words
     hub: str = ""  # where the preset's default models are published: an organisation on huggingface.co
-    nproc: int = 1  # ranks, one per GPU where there are any
+    nproc: Count = 1  # ranks, one per GPU where there are any
 
 
 def main(cfg: Config) -> None:
-    versions = []
-    for package in ("torch", "tokenizers", "safetensors", "numpy"):
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            raise ValueError(f"{package} is not installed: pip install -r requirements.txt") from None
+    try:
+        packages = ("torch", "tokenizers", "safetensors", "numpy")
+        versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed: pip install -r requirements.txt") from None
+    threads = os.environ.get("OMP_NUM_THREADS") or "by the size of the model"
     print(f"preset {cfg.preset} · seed {cfg.seed} · run {cfg.run}")
-    print(
-        f"{' · '.join(versions)} · python {platform.python_version()} · {os.cpu_count()} cores, "
-        f"threads: {os.environ.get('OMP_NUM_THREADS') or 'by the size of the model'}"
-    )
+    if cfg.changed:
+        print(f"numbers that the environment has set: {cfg.changed}")
+    print(f"{' · '.join(versions)} · python {platform.python_version()} · {os.cpu_count()} cores, threads: {threads}")
     print(f"teacher {cfg.teacher} · student {cfg.student} · questions {cfg.questions}")
     print(f"the preset is made for: {cfg.needs or 'not stated'}", flush=True)
-    for name in ("micro_tokens", "batch_size", "new_tokens", "nproc"):
-        require(getattr(cfg, name) > 0, f"--{name} {getattr(cfg, name)}: must be greater than 0")
+    check(cfg)
+    if cfg.nproc > 1:
+        check_ranks(cfg.nproc)
+    check_inputs(cfg)
+    check_room(cfg)
+
+
+def check_ranks(nproc: int) -> None:
     torch_version = importlib.metadata.version("torch").split("+")[0]
-    old = cfg.nproc > 1 and tuple(map(int, torch_version.split(".")[:2])) < (2, 6)
-    require(not old, f"NPROC={cfg.nproc}: fully_shard came with torch 2.6, this is {torch_version}")
-    gpus = _gpus() if cfg.nproc > 1 else 0
-    require(not gpus or cfg.nproc <= gpus, f"NPROC={cfg.nproc}: a GPU for each rank is needed, and there are {gpus}")
-    if cfg.questions not in ("arith", "gsm8k", "mmlu_pro"):
-        require(Path(cfg.questions).is_file(), f"QUESTIONS={cfg.questions}: neither arith, gsm8k, mmlu_pro nor a file")
-    require(
-        not cfg.teacher_test or Path(cfg.teacher_test).is_file(),
-        f"TEACHER_TEST={cfg.teacher_test}: there is no such file",
-    )
-    for name, folder in (("TEACHER", cfg.teacher), ("STUDENT", cfg.student)):
-        recorded = name == "TEACHER" and Path(folder).is_file()
-        require(
-            recorded or Path(folder).is_dir(),
-            f"{name}={folder}: there is no such {'file or ' * (name == 'TEACHER')}folder{_how_to_get(cfg.hub, folder)}",
-        )
-        for file in () if recorded else ("config.json", "tokenizer.json"):
-            require((Path(folder) / file).is_file(), f"{name}={folder}: a model folder, but without {file}")
-    gpu = _gpu_memory()
-    student = memory.read_config(cfg.student)
-    tokens = max(cfg.micro_tokens, PROMPT + cfg.new_tokens)  # a longer text is read alone
-    flags = cfg.gradient_checkpointing, cfg.offload, bool(gpu)
-    moments = [memory.ppo(*[student] * 4, cfg.batch_size, PROMPT, cfg.new_tokens, tokens, *flags)]
-    if Path(cfg.teacher).is_dir():
-        teacher = memory.read_config(cfg.teacher)
-        width = memory.file_width(cfg.teacher, teacher) if gpu else 4
-        moments.append(
-            memory.sampling(teacher, cfg.batch_size, cfg.batch_size, PROMPT, cfg.new_tokens, bool(gpu), width)
-        )
-    needed = memory.with_process(memory.largest(*moments), bool(gpu))
-    # in the end the weights of SFT, the reward model and two PPO runs; before, the second's checkpoint, twice for a
-    # moment, and two states of policy and critic with their moments
-    disk = (4 + 2 + 2 * 2 * 3) * 4 * memory.parameters(student) + 50e6
-    place = next(folder for folder in [Path(cfg.run).resolve(), *Path(cfg.run).resolve().parents] if folder.exists())
-    device, free_memory = gpu or ("memory", memory.available_memory())
-    free_disk = shutil.disk_usage(place).free
-    print(memory.sentence(needed, device, free_memory))
-    print(f"needs up to {disk / 1e9:.1f} GB of disk; {free_disk / 1e9:.1f} GB are free", flush=True)
-    require(place.is_dir() and os.access(place, os.W_OK), f"OUT={cfg.run}: {place} is no folder that can be written to")
-    require(disk < free_disk, f"OUT={cfg.run}: {disk / 1e9:.1f} GB are needed there, {free_disk / 1e9:.1f} GB are free")
-    if sum(needed.values()) > free_memory:
-        print(f"warning: that is more {device} than is free; docs/scale.md says what needs less", file=sys.stderr)
+    new_enough = tuple(map(int, torch_version.split(".")[:2])) >= (2, 6)
+    require(new_enough, f"NPROC={nproc}: fully_shard came with torch 2.6, this is {torch_version}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = len(_gpus()) if visible is None else sum(name.strip() not in ("", "-1") for name in visible.split(","))
+    require(not gpus or nproc <= gpus, f"NPROC={nproc}: each rank needs a GPU, and there are {gpus}")
 
 
-def _how_to_get(hub: str, folder: str) -> str:
+def check_inputs(cfg: Config) -> None:
+    known = cfg.questions in ("arith", "gsm8k", "mmlu_pro") or Path(cfg.questions).is_file()
+    require(known, f"QUESTIONS={cfg.questions}: neither arith, gsm8k, mmlu_pro nor a file")
+    recorded = not cfg.teacher_test or Path(cfg.teacher_test).is_file()
+    require(recorded, f"TEACHER_TEST={cfg.teacher_test}: there is no such file")
+    for name, place in (("TEACHER", Path(cfg.teacher)), ("STUDENT", Path(cfg.student))):
+        if name == "TEACHER" and place.is_file():  # recorded answers
+            continue
+        kind = "file or folder" if name == "TEACHER" else "folder"
+        require(place.is_dir(), f"{name}={place}: there is no such {kind}{_how_to_get(cfg.hub, place)}")
+        for file in ("config.json", "tokenizer.json"):
+            require((place / file).is_file(), f"{name}={place}: a model folder, but without {file}")
+
+
+def _how_to_get(hub: str, folder: Path) -> str:
     """How to download a preset's model; nothing for a folder of the user's own or a bundled one."""
     if not hub:
         return ""
-    name = f"{hub}/{Path(folder).name}"
+    name = f"{hub}/{folder.name}"
     licence = f"accept the licence on huggingface.co/{name}, run `hf auth login`, then " if hub == "meta-llama" else ""
     return f"; to get it: {licence}`pip install huggingface_hub && hf download {name} --local-dir {folder}`"
 
 
-def _gpus() -> int:
-    """How many GPUs there are to share, without the seconds that importing torch takes."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return sum(name.strip() not in ("", "-1") for name in visible.split(","))
-    try:
-        return len(subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=5, check=True).stdout.splitlines())
-    except (OSError, subprocess.SubprocessError):
-        return 0
+def check_room(cfg: Config) -> None:
+    """Say what memory and disk the run takes. Too little memory is a warning, because the memory is an estimate."""
+    from hf.folder import read_config  # not before it is known that its packages are installed
+
+    gpus, student = _gpus(), read_config(cfg.student)
+    device, free = gpus[0] if gpus else ("memory", _available_memory())
+    moments = ppo_moments(cfg, student, bool(gpus))
+    if Path(cfg.teacher).is_dir():
+        width = 2 if gpus else 4  # of published weights, in bf16, which a CPU is slow with
+        moments.append(sampling(read_config(cfg.teacher), cfg.batch_size, cfg.max_new_tokens, bool(gpus), width))
+    needed = max(moments, key=lambda parts: sum(parts.values()))
+    needed["process"] = 0.6e9 if gpus else 0.27e9  # what CUDA keeps for itself; Python with its libraries
+    told = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in needed.items() if size >= 5e6)
+    ranks = f" (on one device: {cfg.nproc} ranks share the weights)" if cfg.nproc > 1 else ""
+    print(f"needs about {sum(needed.values()) / 1e9:.1f} GB of {device}: {told}; {free / 1e9:.1f} GB are free{ranks}")
+
+    # the weights of SFT, the reward model and two PPO runs; while PPO runs its policy is kept, twice for a moment, and
+    # two states of policy and critic with their moments
+    disk = (4 + 2 + 2 * 2 * 3) * 4 * parameters(student) + 50e6
+    run = Path(cfg.run).resolve()
+    place = next(folder for folder in [run, *run.parents] if folder.exists())
+    free_disk = shutil.disk_usage(place).free
+    print(f"needs up to {disk / 1e9:.1f} GB of disk; {free_disk / 1e9:.1f} GB are free", flush=True)
+    require(place.is_dir() and os.access(place, os.W_OK), f"OUT={cfg.run}: {place} is no folder that can be written to")
+    require(disk < free_disk, f"OUT={cfg.run}: {disk / 1e9:.1f} GB are needed there, {free_disk / 1e9:.1f} GB are free")
+    if sum(needed.values()) > free and cfg.nproc == 1:
+        print("warning: that is more than is free; docs/running.md says what needs less", file=sys.stderr)
 
 
-def _gpu_memory() -> tuple[str, float] | None:
-    """Name and free bytes of the first GPU, without the seconds that importing torch takes; None without a GPU."""
+# ---- memory, in bytes ----------------------------------------------------------------------------------------------
+
+
+def parameters(config: dict, scalar: bool = False) -> int:
+    """How many numbers a language model has, tied embeddings once; or a scalar model, whose head is one row."""
+    V, D, F, Q, K = _letters(config)
+    block = 2 * D * (Q + K) + 3 * D * F + 2 * D + config["mlp_bias"] * (2 * F + D)
+    block += config["attention_bias"] * (Q + 2 * K + D * (config["model_type"] != "qwen2"))
+    head = D if scalar else V * D * (not config["tie_word_embeddings"])
+    return V * D + config["num_hidden_layers"] * block + D + head
+
+
+def _letters(config: dict) -> tuple[int, int, int, int, int]:
+    """V, D, F, Q, K."""
+    Q, K = (config[heads] * config["head_dim"] for heads in ("num_attention_heads", "num_key_value_heads"))
+    return config["vocab_size"], config["hidden_size"], config["intermediate_size"], Q, K
+
+
+def training(config: dict, tokens: int, checkpointing: bool, cuda: bool, scalar: bool = False) -> dict[str, float]:
+    """A network's optimiser step in passes of `tokens` tokens, with weights, gradients and Adam's moments in fp32.
+
+    A block keeps of a token: inputs, scaled inputs and outputs of two norms, q, k, v, what attention found, and four
+    of the feed-forward. On a GPU (autocast) a part of that is in bf16, and bf16 copies of the weights wait for the
+    backward pass. On a CPU gradients lie between what is kept, and glibc does not give back the holes: 0.6 of it.
+    """
+    V, D, F, Q, K = _letters(config)
+    N, layers = parameters(config, scalar), config["num_hidden_layers"]
+    of_block = tokens * (2.6 if cuda else 4) * (6 * D + 2 * Q + 2 * K + 4 * F)
+    kept = tokens * layers * 4 * D + of_block if checkpointing else layers * of_block
+    at_work, holes = tokens * 4 * (3 * F + 2 * D), 0 if cuda else 0.6 * layers * of_block
+    copies = 2 * (N - V * D) if cuda and not checkpointing else 0
+    logits = 0 if scalar else 8 * min(tokens * V, 2**24) + 8 * V * D  # in chunks; the gradient of the head, and a part
+    parts = {"weights": 4 * N + copies, "gradients": 4 * N, "moments": 8 * N}
+    return parts | {"activations": kept + at_work + holes, "logits": logits}
+
+
+def sampling(config: dict, rows: int, new: int, cuda: bool, width: int = 4) -> dict[str, float]:
+    """`rows` answers of up to `new` tokens at once; weights and cache have `width` bytes a number."""
+    V, D, F, Q, K = _letters(config)
+    read = min(rows * PROMPT, 2**16 if cuda else 2**11) * width * (max(3 * F, 5 * Q) + 4 * D)  # a part of the prompts
+    drawn = 16 * rows * V  # logits, probabilities, and their sums in float64
+    cache = 2 * config["num_hidden_layers"] * rows * (PROMPT + new) * K * width
+    return {"weights": width * parameters(config), "moments": 0, "cache": cache, "activations": max(read, drawn)}
+
+
+def ppo_moments(cfg: Config, student: dict, cuda: bool) -> list[dict[str, float]]:
+    """PPO's three: sampling, a step of the policy, a step of the critic. With `offload` a GPU holds one network."""
+    tokens = max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)  # a longer text is read alone
+    sample = sampling(student, cfg.batch_size, cfg.max_new_tokens, cuda)
+    steps = [training(student, tokens, cfg.gradient_checkpointing, cuda, scalar) for scalar in (False, True)]
+    if not (cfg.offload and cuda):
+        policy, critic = parameters(student), parameters(student, scalar=True)
+        for parts, other in ((sample, critic), (steps[0], critic), (steps[1], policy)):
+            parts["weights"] += 4 * other
+            parts["moments"] += 8 * other
+            parts["frozen"] = 4 * (policy + critic)  # reference and reward model
+        sample["moments"] += 8 * policy
+    return [sample, *steps]
+
+
+def _available_memory() -> float:
+    """Bytes of memory that new processes can have; infinity where the system does not say."""
     try:
-        command = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
-        line = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()[0]
-        name, megabytes = line.rsplit(",", 1)
-        return f"memory on {name}", float(megabytes) * 2**20
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
-        return None
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
+    except (OSError, StopIteration):
+        return float("inf")
+
+
+def _gpus() -> list[tuple[str, float]]:
+    """Name and free bytes of each GPU, without the seconds that importing torch takes."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
+        pairs = [line.rsplit(",", 1) for line in lines]
+        return [(f"memory on {name}", float(megabytes) * 2**20) for name, megabytes in pairs]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
 
 
 if __name__ == "__main__":

@@ -28,8 +28,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from runtime import flags, ranks
 from runtime.files import read_jsonl, sha256, sync, write_json
 
@@ -60,6 +58,8 @@ class Progress:
     def __init__(self, label: str, total: int, first: int = 0):
         self.label, self.total, self.first, self.count = label, total, first, first
         self.start = self.last = time.monotonic()
+        from tqdm import tqdm  # here: before a run the preflight says in a sentence what is not installed
+
         options = {"total": total, "initial": first, "desc": label, "leave": False, "dynamic_ncols": True}
         self.bar = tqdm(**options) if sys.stderr.isatty() else None
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from model import Llama, ModelConfig, save_model
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as behind nohup: what a test starts would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LLAMA_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 CHATML_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

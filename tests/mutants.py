@@ -3,9 +3,10 @@
     python tests/mutants.py                  # all of them, in one process
     python tests/mutants.py --only ppo       # those whose file or name holds this text
 
-A mutant is served by an import hook, so no file is changed. First the named tests must pass on the code as it is; then
-each runs on its mutants, and a mutant under which all of them still pass has survived. Exit code 1 if one survives,
-or if an entry no longer fits the code (its `old` text must occur exactly once).
+A mutant is served by an import hook, so no file is changed; one of a shell script lies in the folder that $MUTANT
+names, where the test that copies the scripts looks first. First the named tests must pass on the code as it is; then
+each runs on its mutants, and a mutant under which all of them still pass has survived. Exit code 1 if one survives, or
+if an entry no longer fits the code (its `old` text must occur exactly once).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import functools
 import importlib.abc
 import importlib.util
 import io
+import os
 import sys
 import tempfile
 import time
@@ -32,7 +34,7 @@ HOME = {  # where the tests of a file are, if not in the test file of its own na
 
 @dataclass(frozen=True)
 class Mutant:
-    """`new` instead of `old` in a script; one of `tests` (names without test_, or 'file::name') must fail."""
+    """`new` instead of `old` in a file; one of `tests` (names without test_, or 'file::name') must fail."""
 
     file: str
     name: str
@@ -419,26 +421,6 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("explained variance of the values' own variance", "(targets - values).var(correction=0) / spread",
          "(targets - values).var(correction=0) / (values.var(correction=0) + 1e-5)", "the_rollouts_metrics_by_hand"),
     ],
-    "memory.py": [
-        ("tied embeddings count twice", "head = D if scalar else V * D * (not config.tie_word_embeddings)",
-         "head = D if scalar else V * D", "parameters_are_counted"),
-        ("a norm is forgotten", "3 * D * F + 2 * D\n", "3 * D * F + D\n", "parameters_are_counted"),
-        ("values are not kept", "4 * (6 * D + 2 * Q + 2 * K +", "4 * (6 * D + 2 * Q + K +",
-         "what_a_block_keeps_is_what_autograd_keeps"),
-        ("bf16 halves everything", "return 26 * D + 4 * Q", "return 12 * D + 4 * Q",
-         "what_a_block_keeps_is_what_autograd_keeps"),
-        ("a single moment", "\"moments\": 8 * N, \"act", "\"moments\": 4 * N, \"act", "a_step_by_hand"),
-        ("checkpointing keeps nothing", "activations = tokens * layers * 4 * D + of_block if",
-         "activations = of_block if", "a_step_by_hand"),
-        ("keys without values", "cache = 2 * config.num", "cache = config.num",
-         "the_cache_is_as_large_as_it_is_said_to_be"),
-        ("offload on a CPU", "if not (offload and cuda):", "if not offload:",
-         "offload_leaves_the_network_at_work_alone_on_a_gpu"),
-        ("the smallest moment", "return max(moments,", "return min(moments,",
-         "offload_leaves_the_network_at_work_alone_on_a_gpu"),
-        ("a text is cut into passes", "min(max(micro_tokens, longest), rows * longest)",
-         "min(micro_tokens, rows * longest)", "a_pass_has_at_most_so_many_tokens_or_one_text"),
-    ],
     "reward.py": [
         ("answers scored at the padding", "return last_value(model(tokens), last)[None, :, None]",
          "return model(tokens)[:, -1][None, :, None]",
@@ -605,6 +587,22 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("answers in the order of the file", "questions = sorted(rows[0])", "questions = list(rows[0])",
          "the_numbers_of_a_small_ablation_by_hand"),
     ]],
+    "bench/sizes.py": [(*entry, f"../bench/tests/test_ablation::{test}") for *entry, test in [
+        ("the student against its teacher, the wrong way round", "answers[\"ppo\"] - answers[name]",
+         "answers[name] - answers[\"ppo\"]", "the_gain_of_each_size_by_hand"),
+        ("every run is a size of its own", "sizes.setdefault(run.results(evaluation(\"base\"))[\"parameters\"], {})",
+         "sizes.setdefault(folder, {})", "the_gain_of_each_size_by_hand"),
+    ]],
+    "bench/compare.py": [(*entry, f"../bench/tests/test_compare::{test}") for *entry, test in [
+        ("the wrong run is better", "compare(second, first)", "compare(first, second)", "the_page_of_two_runs"),
+        ("rounding is a parting", "rel_tol=1e-6, abs_tol=1e-6", "rel_tol=0.0, abs_tol=0.0", "where_two_runs_part"),
+        ("NaN is another number than NaN", " or (math.isnan(x) and math.isnan(y))", "", "where_two_runs_part"),
+        ("the last parting, not the first", "        if keys:\n", "        if keys and row is rows[-1]:\n",
+         "where_two_runs_part"),
+        ("other settings are no parting", "if pair[0] != pair[1]]", "if part == \"inputs\" and pair[0] != pair[1]]",
+         "where_two_runs_part"),
+        ("accuracy of what one alone answered", "for key in both)", "for key in answers)", "the_page_of_two_runs"),
+    ]],
     "report.py": [
         ("McNemar of one tail", "min(1.0, 2 * tail / 2**n)", "tail / 2**n",
          "mcnemar_is_the_share_of_coin_sequences_that_are_at_least_as_uneven"),
@@ -615,29 +613,32 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("ties do not count in n", "gain[1], gain[-1], gain.total()", "gain[1], gain[-1], gain[1] + gain[-1]",
          "compare_counts_only_questions_that_both_answered"),
         ("noise is a verdict", "if p >= 0.05 else", "if p >= 0.5 else", "the_numbers_of_a_run"),
-        ("the wrong run is better", "compare(second, first)", "compare(first, second)",
-         "two_runs_are_compared_and_where_they_part_is_said"),
         ("labels by how often they are wrong", "(r[\"reward\"] == 1) == right", "(r[\"reward\"] == 0) == right",
-         "label_quality_by_hand"),
+         "the_numbers_of_a_run"),
         ("the student's answers count as the teacher's", " for r, right in graded if r[\"source\"] == \"teacher\")",
          " for r, right in graded)", "the_numbers_of_a_run"),
         ("unknown values count as 0", "[value for value in values if value is not None]",
          "[value or 0 for value in values]", "../bench/tests/test_ablation::the_numbers_of_a_small_ablation_by_hand"),
         ("the test questions' row of the harder ones", "\"hard\" if name.startswith(\"hard_\") else \"test\"",
          "\"test\"", "the_numbers_of_a_run the_page_of_a_run"),
-        ("PPO against itself without a reward model", "(\"Does PPO beat SFT alone?\", \"ppo\", \"sft\")",
-         "(\"Does PPO beat SFT alone?\", \"ppo_raw\", \"sft\")", "the_numbers_of_a_run"),
-        ("a stage that was redone counts twice", "\".old\" in stage or ", "", "the_numbers_of_a_run"),
-        ("arms count in a run's cost", " or (\"+\" in stage and not arms)", "",
+        ("PPO against itself without a reward model", "\"student_vs_sft\": (\"ppo\", \"sft\")",
+         "\"student_vs_sft\": (\"ppo_raw\", \"sft\")", "the_numbers_of_a_run"),
+        ("a stage that was redone counts twice", "if \".old\" not in stage and (", "if (", "the_numbers_of_a_run"),
+        ("arms count in a run's cost", " and (arms or \"+\" not in stage)", "",
          "what_is_missing_is_said_and_nothing_else_changes"),
         ("the raw vote's curve in the learned one's", "r\"6_ppo(_r\\d)?\"", "r\"6_ppo(_r.*)?\"",
          "unknown_numbers_and_a_second_round"),
         ("the interval of half a run", "\"–\".join(map(number, row[\"ci95\"]))",
          "\"–\".join(number(x, False) for x in row[\"ci95\"])", "the_page_of_a_run"),
         ("fixed and broken swapped", "== (not fixed, fixed)]", "== (fixed, not fixed)]", "the_page_of_a_run"),
-        ("peaks are added", "(max if key == \"peak_memory_mb\" else sum)", "sum", "the_page_of_a_run"),
-        ("rounding is a parting", "rel_tol=1e-6, abs_tol=1e-6", "rel_tol=0.0, abs_tol=0.0",
-         "two_runs_are_compared_and_where_they_part_is_said"),
+        ("peaks are added", "max(row[\"peak_memory_mb\"] for", "sum(row[\"peak_memory_mb\"] for", "the_page_of_a_run"),
+        ("points lose their sign", "100 * found['difference']:+.1f", "100 * abs(found['difference']):+.1f",
+         "../bench/tests/test_compare::the_page_of_two_runs"),
+        ("an evaluation hides the others' cost", "groups.setdefault(stage.split(\"/\")[0], []).append(row)",
+         "groups[stage.split(\"/\")[0]] = [row]", "the_page_of_a_run"),
+        ("a first round's judge is a later one's", "run.results(\"5_reward\")",
+         "run.results(max(s for s in run.stages if s.startswith(\"5_\")) if \"5_reward\" in run.stages else \"\")",
+         "unknown_numbers_and_a_second_round"),
         ("control characters reach the terminal", "c if c.isprintable() else", "c if c else",
          "test_security::the_report_shows_what_a_model_said_and_does_not_obey_it"),
     ],
@@ -1479,6 +1480,141 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("one of several ends as usual", "        os._exit(code)\n", "        pass\n",
          "one_of_several_ends_at_once_with_its_code"),
     ],
+    "runtime/preflight.py": [
+        ("tied embeddings count twice", "head = D if scalar else V * D * (not config[\"tie_word_embeddings\"])",
+         "head = D if scalar else V * D", "parameters_are_counted"),
+        ("a norm is forgotten", "3 * D * F + 2 * D +", "3 * D * F + D +", "parameters_are_counted"),
+        ("qwen2's output has a bias", "D * (config[\"model_type\"] != \"qwen2\")", "D", "parameters_are_counted"),
+        ("values are not kept", "(6 * D + 2 * Q + 2 * K +", "(6 * D + 2 * Q + K +", "a_step_by_hand"),
+        ("a single moment", "\"moments\": 8 * N}", "\"moments\": 4 * N}", "a_step_by_hand"),
+        ("checkpointing keeps nothing", "kept = tokens * layers * 4 * D + of_block if",
+         "kept = of_block if", "a_step_by_hand"),
+        ("no holes", "0 if cuda else 0.6 * layers", "0 if cuda else 0.0 * layers", "a_step_by_hand"),
+        ("keys without values", "cache = 2 * config[", "cache = config[", "the_cache_is_as_large_as_it_is_said_to_be"),
+        ("offload on a CPU", "if not (cfg.offload and cuda):", "if not cfg.offload:",
+         "offload_leaves_the_network_at_work_alone_on_a_gpu"),
+        ("no frozen networks", "parts[\"frozen\"] = 4 *", "parts[\"frozen\"] = 0 *",
+         "offload_leaves_the_network_at_work_alone_on_a_gpu"),
+        ("the smallest moment", "needed = max(moments,", "needed = min(moments,",
+         "the_largest_moment_is_said_with_its_parts"),
+        ("the teacher is forgotten", "if Path(cfg.teacher).is_dir():\n        width",
+         "if False:\n        width", "a_teacher_that_is_larger_counts"),
+        ("a pass is never longer than micro_tokens", "tokens = max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)",
+         "tokens = cfg.micro_tokens", "the_largest_moment_is_said_with_its_parts"),
+        ("more ranks than GPUs", "nproc <= gpus, f\"NPROC", "nproc <= 8 * gpus, f\"NPROC",
+         "there_are_no_more_ranks_than_gpus"),
+        ("one state on the disk", "(4 + 2 + 2 * 2 * 3) * 4", "(4 + 2 + 2 * 3) * 4", "disk_for_weights_and_states"),
+        ("a full disk will do", "require(disk < free_disk,", "require(True,", "disk_for_weights_and_states"),
+    ],
+    "train_all.sh": [
+        ("PPO starts from the base model", 'reinforce "6_ppo$again" --policy "$policy"',
+         'reinforce "6_ppo$again" --policy "$STUDENT"', "every_stage_gets_what_it_should"),
+        ("the raw vote is gold", '--votes "$RUN/4_pseudo_reward/rewards.jsonl"', "--gold",
+         "every_stage_gets_what_it_should"),
+        ("the raw vote goes on from PPO", 'reinforce 6_ppo_raw --policy "$RUN/2_sft"',
+         'reinforce 6_ppo_raw --policy "$policy"', "every_stage_gets_what_it_should"),
+        ("best-of-n of the base model", '--seed "$SEED" "sft=$RUN/2_sft"', '--seed "$SEED" "sft=$STUDENT"',
+         "every_stage_gets_what_it_should"),
+        ("SFT's row filled by PPO's model", '"sft=$RUN/2_sft" "ppo=$policy" "ppo_raw',
+         '"sft=$policy" "ppo=$policy" "ppo_raw',
+         "every_stage_gets_what_it_should"),
+        ("PPO's row is its first round", '"ppo=$policy" "ppo_raw', '"ppo=$RUN/6_ppo" "ppo_raw',
+         "every_stage_gets_what_it_should"),
+        ("a round's row is the next one's", 'ppo_r$((round - 1))', "ppo_r$round", "every_stage_gets_what_it_should"),
+        ("SFT of the teacher", 'sft.py --model "$STUDENT"', 'sft.py --model "$TEACHER"',
+         "every_stage_gets_what_it_should"),
+        ("the reward model starts from the base model", 'reward.py --model "$RUN/2_sft"',
+         'reward.py --model "$STUDENT"',
+         "every_stage_gets_what_it_should"),
+        ("scores have the teacher's scale", '--calibrate "$RUN/3_student/', '--calibrate "$RUN/1_teacher/',
+         "every_stage_gets_what_it_should"),
+        ("scores have every round's own scale", '--calibrate "$RUN/3_student/', '--calibrate "$RUN/3_student$again/',
+         "every_stage_gets_what_it_should"),
+        ("the student votes from the start", 'again="" voters=teacher', 'again="" voters=both',
+         "every_stage_gets_what_it_should"),
+        ("the student never votes", "again=_r$round voters=both", "again=_r$round voters=teacher",
+         "every_stage_gets_what_it_should"),
+        ("every round samples the SFT student", 'generate.py --model "$policy"', 'generate.py --model "$RUN/2_sft"',
+         "every_stage_gets_what_it_should"),
+        ("every round has the first reward model", '--reward_model "$RUN/5_reward$again"',
+         '--reward_model "$RUN/5_reward"', "every_stage_gets_what_it_should"),
+        ("every round starts from SFT", "policy=$RUN/6_ppo$again", "policy=$RUN/2_sft",
+         "every_stage_gets_what_it_should"),
+        ("the student samples at the teacher's temperatures", '--temperatures "$temperature" ',
+         '--temperatures "$temperatures" ', "every_stage_gets_what_it_should"),
+        ("best-of-n at the teacher's temperatures", '--samples "$best_of" --temperature "$temperature"',
+         '--samples "$best_of" --temperature "$temperatures"', "every_stage_gets_what_it_should"),
+        ("as many samples as the teacher's", '--samples "$student_samples"', '--samples "$teacher_samples"',
+         "every_stage_gets_what_it_should"),
+        ("policy and critic swap their rates", '--lr "$ppo_lr" --critic_lr "$critic_lr"',
+         '--lr "$critic_lr" --critic_lr "$ppo_lr"', "every_stage_gets_what_it_should"),
+        ("SFT at the reward model's rate", '--epochs "$sft_epochs" --lr "$sft_lr"',
+         '--epochs "$sft_epochs" --lr "$reward_lr"', "every_stage_gets_what_it_should"),
+        ("no share is too small", ' --min_share "$min_share"', "", "every_stage_gets_what_it_should"),
+        ("PPO looks at the test questions", "0_questions/valid.jsonl", "0_questions/test.jsonl",
+         "every_stage_gets_what_it_should"),
+        ("asked what was trained on", "questions=$RUN/0_questions/train.jsonl", "questions=$RUN/0_questions/test.jsonl",
+         "every_stage_gets_what_it_should"),
+        ("the harder questions are the test's", "evaluate hard hard", "evaluate hard test",
+         "every_stage_gets_what_it_should"),
+        ("valid and test swap their sizes", '--valid "$valid" --test "$test"', '--valid "$test" --test "$valid"',
+         "every_stage_gets_what_it_should"),
+        ("a recorded teacher is asked", 'if [ -d "$TEACHER" ]; then\n  run', "if true; then\n  run",
+         "a_recorded_teacher_is_not_asked"),
+        ("a space in the student's path", 'sft.py --model "$STUDENT"', "sft.py --model $STUDENT",
+         "every_stage_gets_what_it_should"),
+        ("a space in the clone's path", 'source "$here/runtime', "source $here/runtime",
+         "every_stage_gets_what_it_should"),
+        ("a space in the run's path", '--pairs "$2"', "--pairs $2", "every_stage_gets_what_it_should"),
+        ("CDPATH is obeyed", "unset CDPATH && cd", "cd", "relative_paths_are_those_of_the_caller_whatever_cdpath_says"),
+    ],
+    "runtime/stages.sh": [(*entry, f"test_train_all::{test}") for *entry, test in [
+        ("one seed for all", '--seed "$SEED") ;;', "--seed 0) ;;", "every_stage_gets_what_it_should"),
+        ("switches are always on", 'echo "--no-$1"', 'echo "--$1"', "every_stage_gets_what_it_should"),
+        ("PPO without offload", 'if [ "$script" = ppo.py ]; then', 'if [ "$script" = sft.py ]; then',
+         "every_stage_gets_what_it_should"),
+        ("one rank for all", 'if [ "$NPROC" != 1 ]', 'if [ "$NPROC" = 0 ]',
+         "every_command_parses_and_reads_what_was_written_before[NPROC=2]"),
+        ("FROM redoes that stage alone", 'if [ "$redo" = 1 ] &&', 'if [ "$FROM" = "$stage" ] &&',
+         "from_redoes_a_stage_and_all_after_it"),
+        ("FROM redoes all", "redo=0\nif", "redo=1\nif", "from_redoes_a_stage_and_all_after_it"),
+        ("an old stage is overwritten", 'while [ -e "$RUN/$stage.old$old" ]', "while false",
+         "from_redoes_a_stage_and_all_after_it"),
+        ("a stage is not waited for", 'do wait "$child" || true; done\n  exit', "do break; done\n  exit",
+         "a_signal_is_passed_on_once_and_the_stage_waited_for"),
+        ("what goes on forgets the numbers", "$asked$changed${OUT", "$asked${OUT",
+         "a_signal_is_passed_on_once_and_the_stage_waited_for"),
+        ("an unknown preset is a path", "^[A-Za-z0-9][A-Za-z0-9._-]*$ &&", ". &&",
+         "a_bad_setting_is_one_sentence_before_any_command"),
+        ("0 questions will do", "'^[1-9][0-9]*$' \"a whole", "'^[0-9]+$' \"a whole",
+         "a_bad_setting_is_one_sentence_before_any_command"),
+    ]],
+    "bench/ablate.sh": [(*entry, f"test_train_all::{test}") for *entry, test in [
+        ("a tenth is all of it", 'tenth "$STUDENT" "$RUN/1_vote+tenth.jsonl"',
+         'tenth "$STUDENT" "$RUN/1_vote/sft.jsonl"',
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("a tenth is a fifth", "train * 4 / 10", "train * 8 / 10",
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("longer from the base model", 'longer "$RUN/2_sft"', 'longer "$STUDENT"',
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("as long as SFT itself", "round(ppo / sft *", "round(sft / sft *",
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("a weaker KL penalty", "print 4 *", "print 0.4 *",
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("the critic is the teacher too", ' --critic "$RUN/5_reward"', "",
+         "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("all answers, filtered", " --no-sft_filter", "", "the_arms_of_the_ablation_differ_from_the_run_in_one_thing"),
+        ("every seed is the same", "one() { SEED=$1 ", "one() { SEED=0 ",
+         "the_ablation_runs_every_seed_and_compares_them"),
+    ]],
+    "presets/_quick.sh": [
+        ("QUICK=1 overrules the environment", '"${train:=200}"', '"" && train=200 && : ""',
+         "test_train_all::the_environment_comes_before_quick_and_quick_before_the_preset"),
+    ],
+    "presets/_real.sh": [
+        ("a lone letter is an answer", ': "${lenient:=0}" ;; esac', ': "${lenient:=1}" ;; esac',
+         "test_train_all::a_lone_letter_is_no_answer_to_a_choice"),
+    ],
 }.items() for entry in entries]
 
 
@@ -1491,18 +1627,18 @@ def program(path: Path):
 
 
 def module_name(path: Path) -> str:
-    """Example: tasks/arith.py -> tasks.arith, tasks/__init__.py -> tasks."""
-    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    """Example: tasks/arith.py -> tasks.arith, tasks/__init__.py -> tasks; bench/load.py -> load."""
+    inside = f"{path.parent.name}." if (path.parent / "__init__.py").is_file() else ""
+    return f"{inside}{path.stem}".removesuffix(".__init__")
 
 
 class OwnModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports of scripts and tests get programs that are compiled once, a mutant's script the one with the bug."""
 
     def __init__(self):
-        folders = (ROOT / "bench/tests", ROOT / "bench", TESTS, ROOT)
-        self.files = {path.stem: path for folder in folders for path in folder.glob("*.py")}
-        self.files |= {module_name(path.relative_to(ROOT)): path for package in ("runtime", "hf", "tasks")
-                       for path in (ROOT / package).glob("*.py")}
+        packages = [path.parent for path in ROOT.glob("*/__init__.py")]
+        folders = (ROOT / "bench/tests", ROOT / "bench", TESTS, ROOT, *packages)
+        self.files = {module_name(path): path for folder in folders for path in folder.glob("*.py")}
         self.mutated = {}
 
     def find_spec(self, fullname, path=None, target=None):
@@ -1567,14 +1703,23 @@ def main() -> int:
         for mutant in chosen:
             label = f"{mutant.file}: {mutant.name}"
             try:
-                code = compile(mutant.source(), str(ROOT / mutant.file), "exec")
+                source = mutant.source()
             except ValueError as error:
                 stale.append(label)
                 print(f"{label}: STALE, {error}", flush=True)
                 continue
             modules.forget()
-            modules.mutated = {name: code for name, path in modules.files.items() if path == ROOT / mutant.file}
+            modules.mutated = {}
+            if mutant.file.endswith(".py"):
+                modules.mutated = {module_name(ROOT / mutant.file): compile(source, str(ROOT / mutant.file), "exec")}
+            else:
+                place = Path(folder, "shell", mutant.file)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(source, encoding="utf-8")
+                os.environ["MUTANT"] = f"{folder}/shell"
             catcher = failing(mutant.node_ids, folder)
+            if os.environ.pop("MUTANT", None):
+                place.unlink()
             survived += [] if catcher else [label]
             print(f"{label}: {f'caught by {catcher}' if catcher else 'SURVIVED'}", flush=True)
     for label in survived + stale:

@@ -2,146 +2,196 @@
 
 import json
 import os
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from runtime import memory, preflight
+from model import KVCache, Llama, ModelConfig, ScalarModel
+from runtime import preflight
+
+SMALL = ModelConfig(100, 48, 80, 3, 6, 2, 10, tie_word_embeddings=True)
+SIZES = {"model_type": "llama", "vocab_size": 50000, "hidden_size": 1024, "intermediate_size": 4096,
+         "num_hidden_layers": 10, "num_attention_heads": 16, "num_key_value_heads": 4, "tie_word_embeddings": True}
+PARAMETERS = 50000 * 1024 + 10 * (2 * 1024 * (1024 + 256) + 3 * 1024 * 4096 + 2 * 1024) + 1024  # 203 million
+
+
+def model_at(folder, **sizes):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SIZES | sizes))
+    (folder / "tokenizer.json").write_text("{}")
+    return str(folder)
 
 
 @pytest.fixture
-def plan(tmp_path):
-    """A student of 1,000 parameters and a recorded teacher."""
-    student = tmp_path / "student"
-    student.mkdir()
-    (student / "config.json").write_text('{"torch_dtype": "float32"}')
-    (student / "tokenizer.json").write_text("{}")
-    (student / "model.safetensors").write_bytes(bytes(4000))
+def plan(tmp_path, monkeypatch):
+    """A student of 203 million parameters, a recorded teacher, no GPU, room enough."""
     (tmp_path / "teacher.jsonl").write_text("{}\n")
-    return preflight.Config(run=str(tmp_path / "runs" / "new"), preset="tiny", seed=3, student=str(student),
-                          teacher=str(tmp_path / "teacher.jsonl"), questions="arith", needs="a laptop and 7 min",
-                          micro_tokens=1)
+    monkeypatch.setattr(preflight, "_gpus", list)
+    monkeypatch.setattr(preflight, "_available_memory", lambda: 100e9)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1e12))
+    return preflight.Config(run=str(tmp_path / "runs" / "new"), preset="tiny", seed=3, needs="a laptop and 7 min",
+                            student=model_at(tmp_path / "student"), teacher=str(tmp_path / "teacher.jsonl"),
+                            questions="arith", max_new_tokens=320, batch_size=1)
 
 
-def test_preflight_says_what_the_run_will_take_and_writes_nothing(plan, capsys, monkeypatch):
-    preflight.main(plan)
+def test_it_says_what_the_run_will_take_and_writes_nothing(plan, capsys, monkeypatch):
+    preflight.main(replace(plan, changed="train=50"))
     captured = capsys.readouterr()
-    for part in ("preset tiny", "seed 3", "torch", "a laptop and 7 min", "0.3 GB of memory", "up to 0.1 GB of disk"):
+    for part in ("preset tiny", "seed 3", "torch", "a laptop and 7 min", "train=50", "100.0 GB are free"):
         assert part in captured.out
     assert captured.err == "" and not Path(plan.run).exists()
-    monkeypatch.setattr("memory.available_memory", lambda: 0.1e9)
+    monkeypatch.setattr(preflight, "_available_memory", lambda: 0.1e9)
     preflight.main(plan)
-    assert "warning: that is more memory than is free" in capsys.readouterr().err
+    assert "warning" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [
     ("teacher", "nowhere", "TEACHER=nowhere: there is no such file or folder"),
     ("student", "nowhere", "STUDENT=nowhere: there is no such folder"),
     ("questions", "nowhere", "QUESTIONS=nowhere"),
-    ("teacher_test", "nowhere.jsonl", "TEACHER_TEST=nowhere.jsonl: there is no such file"),
+    ("teacher_test", "nowhere.jsonl", "TEACHER_TEST=nowhere.jsonl"),
+    ("nproc", 0, "--nproc 0"),
 ])
-def test_preflight_refuses_what_cannot_succeed(plan, field, value, message):
+def test_it_refuses_what_cannot_succeed(plan, field, value, message):
     with pytest.raises(ValueError, match=message):
         preflight.main(replace(plan, **{field: value}))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_it_names_the_file_that_a_model_folder_lacks(plan, file):
+    (Path(plan.student) / file).unlink()
+    with pytest.raises(ValueError, match=f"STUDENT=.* without {file}"):
+        preflight.main(plan)
 
 
 @pytest.mark.parametrize(("visible", "gpus"), [("0,1,2", 3), ("1", 1)])
 def test_there_are_no_more_ranks_than_gpus(plan, visible, gpus, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    preflight.main(replace(plan, nproc=max(gpus, 1)))
-    with pytest.raises(ValueError, match=f"NPROC=4: a GPU for each rank is needed, and there are {gpus}"):
+    preflight.main(replace(plan, nproc=gpus))
+    with pytest.raises(ValueError, match=f"NPROC=4: .* there are {gpus}"):
         preflight.main(replace(plan, nproc=4))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # then they share the processor
     preflight.main(replace(plan, nproc=4))
-    with pytest.raises(ValueError, match="--nproc 0: must be greater than 0"):
-        preflight.main(replace(plan, nproc=0))
 
 
 def test_ranks_need_a_torch_that_shards(plan, monkeypatch):
     monkeypatch.setattr(preflight.importlib.metadata, "version", lambda package: "2.5.1+cpu")
     preflight.main(plan)
-    with pytest.raises(ValueError, match=r"NPROC=2: fully_shard came with torch 2.6, this is 2.5.1"):
+    with pytest.raises(ValueError, match=r"NPROC=2: .*2\.6, this is 2\.5\.1"):
         preflight.main(replace(plan, nproc=2))
-
-
-def test_preflight_names_the_file_that_a_model_folder_lacks(plan):
-    (Path(plan.student) / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"STUDENT=.* without tokenizer\.json"):
-        preflight.main(plan)
 
 
 @pytest.mark.parametrize(("hub", "words", "others"), [
     ("meta-llama", ["accept the licence on huggingface.co/meta-llama/Llama-3.1-8B", "hf auth login"], []),
     ("Qwen", ["hf download Qwen/Llama-3.1-8B --local-dir models/Llama-3.1-8B`"], ["licence", "login"]),
-    ("", ["there is no such file or folder"], ["hf download"]),
+    ("", [], ["hf download"]),
 ])
-def test_preflight_tells_how_to_get_a_presets_weights_after_what_it_takes(plan, hub, words, others, capsys):
+def test_it_tells_how_to_get_a_presets_weights(plan, hub, words, others, capsys):
+    """After what the preset takes."""
     with pytest.raises(ValueError, match=r"TEACHER=models/Llama-3\.1-8B") as error:
         preflight.main(replace(plan, teacher="models/Llama-3.1-8B", hub=hub))
     assert all(word in str(error.value) for word in words) and not any(word in str(error.value) for word in others)
     assert "a laptop and 7 min" in capsys.readouterr().out
 
 
-SIZES = {"vocab_size": 50000, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 10,
-         "num_attention_heads": 16, "num_key_value_heads": 4, "tie_word_embeddings": True}
-PARAMETERS = 50000 * 1024 + 10 * (2 * 1024 * (1024 + 256) + 3 * 1024 * 4096 + 2 * 1024) + 1024  # 203 million
-
-
-def test_preflight_counts_the_student_in_ppo_with_the_flags_of_the_run(plan, capsys):
-    """Policy and critic with moments, two frozen models, gradients of one; and what a pass of 576 tokens keeps."""
-    (Path(plan.student) / "config.json").write_text(json.dumps(SIZES))
-    for changes in ({}, {"gradient_checkpointing": True}, {"micro_tokens": 2000}, {"batch_size": 2000}):
-        cfg = replace(plan, new_tokens=320, **changes)
-        preflight.main(cfg)
-        config = memory.read_config(plan.student)
-        parts = memory.ppo(*[config] * 4, cfg.batch_size, 256, 320, max(cfg.micro_tokens, 576),
-                           cfg.gradient_checkpointing, False, False)
-        needed = sum(memory.with_process(parts, False).values()) / 1e9
-        assert f"needs about {needed:.1f} GB of memory" in capsys.readouterr().out and needed > 40 * PARAMETERS / 1e9
-
-
-def test_preflight_counts_the_states_of_a_run_that_can_go_on_as_disk(plan, capsys, monkeypatch):
+def test_disk_for_weights_and_states(plan, capsys, monkeypatch):
     """At the second PPO: four stages' weights, its checkpoint twice, and two states of six times the weights each."""
-    (Path(plan.student) / "config.json").write_text(json.dumps(SIZES))
     disk = (4 + 2 + 12) * 4 * PARAMETERS + 50e6
-    preflight.main(plan)
-    assert f"up to {disk / 1e9:.1f} GB of disk" in capsys.readouterr().out
     for free in (disk + 1, disk - 1):
         monkeypatch.setattr("shutil.disk_usage", lambda place, free=free: SimpleNamespace(free=free))
         if free > disk:
             preflight.main(plan)
+            assert f"up to {disk / 1e9:.1f} GB of disk" in capsys.readouterr().out
         else:
             with pytest.raises(ValueError, match="GB are needed there"):
                 preflight.main(plan)
 
 
-def test_preflight_counts_a_teacher_that_is_larger(plan, tmp_path, capsys):
-    """At rest, in fp32 on a CPU."""
-    (tmp_path / "teacher").mkdir()
-    (tmp_path / "teacher" / "tokenizer.json").write_text("{}")
-    (tmp_path / "teacher" / "config.json").write_text(json.dumps(SIZES | {"num_hidden_layers": 100}))
-    preflight.main(replace(plan, teacher=str(tmp_path / "teacher"), batch_size=1))
-    weights = 4 * (PARAMETERS + 90 * (2 * 1024 * (1024 + 256) + 3 * 1024 * 4096 + 2 * 1024)) / 1e9
-    assert f"weights {weights:.2f}" in capsys.readouterr().out
+# ---- memory --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (b"{", r"config\.json is not JSON"), (b"\xff", r"config\.json is not JSON"),
-    (b"[]", r"config\.json must hold a JSON object"),
+def parts_of(said):
+    """The parts of the line that was printed, and their sum, in GB."""
+    [(total, parts)] = re.findall(r"needs about (\S+) GB of .*?: (.*);", said)
+    return {name: float(size) for name, size in re.findall(r"(\w+) ([\d.]+)", parts)}, float(total)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"tie_word_embeddings": False}, {"attention_bias": True}, {"attention_bias": True, "model_type": "qwen2"},
+    {"mlp_bias": True}, {"num_hidden_layers": 7, "vocab_size": 31}, {"head_dim": 8, "num_key_value_heads": 6},
 ])
-def test_preflight_refuses_a_broken_config(plan, text, message):
-    path = Path(plan.student) / "config.json"
-    path.write_bytes(text)
-    with pytest.raises(ValueError, match=message):
-        preflight.main(plan)
+def test_parameters_are_counted(changes):
+    config = replace(SMALL, **changes)
+    for scalar, kind in ((False, Llama), (True, ScalarModel)):
+        with torch.device("meta"):
+            model = kind(config)
+        assert preflight.parameters(asdict(config), scalar) == sum(weight.numel() for weight in model.parameters())
 
 
-def test_preflight_asks_the_gpu_where_there_is_one(plan, tmp_path, capsys, monkeypatch):
+def test_a_step_by_hand():
+    """Llama-3.2-1B: 1,235,814,400 parameters; 16 bytes of state each, and what 1024 tokens keep in 16 blocks."""
+    config = asdict(ModelConfig(128256, 2048, 8192, 16, 32, 8, 64, tie_word_embeddings=True))
+    N, of_block = 1_235_814_400, 1024 * 4 * (6 * 2048 + 2 * 2048 + 2 * 512 + 4 * 8192)
+    parts = preflight.training(config, 1024, False, False)
+    assert [parts[name] for name in ("weights", "gradients", "moments")] == [4 * N, 4 * N, 8 * N]
+    assert parts["activations"] == pytest.approx(1.6 * 16 * of_block + 1024 * 4 * (3 * 8192 + 2 * 2048))
+    less = preflight.training(config, 1024, True, False)
+    assert parts["activations"] - less["activations"] == pytest.approx(15 * of_block - 1024 * 16 * 4 * 2048)
+    assert preflight.training(config, 1024, False, True)["weights"] == 4 * N + 2 * (N - 128256 * 2048)
+    assert preflight.training(config, 1024, False, False, scalar=True)["logits"] == 0 < parts["logits"]
+
+
+def test_the_cache_is_as_large_as_it_is_said_to_be():
+    cache = KVCache(SMALL, 7, preflight.PROMPT + 9, torch.bfloat16, torch.device("cpu"))
+    said = preflight.sampling(asdict(SMALL), 7, 9, True, 2)["cache"]
+    assert said == sum(layer.nbytes for layer in [*cache.keys, *cache.values])
+
+
+def test_offload_leaves_the_network_at_work_alone_on_a_gpu(plan):
+    config = asdict(replace(SMALL, tie_word_embeddings=False))
+    N, C = preflight.parameters(config), preflight.parameters(config, scalar=True)
+    cfg = replace(plan, micro_tokens=1000)
+    alone = preflight.training(config, 1000, False, True)
+    _, policy, critic = preflight.ppo_moments(replace(cfg, offload=True), config, True)
+    assert policy == alone and critic["moments"] == 8 * C
+    sample, policy, critic = preflight.ppo_moments(cfg, config, True)
+    assert policy["weights"] == alone["weights"] + 4 * C and sample["weights"] == 4 * (N + C)
+    assert {sample["moments"], policy["moments"], critic["moments"]} == {8 * (N + C)}
+    assert policy["frozen"] == critic["frozen"] == 4 * (N + C)
+    assert preflight.ppo_moments(replace(cfg, offload=True), config, False)[1]["moments"] == 8 * (N + C)  # on a CPU
+
+
+def test_the_largest_moment_is_said_with_its_parts(plan, capsys):
+    """More tokens of a pass, or many more answers at once, take more; checkpointing takes less."""
+    totals = []
+    for changes in ({}, {"micro_tokens": 100}, {"micro_tokens": 8000}, {"micro_tokens": 8000, "batch_size": 6000},
+                    {"micro_tokens": 8000, "gradient_checkpointing": True}):
+        preflight.main(replace(plan, **{"micro_tokens": 576} | changes))
+        parts, total = parts_of(capsys.readouterr().out)
+        assert total == pytest.approx(sum(parts.values()), abs=0.1) and parts["process"] == 0.27
+        totals.append(total)
+    usual, short, long, many, checkpointed = totals
+    assert short == usual < checkpointed < long < many  # a text of 256 + 320 tokens is read alone
+    assert usual > 40 * PARAMETERS / 1e9  # policy and critic with moments, two frozen models, gradients of one
+
+
+def test_a_teacher_that_is_larger_counts(plan, tmp_path, capsys):
+    """At rest, in fp32 on a CPU."""
+    preflight.main(replace(plan, teacher=model_at(tmp_path / "teacher", num_hidden_layers=250)))
+    weights = 4 * (PARAMETERS + 240 * (2 * 1024 * (1024 + 256) + 3 * 1024 * 4096 + 2 * 1024)) / 1e9
+    assert parts_of(capsys.readouterr().out)[0]["weights"] == pytest.approx(weights, abs=0.01)
+
+
+def test_it_asks_the_gpu_where_there_is_one(plan, tmp_path, capsys, monkeypatch):
+    monkeypatch.undo()
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA L4, 21000'\necho 'NVIDIA L4, 3'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     preflight.main(plan)
-    assert "needs about 0.6 GB of memory on NVIDIA L4: process 0.60; 22.0 GB are free" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "memory on NVIDIA L4" in said and "22.0 GB are free" in said and parts_of(said)[0]["process"] == 0.6

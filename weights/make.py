@@ -20,14 +20,13 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import runtime  # noqa: E402
-import sft  # noqa: E402
-from data import Tokenizer, write_jsonl  # noqa: E402
-from model import Llama, ModelConfig, save_model  # noqa: E402
-from tasks.arith import DAYS, TOPICS, Problem, arith_problems  # noqa: E402
+import runtime
+import sft
+from data import Tokenizer, write_jsonl
+from model import Llama, ModelConfig, save_model
+from tasks.arith import DAYS, TOPICS, Problem, arith_problems
 
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 # Llama 3's split: words with the space before them, numbers of up to three digits, punctuation, line ends

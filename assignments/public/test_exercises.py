@@ -16,7 +16,7 @@ import torch
 
 from answers import extract_answer
 from data import collate
-from decode import sample_token
+from generate import sample_token
 from model import RMSNorm, last_value, rotate, token_logprobs
 from ppo import gae, policy_loss, shape_rewards, value_loss, whiten
 from pseudo_reward import Sample, majority_vote, make_pairs, pseudo_rewards, winners

@@ -1,0 +1,88 @@
+# How train_all.sh runs its stages: the preset's numbers, one run folder, ranks, signals. Sourced by train_all.sh and
+# bench/ablate.sh; `here` is the project's folder. Works from bash 3.2 on, whose empty arrays count as unset.
+
+refuse() { echo "error: $1" >&2; exit 2; }
+must() { [[ ${!1} =~ $2 ]] || refuse "$1=${!1}: $3"; } # must NAME PATTERN WHAT-IT-SHOULD-BE
+switch() { if [ "${!1}" = 1 ]; then echo "--$1"; else echo "--no-$1"; fi; } # switch NAME: the flag of a 1 or 0
+
+# ---- settings: the environment before QUICK before the preset -------------------------------------------------------
+hub="" needs="" # where the preset's models are published, and what it takes: not for the environment to say
+set_ones() { # set_ones NAME...: those that the caller has set, as NAME=VALUE words of a shell
+  local name
+  for name in "$@"; do [ -z "${!name:-}" ] || printf '%s=%q ' "$name" "${!name}"; done
+}
+changed=$(set_ones $(grep -oh '"\${[a-z_]*:=' "$here"/presets/*.sh | tr -d '"${:=' | sort -u))
+asked=$(set_ones PRESET SEED QUICK NPROC ROUNDS TEACHER TEACHER_TEST STUDENT QUESTIONS MODELS_DIR DATA_DIR)
+: "${PRESET:=tiny}" "${SEED:=0}" "${QUICK:=0}" "${NPROC:=1}" "${ROUNDS:=1}" "${FROM:=}"
+PYTHON=${PYTHON:-$(command -v python || echo python3)} models=${MODELS_DIR:-$here/models}
+
+if ! [[ $PRESET =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ && -f $here/presets/$PRESET.sh ]]; then
+  presets=$(cd -- "$here/presets" && printf ' %s' [!_]*.sh)
+  refuse "PRESET=$PRESET: there is no such file in presets/, which has${presets//.sh/}"
+fi
+if [ "$QUICK" = 1 ]; then source "$here/presets/_quick.sh"; fi
+source "$here/presets/$PRESET.sh"
+
+must SEED '^[0-9]{1,9}$' "a number of up to nine digits"
+must NPROC '^[1-9][0-9]*$' "how many ranks, 1 or more"
+must ROUNDS '^[1-9]$' "a number from 1 to 9"
+for name in train valid test teacher_samples student_samples best_of max_new_tokens sft_epochs reward_epochs iterations \
+  rollout_size minibatches eval_every batch_size micro_tokens; do
+  must "$name" '^[1-9][0-9]*$' "a whole number, 1 or greater"
+done
+for name in temperature sft_lr reward_lr ppo_lr critic_lr kl_coef min_share held_out; do
+  must "$name" '^[0-9]*\.?[0-9]+(e-?[0-9]+)?$' "a number, 0 or greater"
+done
+for name in lenient keep_duplicates gradient_checkpointing offload; do must "$name" '^[01]$' "1 or 0"; done
+
+# ---- signals: a stage hears of one once, from here, and saves its state before this ends ----------------------------
+export CONTINUE="${CONTINUE:-$asked$changed${OUT:+OUT=$(printf %q "$OUT") }bash $(printf %q "$0")}" # what goes on after that
+child=""
+work() { # work COMMAND...: in a process group of its own, which a terminal's Ctrl-C does not reach
+  set -m; "$@" & child=$!; set +m
+  wait "$child"
+  child=""
+}
+stopped() { # stopped SIGNAL CODE
+  trap 'kill -s '"$1"' -- "-$child"' INT TERM HUP # again: it stops at once
+  if [ -z "$child" ]; then echo "stopped; this goes on from there: $CONTINUE" >&2; exit "$2"; fi
+  kill -s "$1" -- "-$child" 2>/dev/null || true
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
+  exit "$2"
+}
+trap 'stopped INT 130' INT; trap 'stopped TERM 143' TERM; trap 'stopped TERM 129' HUP
+
+# ---- a run and its stages -------------------------------------------------------------------------------------------
+run_folder() { # run_folder DEFAULT: sets RUN, checked, and locked until this script and its stages have ended
+  RUN=${OUT:-$here/$1$([ "$QUICK" != 1 ] || echo -quick)}
+  PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -m runtime.preflight --run "$RUN" --preset "$PRESET" \
+    --seed "$SEED" --changed "$changed" --needs "$needs" --hub "$hub" --nproc "$NPROC" --questions "$QUESTIONS" \
+    --teacher "$TEACHER" --teacher_test "${TEACHER_TEST:-}" --student "$STUDENT" --max_new_tokens "$max_new_tokens" \
+    --batch_size "$batch_size" --micro_tokens "$micro_tokens" "$(switch gradient_checkpointing)" "$(switch offload)"
+  [ -z "$FROM" ] || [ -e "$RUN/$FROM" ] || refuse "FROM=$FROM: $RUN has no such stage"
+  mkdir -p "$RUN" && exec 9<"$RUN"
+  if command -v flock >/dev/null && ! flock -n 9; then
+    refuse "OUT=$RUN: another train_all.sh is at work there; wait for it, or choose another OUT"
+  fi
+  echo "$asked${changed}bash train_all.sh" >"$RUN/command.txt" # for the report
+}
+launch=("$PYTHON") redo=0 seed=$SEED
+if [ "$NPROC" != 1 ]; then launch+=("$here/runtime/ranks.py" "$NPROC"); fi # torchrun
+run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with the flags that its script always gets
+  local stage=$1 script=$2 old=1 flags
+  flags=(--out "$RUN/$stage")
+  case $script in generate.py | pseudo_reward.py | sft.py | reward.py | ppo.py) flags+=(--seed "$seed") ;; esac
+  case $script in generate.py | ppo.py | eval.py) flags+=(--batch_size "$batch_size") ;; esac # answers sampled at once
+  case $script in sft.py | reward.py | ppo.py)
+    flags+=(--micro_tokens "$micro_tokens" "$(switch gradient_checkpointing)") ;;
+  esac
+  if [ "$script" = ppo.py ]; then flags+=("$(switch offload)"); fi
+  if [ "$FROM" = "$stage" ]; then redo=1; fi
+  if [ "$redo" = 1 ] && [ -e "$RUN/$stage" ]; then
+    while [ -e "$RUN/$stage.old$old" ]; do old=$((old + 1)); done
+    mv "$RUN/$stage" "$RUN/$stage.old$old"
+  fi
+  echo "[$stage]"
+  work "${launch[@]}" "$here/$script" "${flags[@]}" "${@:3}"
+}
+report() { "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED"; }
