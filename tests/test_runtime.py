@@ -217,7 +217,8 @@ def test_a_seed_follows_from_the_whole_purpose():
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
     assert len({seed % 2**16 for seed in seeds}) == len(seeds)
     assert steps.seed_of(0, "sft", 3) == 8910626388193366761
-    assert torch.equal(*(torch.rand(3, generator=steps.generator(0, "sft")) for _ in range(2)))
+    draws = [torch.rand(3, generator=steps.generator(0, purpose)) for purpose in ("sft", "sft", "reward")]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
 def test_learning_rate_warms_up_and_falls_linearly_to_zero():
