@@ -10,8 +10,9 @@ A warning is a question, not a verdict: nothing here stops a run or changes it. 
 runs. Sources: arXiv 1707.06347, 1909.08593, 2210.10760, 2307.04964, 2403.17031; our own runs.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,13 +79,47 @@ RANGES = {
 }
 # fmt: on
 
-ENTROPY_LEFT = 0.01  # share of the first entropy: less is a collapse
-LENGTH_FACTOR = 3.0  # times the first length, or that part of it
-REPEATED_MORE = 0.3  # share of the answers, above the first share
+
+class Change(NamedTuple):
+    """What only the past, or two values together, can tell: wrong(iteration, values now, first values)."""
+
+    metric: str
+    kind: str
+    wrong: Callable[[int, dict, dict], bool]
+    healthy: str
+    causes: str
+
+
+# fmt: off
+CHANGES = [
+    Change("objective/kl", "zero", lambda i, now, first: i > 0 and now["objective/kl"] == 0,
+        "not exactly 0 after an update", "the reference is the policy itself, or nothing was updated (lr 0, frozen)"),
+    Change("policy/entropy_avg", "collapse",
+        lambda i, now, first: 0 <= now["policy/entropy_avg"] < 0.01 * first["policy/entropy_avg"],
+        "1 % of the first or more", "the policy has settled on one answer per question; learning rate too high, "
+        "kl_coef too low, too many iterations"),
+    Change("response_length/mean", "longer",
+        lambda i, now, first: now["response_length/mean"] > 3 * first["response_length/mean"],
+        "up to 3 times the first", "the reward model likes length; the end token is masked out of the loss"),
+    Change("response_length/mean", "shorter",
+        lambda i, now, first: now["response_length/mean"] * 3 < first["response_length/mean"],
+        "a third of the first or more", "the reward model likes short answers; kl_coef of the wrong sign; a discount "
+        "per token (gamma below 1)"),
+    Change("val/repeated", "more", lambda i, now, first: now["val/repeated"] > first["val/repeated"] + 0.3,
+        "up to 0.3 more than at first", "one answer for every question, which the reward model likes; kl_coef too low; "
+        "learning rate too high"),
+    Change("objective/rlhf_reward", "falls", lambda i, now, first:
+            0 < first["objective/scores_std"] < first["objective/rlhf_reward"] - now["objective/rlhf_reward"],
+        "at most a standard deviation of the first scores below the first", "a sign (advantages, log-ratio, KL); "
+        "learning rate too high; the score is on a token outside the mask"),
+    Change("val/explained_variance_mse", "offset", lambda i, now, first:
+            i >= CRITIC_LEARNS and now["val/explained_variance"] - now["val/explained_variance_mse"] > 0.3,
+        "up to 0.3 below val/explained_variance", "the critic is off by a constant; returns that are not advantages + "
+        "values (whitened too early), value_clip too small for the scores, critic learning rate too low"),
+]
+# fmt: on
 ACCURACY_LOST = 0.05  # below the best so far, at two looks in a row, while the score
 SCORE_LOST = 0.25  # has lost less than this since, in standard deviations of the first scores
-REWARD_LOST = 1.0  # of rlhf_reward, in standard deviations of the first scores, below the first
-OFFSET = 0.3  # explained variance that a constant error of the critic may cost
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------------
@@ -229,67 +264,25 @@ class Health:
         return found
 
     def _changed(self, iteration: int, metrics: dict[str, float]) -> dict[tuple[str, str], str]:
-        """What only the past, or two values together, can tell. A metric that is missing, or no number, is left out."""
+        """What CHANGES and over-optimisation look like now. A metric that is missing, or no number, is left out."""
         found = {}
         now = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        first = {name: self.first.get(name, value) for name, value in now.items()}
-
-        name = "objective/kl"
-        if iteration > 0 and now.get(name) == 0:
-            found[name, "zero"] = (
-                f"{name} is exactly 0 after an update: the reference is the policy itself, or nothing was updated "
-                "(lr 0, frozen parameters)"
-            )
-        name = "policy/entropy_avg"
-        if name in now and 0 <= now[name] < ENTROPY_LEFT * first[name]:
-            found[name, "collapse"] = (
-                f"{name} {now[name]:.4g} nats per token, {now[name] / first[name]:.0%} of the first (healthy: "
-                f"{ENTROPY_LEFT:.0%} or more): the policy has settled on one answer per question; learning rate too "
-                "high, kl_coef too low, too many iterations"
-            )
-        name = "response_length/mean"
-        if name in now and now[name] > LENGTH_FACTOR * first[name]:
-            found[name, "longer"] = (
-                f"{name} {now[name]:.0f} tokens, {now[name] / first[name]:.1f} times the first (healthy: up to "
-                f"{LENGTH_FACTOR:g}): the reward model likes length; the end token is masked out of the loss"
-            )
-        if name in now and now[name] * LENGTH_FACTOR < first[name]:
-            found[name, "shorter"] = (
-                f"{name} {now[name]:.1f} tokens, the first was {first[name]:.1f} (healthy: a "
-                f"{1 / LENGTH_FACTOR:.0%} of it or more): the reward model likes short answers; kl_coef of the wrong "
-                "sign; a discount per token (gamma below 1)"
-            )
-        name = "val/repeated"
-        if name in now and now[name] > first[name] + REPEATED_MORE:
-            found[name, "more"] = (
-                f"{name} {now[name]:.0%} of the answers, {first[name]:.0%} at first (healthy: up to "
-                f"{REPEATED_MORE:.0%} more): one answer for every question, which the reward model likes; kl_coef "
-                "too low; learning rate too high"
-            )
-        name, spread = "objective/rlhf_reward", self.first.get("objective/scores_std", 0.0)
-        if name in now and spread and now[name] < first[name] - REWARD_LOST * spread:
-            found[name, "falls"] = (
-                f"{name} {now[name]:.3g}, {first[name]:.3g} at first (healthy: not more than {REWARD_LOST:g} standard "
-                f"deviation of the scores, {spread:.2g}, below it): a sign (advantages, log-ratio, KL); learning rate "
-                "too high; the score is on a token outside the mask"
-            )
-        name, blind = "val/explained_variance_mse", "val/explained_variance"
-        if iteration >= CRITIC_LEARNS and {name, blind} <= now.keys() and now[blind] - now[name] > OFFSET:
-            found[name, "offset"] = (
-                f"{name} {now[name]:.3g}, {blind} {now[blind]:.3g} (healthy: up to {OFFSET:g} apart): the critic "
-                "is off by a constant; returns that are not advantages + values (whitened too early), value_clip too "
-                "small for the scores, critic learning rate too low"
-            )
-        name = "valid/accuracy"
-        if {name, "objective/scores"} <= now.keys():
-            if now[name] > self.best_accuracy:
-                self.best_accuracy, self.score_at_best = now[name], now["objective/scores"]
-            kept = now["objective/scores"] > self.score_at_best - SCORE_LOST * spread
-            self.worse = self.worse + 1 if kept and self.best_accuracy - now[name] >= ACCURACY_LOST else 0
+        first = now | self.first
+        for metric, kind, wrong, healthy, causes in CHANGES:
+            with contextlib.suppress(KeyError):
+                if wrong(iteration, now, first):
+                    told = f"{metric} {now[metric]:.4g}, {first[metric]:.4g} at first (healthy: {healthy})"
+                    found[metric, kind] = f"{told}: {causes}"
+        if {"valid/accuracy", "objective/scores"} <= now.keys():
+            accuracy, score = now["valid/accuracy"], now["objective/scores"]
+            if accuracy > self.best_accuracy:
+                self.best_accuracy, self.score_at_best = accuracy, score
+            kept = score > self.score_at_best - SCORE_LOST * first.get("objective/scores_std", 0.0)
+            self.worse = self.worse + 1 if kept and self.best_accuracy - accuracy >= ACCURACY_LOST else 0
             if self.worse >= 2:
-                found[name, "over-optimised"] = (
-                    f"{name} {now[name]:.1%}, it was {self.best_accuracy:.1%}, while objective/scores went from "
-                    f"{self.score_at_best:.2f} to {now['objective/scores']:.2f}: over-optimisation of the reward "
-                    "model (kl_coef too low, too many iterations); a score that does not reach the policy (a shift)"
+                found["valid/accuracy", "over-optimised"] = (
+                    f"valid/accuracy {accuracy:.1%}, it was {self.best_accuracy:.1%}, while objective/scores went from "
+                    f"{self.score_at_best:.2f} to {score:.2f}: over-optimisation of the reward model (kl_coef too low, "
+                    "too many iterations); a score that does not reach the policy (a shift)"
                 )
         return found

@@ -4,22 +4,25 @@ The hand numbers and invariants follow a checklist of PPO's implementation detai
 two clipped losses and their denominators, the rollout's bookkeeping, and toy tasks whose optimum is known.
 """
 
-import dataclasses
 import json
 import math
 import random
 import re
-import shutil
-from itertools import groupby
+from dataclasses import replace
 
 import pytest
 import torch
 from test_sft import change, descend, on_the_cpu, plain_sgd, tiny_folder  # noqa: F401 (a fixture)
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 import ppo
+from answers import extract_answer
 from data import Question, Tokenizer, read_jsonl, write_jsonl
-from model import load_model, load_scalar_model, save_model, token_logprobs
+from generate import generate, prompts_of
+from model import Llama, ScalarModel, load_model, load_scalar_model, save_model, token_logprobs
 from ppo import gae, policy_loss, shape_rewards, value_loss, whiten
+from runtime import Desk, seed_of, steps
 
 
 def row(*numbers, grad=False):
@@ -84,20 +87,17 @@ def test_the_penalty_is_the_unbiased_estimate_of_the_kl():
     ((1, 2, 3), (0.5, 1, 1.5), 0.9, 0.8, (3.8696, 3.43, 1.5)),
     ((-0.1, -0.2, 0.7), (0, 0, 0), 1, 0.95, (0.34175, 0.465, 0.7)),
     ((0, 0, 1), (0, 0, 0), 1, 0.95, (0.9025, 0.95, 1)),  # the score at the end token is that token's in full
+    ((1, 2, 3), (7, -5, 0.3), 1, 1, (-1, 10, 2.7)),  # lam 1: the returns 6, 5, 3 are the sum to come
 ])
 def test_gae_by_hand(rewards, values, gamma, lam, advantages):
-    """After the last token the value is 0: a bootstrap of .5 would give .9025, .95, 1 in the first case."""
+    """After the last token the value is 0: a bootstrap of .5 would give .9025, .95, 1 in the first case.
+
+    Returns come from raw advantages.
+    """
     mask = mask_of("111")
     a, returns = gae(row(*rewards), row(*values), mask, gamma, lam)
     assert a[0].tolist() == near(*advantages)
     assert returns[0].tolist() == near(*(x + v for x, v in zip(advantages, values)))
-
-
-def test_returns_come_from_raw_advantages():
-    _, returns = gae(row(0, 0, 1), row(0.5, 0.5, 0.5), mask_of("111"), 1, 0.95)
-    assert returns[0].tolist() == near(0.95125, 0.975, 1.0)
-    _, returns = gae(row(1, 2, 3), row(7, -5, 0.3), mask_of("111"), 1, 1)  # lam 1: the sum to come, whatever the critic
-    assert returns[0].tolist() == near(6, 5, 3)
 
 
 def test_gae_does_not_see_the_padding():
@@ -202,22 +202,6 @@ def test_before_any_step_the_whitened_loss_is_zero_and_the_critics_is_half_the_s
     assert value_loss(values, values, returns, mask, 0.2, 3)[0].item() == pytest.approx(0.113209, abs=1e-6)
 
 
-@pytest.mark.parametrize("poison", [NAN, 1e6, -1e6])
-@pytest.mark.parametrize("poisoned", range(3))
-def test_poison_in_masked_cells_changes_neither_loss_nor_gradient_of_the_policy(poison, poisoned):
-    clean, mask = [(-1.0, -2.0, -0.5), (-1.5, -1.9, -0.6), (1.0, -1.0, 2.0)], mask_of("01110")
-    results = []
-    for filler in (0.0, poison):
-        tensors = [row(filler if i == poisoned else 0.0, *numbers, filler if i == poisoned else 0.0)
-                   for i, numbers in enumerate(clean)]
-        tensors[0].requires_grad_()
-        loss, count = policy_loss(*tensors, mask, 0.2, 3)
-        loss.backward()
-        results.append((loss.item(), count.item(), tensors[0].grad.tolist()))
-    assert results[0] == results[1]
-    assert results[1][2][0][0] == results[1][2][0][4] == 0
-
-
 def test_the_end_token_is_trained_and_nothing_after_it():
     """Gradient in the logits: none at the prompt, some where the end token is predicted, exactly none later."""
     tokens = torch.tensor([[5, 6, 7, 1, 0, 0], [5, 7, 7, 7, 7, 1]])  # 1 ends; the prompt is [5]
@@ -261,14 +245,15 @@ def test_the_value_loss_divides_by_the_tokens_of_the_whole_step():
 
 @pytest.mark.parametrize("poison", [NAN, 1e6, -1e6])
 @pytest.mark.parametrize("poisoned", range(3))
-def test_poison_in_masked_cells_changes_neither_loss_nor_gradient_of_the_critic(poison, poisoned):
+@pytest.mark.parametrize("loss_of", [policy_loss, value_loss])
+def test_poison_in_masked_cells_changes_neither_loss_nor_gradient(loss_of, poison, poisoned):
     clean, mask = [(0.5, 1.0, -0.5), (0.4, 0.1, -0.6), (1.0, -1.0, 2.0)], mask_of("01110")
     results = []
     for filler in (0.0, poison):
         tensors = [row(filler if i == poisoned else 0.0, *numbers, filler if i == poisoned else 0.0)
                    for i, numbers in enumerate(clean)]
         tensors[0].requires_grad_()
-        loss, count = value_loss(*tensors, mask, 0.2, 3)
+        loss, count = loss_of(*tensors, mask, 0.2, 3)
         loss.backward()
         results.append((loss.item(), count.item(), tensors[0].grad.tolist()))
     assert results[0] == results[1]
@@ -277,25 +262,12 @@ def test_poison_in_masked_cells_changes_neither_loss_nor_gradient_of_the_critic(
 
 # ---- tasks with a known optimum ------------------------------------------------------------------------------------
 
-BANDIT = [(1.0, 0.4754), (0.5, 0.7112)]  # kl_coef, probability of the good one of four tokens: e^(1/kl_coef) / (3 + ..)
-
-
-@pytest.mark.parametrize(("kl_coef", "optimum"), BANDIT)
-def test_at_the_closed_form_optimum_of_a_bandit_there_is_nothing_to_learn(kl_coef, optimum):
-    """pi* ~ pi_ref exp(score / kl_coef): there all rewards are equal, so all advantages vanish; elsewhere not."""
-    scores = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
-    mask, reference = torch.ones(4, 1, dtype=torch.bool), torch.full((4, 1), -math.log(4), dtype=torch.float64)
-    for good in (optimum, optimum - 0.01, optimum + 0.01):
-        policy = torch.tensor([good] + [(1 - good) / 3] * 3, dtype=torch.float64)
-        rewards = shape_rewards(scores, policy.log()[:, None], reference, mask, kl_coef)
-        advantage = (rewards[0] - rewards[1]).item()
-        assert advantage == pytest.approx(0, abs=2e-4) if good == optimum else (advantage > 0.01) == (good < optimum)
-        assert abs(advantage) < 0.1
-
-
-@pytest.mark.parametrize(("kl_coef", "optimum"), BANDIT)
+@pytest.mark.parametrize(("kl_coef", "optimum"), [(1.0, 0.4754), (0.5, 0.7112)])
 def test_a_bandit_converges_to_its_closed_form_optimum(kl_coef, optimum):
-    """One-token answers over four tokens, uniform reference. A wrong coefficient, sign or a doubled KL misses it."""
+    """One-token answers over four tokens, uniform reference: pi* ~ exp(score / kl_coef), e^(1/kl_coef) / (3 + ...).
+
+    A wrong coefficient, a sign or a doubled KL misses it.
+    """
     torch.manual_seed(0)
     logits = torch.zeros(4, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.02)
@@ -366,8 +338,7 @@ def tiny(tmp_path_factory):
 def scorer(tiny, tmp_path_factory):
     """A random reward model's folder."""
     folder = tmp_path_factory.mktemp("ppo") / "scorer"
-    torch.manual_seed(1)
-    model = load_scalar_model(tiny, new_head="normal")
+    model = load_scalar_model(tiny, new_head="normal", seed=1)
     model.score_mean = 0.3
     save_model(model, folder)
     Tokenizer(tiny).save(folder)
@@ -379,7 +350,7 @@ QUESTIONS = [Question(f"q{i}", "+".join("123456789"[: 1 + i % 5]) + "?") for i i
 
 def config(**changes):
     """One optimiser step of the whole rollout unless a test asks for more."""
-    return ppo.Config("p", "q", "o", **dict(rollout_size=8, minibatches=1, micro_tokens=999, max_new_tokens=10,
+    return ppo.Config("p", "q", "o", **dict(rollout_size=8, minibatches=1, micro_tokens=50, max_new_tokens=10,
                                             max_grad_norm=1e9) | changes)
 
 
@@ -391,25 +362,21 @@ def models(tiny, scorer):
     return load_model(tiny), load_model(tiny).requires_grad_(False), load_scalar_model(scorer)
 
 
-def sample(cfg, tiny, scorer, score=by_position, seed=3):
-    policy, reference, critic = models(tiny, scorer)
-    return ppo.rollout(cfg, policy, reference, critic, score, Tokenizer(tiny), QUESTIONS, seed)
-
-
-def advantages_of(cfg, r):
+def sample(cfg, tiny, scorer, score=by_position, iteration=3):
+    """A rollout with its advantages and returns."""
+    networks, tokenizer = models(tiny, scorer), Tokenizer(tiny)
+    asked = list(zip(QUESTIONS, prompts_of(networks[0].config, tokenizer, QUESTIONS, cfg.max_new_tokens)))
+    r = ppo.rollout(cfg, *networks, score, tokenizer, asked, iteration, Desk(False))
     rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, cfg.kl_coef)
     advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)
-    return whiten(advantages, r.mask), returns
+    return replace(r, advantages=whiten(advantages, r.mask), returns=returns)
 
 
-def step(cfg, r, tiny, scorer, optimizer=torch.optim.SGD, lr=1.0, seed=0, advantages=None, returns=None):
-    """One update from the models on disk: the metrics, the policy and the critic after it."""
+def step(cfg, r, tiny, scorer, lr=1.0):
+    """One update by SGD from the models on disk: the metrics, the policy and the critic after it."""
     policy, _, critic = models(tiny, scorer)
-    optimizers = tuple(optimizer(model.parameters(), lr=lr) for model in (policy, critic))
-    if advantages is None:
-        advantages, returns = advantages_of(cfg, r)
-    metrics = ppo.update(cfg, policy, critic, optimizers, r, advantages, returns, torch.Generator().manual_seed(seed))
-    return metrics, policy, critic
+    optimizers = (torch.optim.SGD(model.parameters(), lr=lr) for model in (policy, critic))
+    return ppo.update(cfg, policy, critic, *optimizers, r, 0, Desk(False)), policy, critic
 
 
 def test_the_rollout_mask_is_the_sampled_tokens_with_the_end_token_and_nothing_after_it(tiny, scorer):
@@ -423,16 +390,15 @@ def test_the_rollout_mask_is_the_sampled_tokens_with_the_end_token_and_nothing_a
         assert first == len(prompt) - 1 and last == first + len(response) - 1  # without a gap
         assert (response[-1] == tokenizer.end_id) == r.ended[b] and tokenizer.end_id not in response[:-1]
         assert len(response) == 10 or r.ended[b]
-        assert r.texts[b] == tokenizer.decode(response)
+        assert r.texts[b] == tokenizer.decode(response) and r.lengths[b] == len(prompt) + len(response)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_log_probs_are_those_of_the_tempered_softmax_that_was_sampled(tiny, scorer, monkeypatch, temperature):
     """Against the sampler's own numbers, and against one unpadded row at a time; the reference likewise."""
-    sampled = []
-    real = ppo.generate
-    monkeypatch.setattr(ppo, "generate", lambda *args, **more: sampled.extend(real(*args, **more)) or sampled)
-    r = sample(config(temperature=temperature, micro_tokens=50), tiny, scorer)
+    sampled, real = [], ppo.answers_to
+    monkeypatch.setattr(ppo, "answers_to", lambda *args: sampled.extend(real(*args)) or sampled)
+    r = sample(config(temperature=temperature), tiny, scorer)
     model = load_model(tiny)
     for b in range(8):
         torch.testing.assert_close(r.logprobs[b][r.mask[b]], torch.tensor(sampled[b].logprobs), atol=1e-4, rtol=0)
@@ -448,39 +414,26 @@ def test_the_log_probs_are_those_of_the_tempered_softmax_that_was_sampled(tiny, 
 
 def test_a_value_has_seen_the_tokens_before_its_own_and_no_other(tiny, scorer):
     """The value of cell t is the critic's on tokens up to t, when token t + 1 is not there yet."""
-    r, critic = sample(config(micro_tokens=50), tiny, scorer), load_scalar_model(scorer)
+    r, critic = sample(config(), tiny, scorer), load_scalar_model(scorer)
     for b, t in r.mask.nonzero().tolist():
         assert r.values[b, t].item() == pytest.approx(critic(r.tokens[b : b + 1, : t + 1])[0, -1].item(), abs=1e-4)
 
 
-def test_the_score_arrives_at_the_end_token_and_unfinished_answers_get_theirs(tiny, scorer):
-    r = sample(config(unfinished_score=-3.0), tiny, scorer, score=lambda *lists: torch.full((8,), 100.0))
-    assert r.scores.tolist() == [100.0 if ended else -3.0 for ended in r.ended]
-    rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, 0.05)
-    for b in range(8):
-        [t] = rewards[b].nonzero().squeeze(1).tolist()
-        assert r.ended[b] == (r.tokens[b, t + 1] == 1) and not r.mask[b, t + 1 :].any()
-
-
-def test_the_judge_sees_questions_prompts_responses_and_texts_of_the_same_row(tiny, scorer):
+def test_the_judge_sees_what_was_said_and_unfinished_answers_get_their_own_score(tiny, scorer):
     seen = []
-
-    def score(questions, prompts, responses, texts):
-        seen.append((questions, prompts, responses, texts))
-        return torch.zeros(8)
-
-    r, tokenizer = sample(config(), tiny, scorer, score), Tokenizer(tiny)
+    score = lambda *lists: seen.append(lists) or torch.arange(100.0, 108.0)
+    r, tokenizer = sample(config(unfinished_score=-3.0), tiny, scorer, score), Tokenizer(tiny)
     [(questions, prompts, responses, texts)] = seen
     assert questions == QUESTIONS and texts == r.texts == [tokenizer.decode(response) for response in responses]
     assert prompts == [tokenizer.chat(question.prompt) for question in QUESTIONS]
     assert responses == [r.tokens[b, 1:][r.mask[b]].tolist() for b in range(8)]
+    assert r.scores.tolist() == [100.0 + b if ended else -3.0 for b, ended in enumerate(r.ended)]
 
 
-def test_nothing_in_a_rollout_carries_a_gradient_and_its_seed_repeats_it(tiny, scorer):
-    r, again, other = (sample(config(), tiny, scorer, seed=seed) for seed in (3, 3, 4))
-    tensors = [value for value in vars(r).values() if isinstance(value, torch.Tensor)]
-    assert not any(tensor.requires_grad for tensor in [*tensors, *advantages_of(config(), r)])
-    assert r.texts == again.texts != other.texts
+def test_nothing_in_a_rollout_carries_a_gradient_and_its_iteration_repeats_it(tiny, scorer):
+    r, again, later = (sample(config(), tiny, scorer, iteration=iteration) for iteration in (3, 3, 4))
+    assert not any(value.requires_grad for value in vars(r).values() if isinstance(value, torch.Tensor))
+    assert r.texts == again.texts != later.texts
 
 
 # ---- one update of real models -------------------------------------------------------------------------------------
@@ -490,7 +443,6 @@ def test_one_step_is_the_policy_gradient_and_the_value_gradient(tiny, scorer):
     """At ratio 1 -mean(A * grad log pi) for the policy, mean((V - R) * grad V) for the critic; each row unpadded."""
     cfg = config()
     r = sample(cfg, tiny, scorer)
-    advantages, returns = advantages_of(cfg, r)
     metrics, policy, critic = step(cfg, r, tiny, scorer)
     start, _, start_critic = models(tiny, scorer)
     total, loss, value_error = int(r.mask.sum()), 0.0, 0.0
@@ -498,8 +450,8 @@ def test_one_step_is_the_policy_gradient_and_the_value_gradient(tiny, scorer):
         row = r.tokens[b, : int(r.mask[b].nonzero()[-1]) + 2][None]
         cells = r.mask[b, : row.shape[1] - 1]
         logp = start(row)[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0]
-        loss = loss - (advantages[b, : len(cells)] * logp)[cells].sum() / total
-        error = start_critic(row)[0, :-1] - returns[b, : len(cells)]
+        loss = loss - (r.advantages[b, : len(cells)] * logp)[cells].sum() / total
+        error = start_critic(row)[0, :-1] - r.returns[b, : len(cells)]
         value_error = value_error + 0.5 * error[cells].square().sum() / total
     loss.backward()
     value_error.backward()
@@ -518,76 +470,22 @@ def test_on_the_first_minibatch_the_ratio_is_one_and_in_the_second_epoch_it_has_
     metrics, _, _ = step(cfg, r, tiny, scorer)
     assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] < 1e-10
     assert metrics["policy/clipfrac_avg"] == metrics["val/clipfrac_avg"] == 0
-    metrics, _, _ = step(dataclasses.replace(cfg, epochs=2), r, tiny, scorer, lr=0.1)
+    metrics, _, _ = step(replace(cfg, epochs=2), r, tiny, scorer, lr=0.1)
     assert metrics["val/ratio_first"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] > 1e-6
-
-
-def test_the_metrics_of_an_update_are_means_over_its_tokens(tiny, scorer):
-    """Old log-probs shifted by known amounts stand for a policy that has moved: log ratios [.1, -.1, .2, .1, ...]."""
-    cfg = config()
-    r = sample(cfg, tiny, scorer)
-    shift = torch.tensor([0.1, -0.1, 0.2]).repeat(100)[: int(r.mask.sum())]
-    old = r.logprobs.masked_scatter(r.mask, r.logprobs[r.mask] - shift)
-    metrics, _, _ = step(cfg, dataclasses.replace(r, logprobs=old), tiny, scorer)
-    assert metrics["policy/approxkl_avg"] == pytest.approx(0.5 * shift.square().mean().item(), rel=1e-3)  # about .01
-    assert metrics["val/ratio"] == pytest.approx(shift.exp().mean().item(), rel=1e-4)
 
 
 def test_clipping_is_around_the_log_probs_and_values_of_the_rollout(tiny, scorer):
     """A policy 1.5 times as sure and a critic 1 higher than at the rollout: clipped where that is an improvement."""
     cfg = config()
     r = sample(cfg, tiny, scorer)
-    advantages, returns = advantages_of(cfg, r)
-    moved = dataclasses.replace(r, logprobs=r.logprobs - math.log(1.5), values=r.values - 1)
-    metrics, policy, _ = step(cfg, moved, tiny, scorer, advantages=advantages, returns=returns)
-    good, error = advantages[r.mask] > 0, (r.values - returns)[r.mask]
+    moved = replace(r, logprobs=r.logprobs - math.log(1.5), values=r.values - 1)
+    metrics, policy, _ = step(cfg, moved, tiny, scorer)
+    good, error = r.advantages[r.mask] > 0, (r.values - r.returns)[r.mask]
     assert metrics["policy/clipfrac_avg"] == pytest.approx(good.float().mean().item())
     assert metrics["val/clipfrac_avg"] == pytest.approx(((error - 0.8).abs() > error.abs()).float().mean().item())
     still, _, _ = models(tiny, scorer)
-    _, unmoved, _ = step(cfg, moved, tiny, scorer, advantages=advantages.clamp(min=0), returns=returns)
+    _, unmoved, _ = step(cfg, replace(moved, advantages=r.advantages.clamp(min=0)), tiny, scorer)
     assert change(still, unmoved).abs().max() == 0 < change(still, policy).abs().max()  # clipped: no gradient
-
-
-def test_two_minibatches_are_two_steps_of_their_own(tiny, scorer):
-    """The same as two rollouts of half the rows one after the other: own divisor, no gradient left over."""
-    cfg = config(minibatches=2)
-    r = sample(cfg, tiny, scorer)
-    advantages, returns = advantages_of(cfg, r)
-    _, policy, critic = step(cfg, r, tiny, scorer, lr=0.1)
-    by_hand, _, critic_by_hand = models(tiny, scorer)
-    optimizers = tuple(torch.optim.SGD(model.parameters(), lr=0.1) for model in (by_hand, critic_by_hand))
-    for rows in torch.randperm(8, generator=torch.Generator().manual_seed(0)).split(4):
-        half = dataclasses.replace(r, **{k: v[rows] for k, v in vars(r).items() if isinstance(v, torch.Tensor)})
-        by_hand.zero_grad()
-        critic_by_hand.zero_grad()
-        ppo.update(config(), by_hand, critic_by_hand, optimizers, half, advantages[rows], returns[rows],
-                   torch.Generator())
-    assert change(by_hand, policy).abs().max() < 1e-5 and change(critic_by_hand, critic).abs().max() < 1e-5
-
-
-def test_with_learning_rate_zero_nothing_moves(tiny, scorer):
-    """Three rollouts of two epochs: ratio 1, divergence, KL and clipping 0 throughout, parameters equal to the bit."""
-    cfg = config(epochs=2, minibatches=2, micro_tokens=50)
-    policy, reference, critic = models(tiny, scorer)
-    before = [p.clone() for p in [*policy.parameters(), *critic.parameters()]]
-    optimizers = tuple(torch.optim.AdamW(m.parameters(), lr=0.0, weight_decay=0.0) for m in (policy, critic))
-    rng = torch.Generator().manual_seed(0)
-    for seed in range(3):
-        r = ppo.rollout(cfg, policy, reference, critic, by_position, Tokenizer(tiny), QUESTIONS, seed)
-        advantages, returns = advantages_of(cfg, r)
-        assert ppo.describe(cfg, r, advantages, returns)["objective/kl"] == 0
-        metrics = ppo.update(cfg, policy, critic, optimizers, r, advantages, returns, rng)
-        assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] < 1e-10
-        assert metrics["policy/clipfrac_avg"] == metrics["val/clipfrac_avg"] == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, [*policy.parameters(), *critic.parameters()]))
-
-
-def same_step(first, second, tolerance):
-    """Two updates moved policy and critic alike."""
-    for one, other in zip(first[1:], second[1:]):
-        assert change(one, other).abs().max() < tolerance
-    for name in first[0]:
-        assert first[0][name] == pytest.approx(second[0][name], rel=1e-4, abs=1e-5), name
 
 
 @pytest.mark.parametrize("poison", [NAN, 1e6])
@@ -596,172 +494,81 @@ def test_columns_of_padding_leave_an_update_as_it_was(tiny, scorer, poison):
     cfg = config()
     r = sample(cfg, tiny, scorer)
     mask = torch.cat([r.mask, torch.zeros(8, 5, dtype=torch.bool)], dim=1)
-
-    def wider(x):
-        return torch.where(mask, torch.cat([x, torch.zeros(8, 5)], dim=1), poison)
-
-    padded = dataclasses.replace(
-        r, mask=mask, tokens=torch.cat([r.tokens, torch.randint(0, 20, (8, 5))], dim=1), logprobs=wider(r.logprobs),
-        ref_logprobs=wider(r.ref_logprobs), values=wider(r.values), entropy=wider(r.entropy))
-    advantages, returns = advantages_of(cfg, padded)
-    poisoned = {"advantages": wider(advantages[:, :-5]), "returns": wider(returns[:, :-5])}
-    same_step(step(cfg, r, tiny, scorer), step(cfg, padded, tiny, scorer, **poisoned), 1e-5)
-    described = ppo.describe(cfg, r, *advantages_of(cfg, r)), ppo.describe(cfg, padded, advantages, returns)
-    assert described[0] == pytest.approx(described[1], abs=1e-5)
-
-
-def test_the_order_of_the_rows_leaves_an_update_as_it_was(tiny, scorer):
-    cfg = config()
-    r = sample(cfg, tiny, scorer)
-    order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
-    fields = {name: value[order] for name, value in vars(r).items() if isinstance(value, torch.Tensor)}
-    same_step(step(cfg, r, tiny, scorer), step(cfg, dataclasses.replace(r, **fields), tiny, scorer), 1e-5)
-
-
-@pytest.mark.parametrize("micro_tokens", [1, 40, 70])
-def test_the_micro_batch_changes_memory_and_not_the_result(tiny, scorer, micro_tokens):
-    """Rollout and update: responses differ in length, so any divisor but the tokens of the whole step shows."""
-    assert len(set(sample(config(), tiny, scorer).mask.sum(1).tolist())) > 2
-    full, small = (step(cfg, sample(cfg, tiny, scorer), tiny, scorer, lr=0.1)
-                   for cfg in (config(minibatches=2), config(minibatches=2, micro_tokens=micro_tokens)))
-    same_step(full, small, 1e-6)
-    policy, _, critic = models(tiny, scorer)
-    assert min(change(policy, full[1]).abs().max(), change(critic, full[2]).abs().max()) > 1e-3
-
-
-def test_every_epoch_sees_every_row_once_in_fresh_minibatches(tiny, scorer, monkeypatch):
-    """8 rows, 2 minibatches, 4 epochs: 8 optimiser steps on 4 rows each, in micro-batches of at most 40 tokens."""
-    cfg, steps, seen = config(minibatches=2, micro_tokens=40, epochs=4), [], []
-    r = sample(cfg, tiny, scorer, seed=4)
-    real = ppo.masked_logprobs
-
-    def spy(model, tokens, *rest):
-        assert tokens.numel() <= 40
-        seen.append([(r.tokens[:, : len(row)] == row).all(1).nonzero()[0, 0].item() for row in tokens])
-        return real(model, tokens, *rest)
-
-    class Counting(torch.optim.SGD):
-        def step(self, closure=None):
-            steps.append(len(seen))
-            return super().step(closure)
-
-    assert len({tuple(row) for row in r.tokens.tolist()}) == 8
-    monkeypatch.setattr(ppo, "masked_logprobs", spy)
-    step(cfg, r, tiny, scorer, optimizer=Counting, lr=1e-4)
-    steps, critics = steps[:8], steps[8:]  # after several passes each; the critic's come when the policy's are over
-    assert critics == steps[-1:] * 8 and len(seen) == steps[-1] > 8
-    minibatches = [[row for rows in seen[i:j] for row in rows] for i, j in zip([0, *steps], steps)]
-    assert [len(rows) for rows in minibatches] == [4] * 8
-    epochs = [sorted(minibatches[i] + minibatches[i + 1]) for i in range(0, 8, 2)]
-    assert epochs == [list(range(8))] * 4
-    assert len({tuple(sorted(rows)) for rows in minibatches[::2]}) > 1
-
-
-def test_the_gradient_is_clipped_once_per_network_and_logged_as_it_was(tiny, scorer):
-    cfg = config(max_grad_norm=0.01, micro_tokens=40)
-    metrics, policy, critic = step(cfg, sample(cfg, tiny, scorer), tiny, scorer)
-    start, _, start_critic = models(tiny, scorer)
-    assert change(start, policy).norm().item() == pytest.approx(0.01, rel=1e-3)
-    assert change(start_critic, critic).norm().item() == pytest.approx(0.01, rel=1e-3)
-    assert metrics["policy/grad_norm"] > 0.02 and metrics["critic/grad_norm"] > 0.02
-
-
-def test_the_rollouts_metrics_by_hand():
-    """Answers of 2 and 1 tokens. For R [1, 2, 3] and V [1, 2, 2], 1 - var(R - V) / var(R) is .6667."""
-    mask = torch.tensor([[False, True, True], [True, False, False]])
-    r = ppo.Rollout(
-        tokens=torch.zeros(2, 4, dtype=torch.long), mask=mask, scores=torch.tensor([1.0, -2.0]),
-        questions=[], texts=["", "7"],
-        logprobs=torch.tensor([[NAN, -1.0, -2.0], [-4.0, NAN, NAN]]), ended=torch.tensor([True, False]),
-        ref_logprobs=torch.tensor([[NAN, -1.5, -2.5], [-2.0, NAN, NAN]]),
-        values=torch.tensor([[NAN, 1.0, 2.0], [2.0, NAN, NAN]]),
-        entropy=torch.tensor([[NAN, 0.3, 0.6], [0.9, NAN, NAN]]))
-    returns = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0, 0]])
-    metrics = ppo.describe(config(kl_coef=0.1), r, torch.tensor([[9.0, 1.0, 2.0], [6.0, 9, 9]]), returns)
-    assert metrics == pytest.approx({
-        "objective/scores": -0.5, "objective/scores_std": 1.5,
-        "objective/kl": (1.0 - 2.0) / 2, "objective/non_score_reward": 0.05, "objective/rlhf_reward": -0.5 + 0.05,
-        "objective/entropy": (3.0 + 4.0) / 2, "policy/entropy_avg": 0.6, "val/explained_variance": 0.6667,
-        "val/num_eos_tokens": 1, "val/eos_share": 0.5, "response_length/mean": 1.5, "response_length/max": 2,
-        "objective/scores_min": -2, "objective/scores_max": 1, "objective/kl_coef": 0.1,
-        "val/explained_variance_mse": 0.5, "val/values_mean": 5 / 3, "val/returns_mean": 2, "val/advantages_mean": 3,
-        "val/advantages_std": (14 / 3) ** 0.5, "val/repeated": 0.5, "response_length/min": 1,
-        "response_length/clip_ratio": 0.5}, abs=1e-4)
+    names = ("logprobs", "ref_logprobs", "values", "entropy", "advantages", "returns")
+    wider = {name: torch.where(mask, torch.cat([getattr(r, name), torch.zeros(8, 5)], dim=1), poison) for name in names}
+    padded = replace(r, mask=mask, tokens=torch.cat([r.tokens, torch.randint(0, 20, (8, 5))], dim=1),
+                     lengths=[length + 5 for length in r.lengths], **wider)
+    first, second = step(cfg, r, tiny, scorer), step(cfg, padded, tiny, scorer)
+    for one, other in zip(first[1:], second[1:]):
+        assert change(one, other).abs().max() < 1e-5
+    assert first[0] == pytest.approx(second[0], rel=1e-4, abs=1e-5)
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
 
 
-def write_questions(path, gold=None):
-    write_jsonl(path, [{"id": f"q{i}", "question": f"{i}+{i}?", "answer": gold and gold(i)} for i in range(6)])
-    return str(path)
-
-
 def run(folder, tiny, scorer, answer=None, **flags):
-    """Run ppo.py; its metrics."""
+    """Run ppo.py on six questions; its metrics."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(folder / "questions.jsonl", [
+        {"id": f"q{i}", "question": f"{i}+{i}?", "answer": answer and answer(i)} for i in range(6)])
     flags = dict(policy=tiny, reward_model=scorer, iterations=3, rollout_size=8, minibatches=2, micro_tokens=50,
                  max_new_tokens=8, lr=1e-2, critic_lr=1e-2) | flags
-    questions = write_questions(folder / "questions.jsonl", answer)
-    ppo.main(ppo.Config(questions=questions, out=str(folder / "out"), **flags))
+    ppo.main(ppo.Config(questions=str(folder / "questions.jsonl"), out=str(folder / "out"), **flags))
     return list(read_jsonl(folder / "out" / "metrics.jsonl"))
-
-
-def answers_alone(tokenizer, policy, batch, seed, temperature):
-    """[(token ids of prompt and response, length of the prompt, ended)], each cell of it to be read alone."""
-    prompts = [tokenizer.chat(f"{i}+{i}?") for i in batch]
-    sampled = ppo.generate(policy, prompts, 8, temperature, tokenizer.stop_ids, seed, 7)
-    return [(prompt + s.tokens, len(prompt), s.tokens[-1] == 1) for prompt, s in zip(prompts, sampled)]
 
 
 @pytest.mark.parametrize("judged_by", ["reward_model", "votes", "gold"])
 def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path, monkeypatch, judged_by):
-    """Three iterations of two epochs of two minibatches: policy, critic, schedule, rewards, advantages and clips.
+    """Four iterations of two epochs of two minibatches: policy, critic, schedule, rewards, advantages and clips.
 
     Every answer is read alone and every token's reward, advantage and loss is plain Python; the policy's and the
     critic's updates are written out. Seven answers to six questions, so that minibatches and epochs are uneven.
-    With gold answers, reference and critic are folders of their own. Held-out questions are asked and never trained.
+    With gold answers the critic is a folder of its own. Held-out questions are asked and never trained.
     """
-    asked, critics, real = plain_sgd(monkeypatch), [], ppo.rollout
-    monkeypatch.setattr(ppo, "rollout", lambda *args, **more: critics.append(args[3]) or real(*args, **more))
-    flags = dict(rollout_size=7, minibatches=2, micro_tokens=50, epochs=2, lr=0.5, critic_lr=0.2, warmup=2, kl_coef=0.3,
+    asked, critics, real = plain_sgd(monkeypatch, ppo), [], ppo.rollout
+    monkeypatch.setattr(ppo, "rollout", lambda *args: critics.append(args[3]) or real(*args))
+    flags = dict(iterations=4, rollout_size=7, minibatches=2, epochs=2, lr=0.5, critic_lr=0.2, warmup=2, kl_coef=0.3,
                  temperature=0.8, gamma=0.9, lam=0.8, clip=0.05, value_clip=0.03, unfinished_score=-1.5,
                  max_grad_norm=0.4, seed=3)
     if judged_by == "votes":
         write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7"} for i in range(6)])
         flags |= {"reward_model": "", "votes": str(tmp_path / "votes.jsonl"), "lenient": True}
-    other = tiny_folder(tmp_path / "other", seed=5)
     if judged_by == "gold":
-        flags |= {"reward_model": "", "gold": True, "reference": other, "critic": scorer, "lenient": True}
+        flags |= {"reward_model": "", "gold": True, "critic": scorer, "lenient": True}
     write_jsonl(tmp_path / "valid.jsonl", [{"question": f"{i}-1?", "answer": "1"} for i in range(3)])
     metrics = run(tmp_path, tiny, scorer, answer=lambda i: "7", valid=str(tmp_path / "valid.jsonl"), **flags)
-    assert asked == [{"betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0, "fused": True}] * 2
+    recipe = {"betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}
+    assert [{name: settings[name] for name in recipe} for settings in asked] == [recipe, recipe]
 
-    tokenizer, rng, order = Tokenizer(tiny), torch.Generator().manual_seed(3), []
-    policy, reference = load_model(tiny), load_model(other if judged_by == "gold" else tiny)
-    critic = load_scalar_model(scorer) if judged_by != "votes" else load_scalar_model(tiny, new_head="zero")
-    judge, norms, clipped, scores_seen = load_scalar_model(scorer), [], [], []
+    tokenizer, order, judge = Tokenizer(tiny), [], load_scalar_model(scorer)
+    policy, reference, critic = models(tiny, scorer)
+    if judged_by == "votes":
+        critic = load_scalar_model(tiny, new_head="zero")
+    norms, clipped, scores_seen = [], [], []
 
     def read(model, tokens, start):
         """Log-probs of the sampled tokens of one answer (t,)."""
         logp = (model(torch.tensor([tokens]))[0, start - 1 : -1] / 0.8).log_softmax(-1)
         return logp[range(len(logp)), tokens[start:]]
 
-    for iteration, share in enumerate((0.5, 1.0, 1.0)):
-        while len(order) < 7:
-            order += torch.randperm(6, generator=rng).tolist()
-        batch, order = order[:7], order[7:]
-        answers = answers_alone(tokenizer, policy, batch, 3 * 1_000_003 + iteration, 0.8)
+    for iteration, share in enumerate((0.5, 1.0, 1.0, 0.5)):
+        while len(order) < 7 * (iteration + 1):
+            order += steps.permutation(6, 3, "questions", len(order) // 6)
+        prompts = [tokenizer.chat(f"{i}+{i}?") for i in order[7 * iteration :][:7]]
+        seeds = [seed_of(3, "ppo", iteration, i) for i in range(7)]
+        sampled = generate(policy, prompts, 8, 0.8, tokenizer.stop_ids, seeds, 7)
+        answers = [(prompt + s.tokens, len(prompt)) for prompt, s in zip(prompts, sampled)]
         old, old_values, advantages, returns = [], [], [], []
-        for tokens, start, ended in answers:
+        for tokens, start in answers:
             with torch.no_grad():
                 old.append(read(policy, tokens, start).tolist())
                 frozen = read(reference, tokens, start).tolist()
                 old_values.append(critic(torch.tensor([tokens]))[0, start - 1 : -1].tolist())
                 score = judge(torch.tensor([tokens]))[0, -1].item()
             if judged_by != "reward_model":
-                score = 1.0 if ppo.extract_answer(tokenizer.decode(tokens[start:]), "number", True) == "7" else -1.0
-            scores_seen.append(score if ended else -1.5)
+                score = 1.0 if extract_answer(tokenizer.decode(tokens[start:]), "number", True) == "7" else -1.0
+            scores_seen.append(score if tokens[-1] == 1 else -1.5)
             next_value = next_advantage = 0.0
             row = []
             for t in reversed(range(len(frozen))):
@@ -774,11 +581,12 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
         flat = [a for row in advantages for a in row]
         mean = sum(flat) / len(flat)
         deviation = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat))
-        for _ in range(2):
-            for rows in torch.randperm(7, generator=rng).split(4):
+        for epoch in range(2):
+            shuffled = steps.permutation(7, 3, "minibatches", iteration, epoch)
+            for rows in (shuffled[:4], shuffled[4:]):
                 count, loss, error = sum(len(advantages[b]) for b in rows), 0.0, 0.0
                 for b in rows:
-                    tokens, start, _ = answers[b]
+                    tokens, start = answers[b]
                     white = (torch.tensor(advantages[b]) - mean) / deviation
                     ratio = (read(policy, tokens, start) - torch.tensor(old[b])).exp()
                     values, target = critic(torch.tensor([tokens]))[0, start - 1 : -1], torch.tensor(returns[b])
@@ -790,134 +598,79 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
                 error.backward()
                 norms.append((descend(policy, 0.5 * share, 0.4), descend(critic, 0.2 * share, 0.4)))
     assert any(clipped) and not all(clipped)
-    for mine, start, limit in ((policy, load_model(tmp_path / "out"), 1e-4), (critic, critics[0], 1e-4)):
-        assert change(start, mine).abs().max() < limit
+    assert change(load_model(tmp_path / "out"), policy).abs().max() < 1e-4
+    assert change(critics[0], critic).abs().max() < 1e-4
     assert change(load_model(tiny), policy).abs().max() > 0.03
-    by_iteration = [[sum(n[i] for n in norms[k : k + 4]) / 4 for k in (0, 4, 8)] for i in (0, 1)]
+    by_iteration = [[sum(n[i] for n in norms[k : k + 4]) / 4 for k in (0, 4, 8, 12)] for i in (0, 1)]
     assert [m["policy/grad_norm"] for m in metrics] == pytest.approx(by_iteration[0], rel=1e-2)
     assert [m["critic/grad_norm"] for m in metrics] == pytest.approx(by_iteration[1], rel=1e-2)
     assert max(by_iteration[0]) > 0.4
-    scores = [sum(scores_seen[i : i + 7]) / 7 for i in (0, 7, 14)]
+    scores = [sum(scores_seen[i : i + 7]) / 7 for i in (0, 7, 14, 21)]
     assert [m["objective/scores"] for m in metrics] == pytest.approx(scores, abs=1e-3)
 
 
-def test_the_reference_stays_while_the_policy_moves(tiny, scorer, tmp_path, monkeypatch):
-    """KL is exactly 0 at first and not after an update; reference and scorer keep weights and never get a gradient."""
-    loaded = []
-    for name in ("load_model", "load_scalar_model"):
-        real = getattr(ppo, name)
-
-        def spy(*args, real=real, **more):
-            loaded.append(real(*args, **more))
-            return loaded[-1]
-
-        monkeypatch.setattr(ppo, name, spy)
-    metrics = run(tmp_path, tiny, scorer)
-    policy, reference, critic, judge = loaded
-    for frozen, moved, start in ((reference, policy, load_model(tiny)), (judge, critic, load_scalar_model(scorer))):
-        assert change(start, frozen).abs().max() == 0
-        assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
-        assert change(start, moved).abs().max() > 1e-3
-    assert metrics[0]["objective/kl"] == 0
-    assert all(abs(m["objective/kl"]) > 1e-4 for m in metrics[1:])
-    assert all(m["val/ratio_first"] == pytest.approx(1, abs=1e-4) for m in metrics)
-    assert change(policy, load_model(tmp_path / "out")).abs().max() == 0  # the policy is what is saved
+def test_every_question_comes_once_before_any_comes_again():
+    for size in (1, 4, 6, 8, 13):
+        asked = [row for i in range(60) for row in ppo.questions_of(i, 6, config(rollout_size=size))]
+        assert len(asked) == 60 * size
+        passes = [tuple(asked[i : i + 6]) for i in range(0, 60, 6)]
+        assert all(sorted(one) == list(range(6)) for one in passes) and len(set(passes)) > 5
+    assert ppo.questions_of(0, 6, config(seed=1)) != ppo.questions_of(0, 6, config())
 
 
-@pytest.mark.parametrize("offload", [False, True])
-def test_networks_are_on_the_device_when_they_work_and_leave_it_with_offload(
-        tiny, scorer, tmp_path, monkeypatch, offload):
-    """Sent there, asked and, with --offload, sent back to the CPU in every iteration; what Adam keeps goes along."""
-    loaded, kept = [], []
-    for name in ("load_model", "load_scalar_model"):
-        real = getattr(ppo, name)
-
-        def spy(*args, real=real, **more):
-            model, events = real(*args, **more), []
-            loaded.append(events)
-            model.to = lambda place: events.append("cpu" if isinstance(place, str) else "device") or model
-            model.model.register_forward_pre_hook(
-                lambda *_: events.append("train" if torch.is_grad_enabled() else "read"))
-            return model
-
-        monkeypatch.setattr(ppo, name, spy)
-    place = ppo.place
-    monkeypatch.setattr(ppo, "place", lambda *args: kept.append(args[0]) or place(*args))
-    run(tmp_path, tiny, scorer, iterations=2, eval_every=9, offload=offload)
-    policy, reference, critic, judge = ([event for event, _ in groupby(events)] for events in loaded)
-    assert judge == ["device", "read", *["cpu"] * offload] * 2
-    if offload:
-        assert reference == judge
-        assert policy == ["read", "device", "train", "cpu", "device"] * 2
-        assert critic == ["device", "read", "cpu", "device", "train", "cpu"] * 2
-        assert kept == [torch.device("cpu"), "cpu"] * 4
-    else:
-        assert policy == critic == ["read", "train"] * 2 and reference == ["read"] and not kept
+@pytest.mark.parametrize(("flag", "value"), [("micro_tokens", 1), ("batch_size", 3), ("gradient_checkpointing", True)])
+def test_flags_of_memory_change_no_result(tiny, scorer, tmp_path, monkeypatch, flag, value):
+    """Responses differ in length, so any divisor but the tokens of the whole step shows."""
+    plain_sgd(monkeypatch, ppo)
+    both = {name: run(tmp_path / name, tiny, scorer, iterations=2, epochs=2, lr=0.1, critic_lr=0.1, **flags)
+            for name, flags in (("a", {}), ("b", {flag: value}))}
+    for one, other in zip(*both.values()):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    start, first, second = (load_model(folder) for folder in (tiny, tmp_path / "a/out", tmp_path / "b/out"))
+    assert change(first, second).abs().max() < 1e-5 < 1e-3 < change(start, first).abs().max()
 
 
-def test_offload_changes_no_bit_and_asks_nothing_of_what_is_away(tiny, scorer, tmp_path, monkeypatch):
-    """Weights, moments and gradients that are sent to the CPU are hidden behind NaN here, until they are sent for."""
-    run(tmp_path / "without", tiny, scorer, epochs=2)
-    hidden, real, used = {}, (ppo.load_model, ppo.load_scalar_model), []
+def test_offload_changes_no_bit_and_only_who_is_at_the_desk_works(tiny, scorer, tmp_path, monkeypatch):
+    """A network that computes and an optimiser that steps were sent for; who learns is there with its moments alone."""
+    write_jsonl(tmp_path / "valid.jsonl", [{"question": "3+4?", "answer": "7"}])
+    flags = {"epochs": 2, "valid": str(tmp_path / "valid.jsonl")}
+    run(tmp_path / "without", tiny, scorer, **flags)
+    present, worked, real = set(), set(), Desk._move
 
-    def send(tensors, away):
-        for tensor in tensors:
-            if away and id(tensor) not in hidden:
-                hidden[id(tensor)] = tensor.data.clone()
-                tensor.data.fill_(NAN)
-            elif not away and id(tensor) in hidden:
-                tensor.data.copy_(hidden.pop(id(tensor)))
+    def move(desk, place, parts):
+        (present.update if place is desk.device else present.difference_update)(map(id, parts))
+        real(desk, place, parts)
 
-    def load(which, *args, **more):
-        model = real[which](*args, **more)
-        model.to = lambda place: send(model.parameters(), isinstance(place, str)) or model
-        return model.to("cpu") if len(used) else used.append(model) or model  # the first, the policy, is not away
+    def check(worker, *_):
+        if isinstance(worker, (Llama, ScalarModel, Optimizer)):
+            assert id(worker) in present
+            assert len(present) == 2 or not isinstance(worker, Optimizer)
+            worked.add(type(worker))
 
-    def place(device, model, optimizer):
-        assert all(parameter.grad is None for parameter in model.parameters())
-        model.to(device)
-        send([tensor for state in optimizer.state.values() for tensor in state.values()], isinstance(device, str))
-
-    monkeypatch.setattr(ppo, "load_model", lambda *args, **more: load(0, *args, **more))
-    monkeypatch.setattr(ppo, "load_scalar_model", lambda *args, **more: load(1, *args, **more))
-    monkeypatch.setattr(ppo, "place", place)
-    monkeypatch.setattr("checkpoint.Checkpoint.save", lambda state: None)  # it may read what is away
-    run(tmp_path / "with", tiny, scorer, epochs=2, offload=True)
+    monkeypatch.setattr(Desk, "_move", move)
+    hooks = register_module_forward_pre_hook(check), register_optimizer_step_pre_hook(check)
+    try:
+        run(tmp_path / "with", tiny, scorer, offload=True, **flags)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(worked) == 3 and not present
     for name in ("metrics.jsonl", "model.safetensors"):
         assert (tmp_path / "with/out" / name).read_bytes() == (tmp_path / "without/out" / name).read_bytes()
-    assert hidden
 
 
-def test_an_optimiser_goes_where_its_network_goes(tiny):
-    """Every tensor that Adam keeps, to a device of its own kind; and back with its values is a test for a GPU."""
-    policy = load_model(tiny)
-    optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
-    policy(torch.tensor([[3, 4]])).sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    ppo.place("meta", policy, optimizer)
-    assert {tensor.device.type for state in optimizer.state.values() for tensor in state.values()} == {"meta"}
-    assert {parameter.device.type for parameter in policy.parameters()} == {"meta"}
-    assert len(optimizer.state) == len(list(policy.parameters()))
+def test_the_kl_is_measured_from_the_policy_as_it_starts(tiny, scorer, tmp_path):
+    first, *later = run(tmp_path, tiny, scorer)
+    assert first["objective/kl"] == 0 and all(abs(m["objective/kl"]) > 1e-4 for m in later)
+    assert all(m["val/ratio_first"] == pytest.approx(1, abs=1e-4) for m in [first, *later])
 
 
-def test_the_critic_starts_as_the_reward_model(tiny, scorer, tmp_path, monkeypatch):
-    """Its value after the end token is then the score of the answer."""
-    seen = []
-    real = ppo.rollout
-
-    def spy(cfg, policy, reference, critic, *args, **more):
-        r = real(cfg, policy, reference, critic, *args, **more)
-        seen.append((r, critic(r.tokens).detach()))
-        return r
-
-    monkeypatch.setattr(ppo, "rollout", spy)
-    run(tmp_path, tiny, scorer, iterations=1)
-    [(r, values)] = seen
-    assert r.ended.any()
-    for b in r.ended.nonzero().squeeze(1).tolist():
-        end = int(r.mask[b].nonzero()[-1]) + 1
-        assert values[b, end].item() == pytest.approx(r.scores[b].item(), abs=1e-4)
+def test_with_learning_rate_zero_nothing_moves(tiny, scorer, tmp_path):
+    """Three rollouts of two epochs: ratio 1, divergence, KL and clipping 0 throughout, parameters equal to the bit."""
+    for metrics in run(tmp_path, tiny, scorer, epochs=2, lr=0.0, critic_lr=0.0):
+        assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] < 1e-10
+        assert metrics["policy/clipfrac_avg"] == metrics["val/clipfrac_avg"] == metrics["objective/kl"] == 0
+    assert change(load_model(tiny), load_model(tmp_path / "out")).abs().max() == 0
 
 
 def test_the_same_seed_gives_the_same_run_whatever_the_gold_answers(tiny, scorer, tmp_path):
@@ -932,165 +685,17 @@ def test_the_same_seed_gives_the_same_run_whatever_the_gold_answers(tiny, scorer
 
 def test_the_script_raises_the_score_of_a_policy(tiny, scorer, tmp_path, monkeypatch):
     """The whole loop with a judge that likes sevens: within a few iterations they are half of what is said."""
-    def likes_sevens(model, prompts, responses, micro_tokens):
+    def likes_sevens(questions, prompts, responses, texts):
         return torch.tensor([4.0 * response.count(9) / len(response) - 1 for response in responses])  # 9 is '7'
 
     assert Tokenizer(tiny).encode("7") == [9]
-    monkeypatch.setattr(ppo, "score_responses", likes_sevens)
-    metrics = run(tmp_path, tiny, scorer, iterations=15, rollout_size=64, micro_tokens=4096, minibatches=4, lr=1e-2,
+    monkeypatch.setattr(ppo, "make_score", lambda cfg, questions, desk: (likes_sevens, questions))
+    metrics = run(tmp_path, tiny, scorer, iterations=15, rollout_size=64, micro_tokens=4096, minibatches=4,
                   unfinished_score=-1.0, kl_coef=0.01)
     assert metrics[0]["objective/scores"] < -0.6 and metrics[-1]["objective/scores"] > 0.5
 
 
-def test_votes_instead_of_a_reward_model_give_plus_and_minus_one(tiny, scorer, tmp_path, monkeypatch):
-    """The critic then starts at 0, and questions without a vote are not asked."""
-    write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7", "share": 1.0} for i in range(3)])
-    rollouts, asked = [], set()
-    real = ppo.rollout
-
-    def spy(cfg, policy, reference, critic, score, tokenizer, questions, seed):
-        asked.update(question.id for question in questions)
-        texts = ["#### 7", "7", "#### 8", "no idea", "#### 7.0", "A: 7", "", "#### 77"]
-        strict = [1, -1, -1, -1, 1, 1, -1, -1]
-        lenient = [1, 1, -1, -1, 1, 1, -1, -1]  # a bare 7 too
-        assert score(questions, None, None, texts).tolist() == (lenient if cfg.lenient else strict)
-        rollouts.append(real(cfg, policy, reference, critic, score, tokenizer, questions, seed))
-        return rollouts[-1]
-
-    monkeypatch.setattr(ppo, "rollout", spy)
-    run(tmp_path / "lenient", tiny, "", votes=str(tmp_path / "votes.jsonl"), lenient=True)
-    rollouts.clear()
-    run(tmp_path / "strict", tiny, "", votes=str(tmp_path / "votes.jsonl"), unfinished_score=-5.0)
-    assert asked == {"q0", "q1", "q2"}
-    assert rollouts[0].values.abs().max() == 0 < rollouts[-1].values.abs().max()
-    assert {1.0, -1.0, -5.0} >= set(rollouts[0].scores.tolist()) >= {-1.0, -5.0}
-
-
-def test_every_question_comes_once_before_any_comes_again(tiny, scorer, tmp_path, monkeypatch):
-    """And no two rollouts are sampled with one seed."""
-    asked, seeds = [], []
-    real = ppo.rollout
-
-    def spy(*args, seed):
-        asked.extend(question.id for question in args[6])
-        seeds.append(seed)
-        return real(*args, seed=seed)
-
-    monkeypatch.setattr(ppo, "rollout", spy)
-    run(tmp_path / "a", tiny, scorer)  # 3 rollouts of 8 over 6 questions
-    run(tmp_path / "b", tiny, scorer, seed=1)
-    assert len(asked) == 48 and len(set(seeds)) == 6
-    assert all(len(set(asked[i : i + 6])) == 6 for i in range(0, 48, 6))
-
-
-def test_question_sets_may_be_named_instead_of_being_files(tiny, scorer, tmp_path, monkeypatch):
-    """'arith:train' is a question set to every script, as load_questions says."""
-    monkeypatch.setattr(ppo, "load_questions", lambda spec: QUESTIONS)
-    ppo.main(ppo.Config(policy=tiny, reward_model=scorer, questions="arith:train", valid="arith:valid", iterations=1,
-                        rollout_size=2, minibatches=1, max_new_tokens=2, out=str(tmp_path / "out")))
-    assert (tmp_path / "out" / "done.json").is_file()
-
-
-def test_held_out_questions_are_asked_before_the_first_update_and_now_and_then(tiny, scorer, tmp_path, monkeypatch):
-    asked = []
-
-    def accuracy(policy, tokenizer, questions, max_new_tokens, batch_size, label):
-        asked.append((change(load_model(tiny), policy).abs().max().item(), [question.answer for question in questions]))
-        return {"strict": len(asked) / 10}, [{"response": "7", "finish": "stop"}]
-
-    monkeypatch.setattr(ppo, "accuracy", accuracy)
-    valid = tmp_path / "valid.jsonl"
-    write_jsonl(valid, [{"question": "3+4?", "answer": "7"}])
-    metrics = run(tmp_path, tiny, scorer, valid=str(valid), eval_every=2, iterations=5)
-    assert [m.get("valid/accuracy") for m in metrics] == [0.1, None, 0.2, None, 0.3]
-    assert asked[0] == (0, ["7"]) and asked[1][0] > 0
-
-
-def test_the_learning_rate_warms_up_and_falls_linearly_over_the_iterations(tiny, scorer, tmp_path, monkeypatch):
-    rates = []
-    monkeypatch.setattr(ppo, "update", lambda cfg, policy, critic, optimizers, *rest: rates.append(
-        [optimizer.param_groups[0]["lr"] for optimizer in optimizers])
-        or {"val/ratio_first": 1.0, "val/ratio_first_gap": 0.0, "policy/clipfrac_avg": 0.0})
-    run(tmp_path, tiny, scorer, iterations=6, warmup=2, lr=1.0, critic_lr=2.0, rollout_size=2)
-    policy, critic = zip(*rates)
-    assert policy == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
-    assert list(critic) == [2 * rate for rate in policy]
-
-
-def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp_path, monkeypatch):
-    """Such as log-probs at another temperature."""
-    real = ppo.update
-    monkeypatch.setattr(ppo, "update", lambda cfg, *rest: real(dataclasses.replace(cfg, temperature=0.5), *rest))
-    with pytest.raises(RuntimeError, match=r"has a ratio \S+ away from 1"):
-        run(tmp_path, tiny, scorer)
-
-
-@pytest.mark.parametrize("broken", ["policy_loss", "value_loss", "shape_rewards"])
-def test_nan_stops_before_the_step_and_keeps_the_last_good_policy(tiny, scorer, tmp_path, monkeypatch, broken):
-    """In the second iteration: the checkpoint of before it, or of before a rollout that was bad already, is there."""
-    calls, real, weights = [], getattr(ppo, broken), []
-
-    def breaks(*args):
-        calls.append(args)
-        result = real(*args)
-        if len(weights) < 2:
-            return result
-        return result * NAN if isinstance(result, torch.Tensor) else (result[0] * NAN, result[1])
-
-    def spy(cfg, policy, *rest, real=ppo.rollout, **more):
-        weights.append([p.detach().clone() for p in policy.parameters()])
-        return real(cfg, policy, *rest, **more)
-
-    monkeypatch.setattr(ppo, broken, breaks)
-    monkeypatch.setattr(ppo, "rollout", spy)
-    with pytest.raises(ValueError, match=r"iteration 1: .*nan.*stopped. The last good policy is in .*checkpoint"):
-        run(tmp_path, tiny, scorer, eval_every=1)
-    kept = load_model(tmp_path / "out" / "checkpoint")
-    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), weights[broken != "shape_rewards"]))
-    assert not (tmp_path / "out" / "model.safetensors").exists()
-    assert len(list(read_jsonl(tmp_path / "out" / "metrics.jsonl"))) == 1
-
-
-@pytest.mark.parametrize(("flags", "message"), [
-    ({"iterations": 0}, "--iterations 0"), ({"temperature": 0.0}, r"--temperature 0\.0"),
-    ({"kl_coef": -0.1}, "--kl_coef"),
-    ({"reward_model": ""}, "one of --reward_model, --votes and --gold, not none"),
-    ({"votes": "v"}, r"one of .*, not \['reward_model', 'votes'\]")])
-def test_flags_that_make_no_sense_are_named(tiny, scorer, tmp_path, flags, message):
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path, tiny, scorer, **flags)
-
-
-def test_gold_answers_as_the_reward_are_an_upper_bound_one_may_ask_for(tiny, scorer, tmp_path, monkeypatch):
-    """+1 for an answer that is right, -1 otherwise; questions without a gold answer are not asked."""
-    asked, real = set(), ppo.rollout
-
-    def spy(cfg, policy, reference, critic, score, tokenizer, questions, seed):
-        asked.update(question.id for question in questions)
-        texts = [f"#### {2 * int(q.id[1:]) + i % 2}" for i, q in enumerate(questions)]
-        assert score(questions, None, None, texts).tolist() == [1.0, -1.0] * 4
-        return real(cfg, policy, reference, critic, score, tokenizer, questions, seed)
-
-    monkeypatch.setattr(ppo, "rollout", spy)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    questions = write_questions(folder / "questions.jsonl", lambda i: str(2 * i) if i % 2 else None)
-    ppo.main(ppo.Config(policy=tiny, gold=True, questions=questions, iterations=1, rollout_size=8, minibatches=2,
-                        max_new_tokens=8, out=str(folder / "out")))
-    assert asked == {"q1", "q3", "q5"}
-
-
-def test_the_kl_is_measured_from_the_reference_that_was_given(tiny, scorer, tmp_path):
-    """Of another model than the policy it is not 0 at the start, and its penalty is in the reward."""
-    run(tmp_path / "a", tiny, scorer, iterations=2)
-    moved = str(tmp_path / "a" / "out")
-    [there] = run(tmp_path / "b", moved, scorer, reference=tiny, iterations=1, rollout_size=64)
-    [here] = run(tmp_path / "c", moved, scorer, iterations=1, rollout_size=64)
-    assert here["objective/kl"] == 0 < 0.01 < there["objective/kl"]
-    assert there["objective/rlhf_reward"] == pytest.approx(there["objective/scores"] - 0.05 * there["objective/kl"])
-
-
-def test_the_critic_may_start_from_another_reward_model_than_the_judge(tiny, scorer, tmp_path, monkeypatch):
+def test_the_critic_may_start_from_another_reward_model_than_the_judge(tiny, scorer, tmp_path):
     other = load_scalar_model(scorer)
     other.score_mean = 7.0
     save_model(other, tmp_path / "other")
@@ -1101,60 +706,66 @@ def test_the_critic_may_start_from_another_reward_model_than_the_judge(tiny, sco
     assert moved[0]["val/values_mean"] == pytest.approx(plain[0]["val/values_mean"] - 6.7, abs=1e-4)
 
 
-@pytest.mark.parametrize("flag", ["reward_model", "reference", "critic"])
-def test_a_model_with_another_tokenizer_cannot_read_the_policys_tokens(tiny, scorer, tmp_path, flag):
-    other = tmp_path / "other"
-    shutil.copytree(scorer, other)
-    text = (other / "tokenizer.json").read_text(encoding="utf-8")
-    assert text.count('"7"') == 1
-    (other / "tokenizer.json").write_text(text.replace('"7"', '"seven"'), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"other and --policy .* have different tokenizers"):
-        run(tmp_path, tiny, scorer, **{flag: str(other)})
+def test_now_and_then_held_out_questions_are_asked_and_samples_shown(tiny, scorer, tmp_path, monkeypatch):
+    """At the first, every second and the last iteration, before the update: accuracy, and what the judge thinks."""
+    looks = []
+
+    def accuracy(policy, tokenizer, questions, max_new_tokens, batch_size):
+        looks.append((change(load_model(tiny), policy).abs().max().item(), [question.answer for question in questions]))
+        transcripts = [{"response": "7", "finish": "stop"}, {"response": "8", "finish": "length"}]
+        return {"strict": len(looks) / 10}, transcripts
+
+    monkeypatch.setattr(ppo, "accuracy", accuracy)
+    write_jsonl(tmp_path / "valid.jsonl", [{"question": "3+4?", "answer": "7"}] * 2)
+    metrics = run(tmp_path, tiny, scorer, valid=str(tmp_path / "valid.jsonl"), eval_every=2, iterations=4)
+    assert [m.get("valid/accuracy") for m in metrics] == [0.1, None, 0.2, 0.3]
+    assert looks[0] == (0, ["7", "7"]) and looks[1][0] > 0
+    tokenizer, judge = Tokenizer(tiny), load_scalar_model(scorer)
+    score = judge(torch.tensor([tokenizer.chat("3+4?") + tokenizer.response("7")]))[0, -1].item()
+    assert metrics[0]["valid/score"] == pytest.approx((score - 2) / 2, abs=1e-4)  # the second has no end
+    text = (tmp_path / "out" / "samples.txt").read_text(encoding="utf-8")
+    assert [int(n) for n in re.findall(r"==== iteration (\d+)", text)] == [0, 2, 3]
+
+
+# ---- what stops a run ----------------------------------------------------------------------------------------------
+
+
+def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp_path, monkeypatch):
+    """Such as log-probs at another temperature."""
+    real = ppo.update
+    monkeypatch.setattr(ppo, "update", lambda cfg, *rest: real(replace(cfg, temperature=0.5), *rest))
+    with pytest.raises(RuntimeError, match=r"has a ratio \S+ away from 1"):
+        run(tmp_path, tiny, scorer)
+
+
+@pytest.mark.parametrize("broken", ["policy_loss", "value_loss", "shape_rewards"])
+def test_nan_stops_before_the_step_and_keeps_the_last_good_policy(tiny, scorer, tmp_path, monkeypatch, broken):
+    """In the second iteration: the folder has the policy of before it, or of before a rollout that was bad already."""
+    real, weights, rollout = getattr(ppo, broken), [], ppo.rollout
+
+    def breaks(*args):
+        result = real(*args)
+        if len(weights) < 2:
+            return result
+        return result * NAN if isinstance(result, torch.Tensor) else (result[0] * NAN, result[1])
+
+    def spy(cfg, policy, *rest):
+        weights.append([p.detach().clone() for p in policy.parameters()])
+        return rollout(cfg, policy, *rest)
+
+    monkeypatch.setattr(ppo, broken, breaks)
+    monkeypatch.setattr(ppo, "rollout", spy)
+    with pytest.raises(ValueError, match=r"step 1: .*nan"):
+        run(tmp_path, tiny, scorer, eval_every=1)
+    kept = load_model(tmp_path / "out")
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), weights[broken != "shape_rewards"]))
+    assert not (tmp_path / "out" / "done.json").exists()
+    assert len(list(read_jsonl(tmp_path / "out" / "metrics.jsonl"))) == 1
 
 
 def test_a_run_that_diverges_stops_and_keeps_its_last_good_policy(tiny, scorer, tmp_path):
-    """A step of 1e30 makes weights that compute NaN: the next iteration says so, names the checkpoint and ends."""
-    with pytest.raises(ValueError, match=r"iteration 1: .*NaN.*; stopped\. The last good policy is in \S+"):
+    """A step of 1e30 makes weights that compute NaN: the next iteration says so and ends."""
+    with pytest.raises(ValueError, match=r"step 1: .*NaN"):
         run(tmp_path, tiny, scorer, lr=1e30, warmup=0, minibatches=1)
-    assert change(load_model(tiny), load_model(tmp_path / "out" / "checkpoint")).abs().max() == 0
-    assert Tokenizer(tmp_path / "out" / "checkpoint").same_ids(Tokenizer(tiny))
-    assert len(list(read_jsonl(tmp_path / "out" / "metrics.jsonl"))) == 1
+    assert change(load_model(tiny), load_model(tmp_path / "out")).abs().max() == 0
     assert not (tmp_path / "out" / "done.json").exists()
-
-
-def test_a_broken_judge_stops_the_run_before_a_step_is_taken(tiny, scorer, tmp_path, monkeypatch):
-    monkeypatch.setattr(ppo, "score_responses", lambda *args: torch.tensor([NAN] * 8))
-    monkeypatch.setattr(ppo, "update", lambda *args: pytest.fail("an update on NaN"))
-    with pytest.raises(ValueError, match=r"iteration 0: objective/scores is nan"):
-        run(tmp_path, tiny, scorer, unfinished_score=NAN)
-
-
-@pytest.mark.parametrize("poisoned", ["advantages", "returns"])
-def test_no_step_is_taken_on_nan(tiny, scorer, poisoned):
-    cfg = config()
-    r = sample(cfg, tiny, scorer)
-    policy, _, critic = models(tiny, scorer)
-    values = dict(zip(("advantages", "returns"), advantages_of(cfg, r)))
-    values[poisoned] = values[poisoned] * NAN
-    network = {"advantages": policy, "returns": critic}[poisoned]
-    before = [p.clone() for p in network.parameters()]
-    optimizers = tuple(torch.optim.SGD(model.parameters(), lr=1.0) for model in (policy, critic))
-    name = {"advantages": "loss/policy_avg", "returns": "loss/value_avg"}[poisoned]
-    with pytest.raises(FloatingPointError, match=f"{name} is nan"):
-        ppo.update(cfg, policy, critic, optimizers, r, values["advantages"], values["returns"], torch.Generator())
-    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters()))
-
-
-def test_samples_are_shown_with_their_scores(tiny, scorer, tmp_path):
-    """The lowest, the middle and the highest of a rollout, at the first, every second and the last iteration."""
-    run(tmp_path, tiny, scorer, eval_every=2, iterations=4, rollout_size=9)
-    text = (tmp_path / "out" / "samples.txt").read_text(encoding="utf-8")
-    assert [int(n) for n in re.findall(r"==== iteration (\d+)", text)] == [0, 2, 3]
-    pattern = r"---- (\w+) score ([+-]\d+\.\d\d), KL ([+-]\S+) nats, (\d+) tokens, (ended|cut off)\n(.+)\n> "
-    shown = re.findall(pattern, text)
-    assert [place for place, *_ in shown] == ["lowest", "middle", "highest"] * 3
-    for low, middle, high in zip(*(iter(shown),) * 3):
-        assert float(low[1]) <= float(middle[1]) <= float(high[1])
-    assert all(re.fullmatch(r"\d\+\d\?", question) and 0 < int(n) <= 8 for *_, n, _, question in shown)
-    assert {kl for *_, kl, _, _, _ in shown[:3]} == {"+0.00"} != {kl for *_, kl, _, _, _ in shown[3:]}
-    assert not (tmp_path / "out" / "checkpoint").exists()  # the finished policy stands above it

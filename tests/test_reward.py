@@ -1,20 +1,19 @@
 """reward.py: the Bradley-Terry loss, calibration, held-out questions, and a reward model that learns its pairs."""
 
 import json
-import math
 import random
 
 import pytest
 import torch
 from test_sft import change, descend, on_the_cpu, plain_sgd, tiny_folder  # noqa: F401 (a fixture)
 
+import ppo
 import reward
-import runtime
-from data import Tokenizer, load_questions, read_jsonl, write_jsonl
-from eval import score_responses
+from data import Question, Tokenizer, read_jsonl, write_jsonl
 from model import ModelConfig, ScalarModel, load_scalar_model
 from quality import expected_calibration_error
-from reward import bradley_terry_loss, held_out_ids
+from reward import bradley_terry_loss, held_out_ids, make_score, score_responses
+from runtime import Desk, seed_of, steps
 
 
 def double(*numbers):
@@ -95,7 +94,7 @@ def tiny(tmp_path_factory):
     return tiny_folder(tmp_path_factory.mktemp("reward") / "tiny")
 
 
-def write_inputs(folder, model, swap=False):
+def write_inputs(folder, model):
     """60 questions 'i+j?'. Chosen answers end in '#### n', rejected ones in '-n': learnable from one token."""
     folder.mkdir(parents=True, exist_ok=True)
     questions, pairs, samples, rng = [], [], [], random.Random(0)
@@ -104,8 +103,7 @@ def write_inputs(folder, model, swap=False):
         questions.append({"id": f"q{i}", "question": f"{a}+{b}?"})
         for n in rng.sample(range(100), 2):
             good, bad = f"{a}+{b}={n}\n#### {n}", f"{a}+{b}=-{n}\n--- {n}"
-            chosen, rejected = (bad, good) if swap else (good, bad)
-            pairs.append({"id": f"q{i}", "prompt": f"{a}+{b}?", "chosen": chosen, "rejected": rejected, "weight": 0.5})
+            pairs.append({"id": f"q{i}", "prompt": f"{a}+{b}?", "chosen": good, "rejected": bad, "weight": 0.5})
         samples.append({"id": f"q{i}", "response": good if i % 3 else bad, "finish": "stop"})
         samples.append({"id": f"q{i}", "response": "=" * 20, "finish": "length"})  # cut off: PPO never scores one
     samples.append({"id": "unknown", "response": "####", "finish": "stop"})
@@ -156,23 +154,8 @@ def test_chosen_outscores_rejected_on_questions_that_were_not_trained(trained):
     assert (margin > 0).float().mean() > 0.95
     assert quality["pair_accuracy"] == pytest.approx((margin > 0).float().mean().item())
     assert quality["margin"] == pytest.approx(margin.mean().item(), abs=1e-4)
-    assert quality["held_out_pairs"] == len(rows) == 24 and quality["ties"] == 0
-    lengths = [[len(Tokenizer(trained / "out").response(row[side])) for row in rows] for side in ("chosen", "rejected")]
-    longer = [(c > r) + 0.5 * (c == r) for c, r in zip(*lengths)]
-    assert quality["longer_wins"] == pytest.approx(sum(longer) / 24)
-    equal = [abs(c - r) <= 0.1 * max(c, r) for c, r in zip(*lengths)]
-    assert quality["equal_length_pairs"] == sum(equal) > 0
-    assert quality["equal_length_accuracy"] == pytest.approx((margin[torch.tensor(equal)] > 0).float().mean().item())
-    assert sum(row["count"] for row in quality["reliability"]) == 24
-    assert metrics(trained)[0]["loss"] == pytest.approx(math.log(2), abs=0.4)  # a new head knows nothing
+    assert quality["held_out_pairs"] == len(rows) == 24
     assert metrics(trained)[-1]["loss"] < 0.1 and metrics(trained)[-1]["accuracy"] == 1
-
-
-def test_the_order_of_the_pair_is_what_is_learned(trained, tiny, tmp_path):
-    reward.main(reward.Config(**write_inputs(tmp_path, tiny, swap=True), **SETTINGS))
-    rows = held_out_pairs(trained)
-    assert results(tmp_path)["pair_accuracy"] > 0.95
-    assert (scores_of(tmp_path, rows, "chosen") < scores_of(tmp_path, rows, "rejected")).float().mean() > 0.95
 
 
 def test_held_out_questions_measure_and_do_not_train(trained, tiny, tmp_path):
@@ -193,82 +176,28 @@ def test_the_students_finished_samples_have_mean_zero_and_deviation_one(trained)
     scores = scores_of(trained, rows, "response")
     assert abs(scores.mean().item()) < 1e-3
     assert scores.std(correction=0).item() == pytest.approx(1, abs=1e-3)
-    model = load_scalar_model(trained / "out")
-    assert model.score_mean != 0
+    assert load_scalar_model(trained / "out").score_mean != 0
     lengths = torch.tensor([len(row["response"]) for row in rows]).float()
     correlation = torch.corrcoef(torch.stack([scores, lengths]))[0, 1].item()
     assert results(trained)["length_correlation"] == pytest.approx(correlation, abs=1e-3)
 
 
-def test_calibration_error_is_measured_at_the_scale_that_was_trained(tiny, tmp_path, monkeypatch):
-    """The scores are divided by the deviation of the samples; confidence is that of the undivided margin."""
-    raw = []
-    monkeypatch.setattr(reward, "score_responses", lambda *args: raw.append(score_responses(*args)) or raw[-1])
-    reward.main(reward.Config(**write_inputs(tmp_path, tiny), **SETTINGS))
-    rows = held_out_pairs(tmp_path)
-    margin = scores_of(tmp_path, rows, "chosen") - scores_of(tmp_path, rows, "rejected")
-    trained_margin = margin * raw[0].std(correction=0)  # the first scores are those of the samples, before the division
-    ece = results(tmp_path)["ece"]
-    assert ece == pytest.approx(expected_calibration_error(trained_margin), abs=1e-4)
-    assert results(tmp_path)["score_std"] == pytest.approx(raw[0].std(correction=0).item())
-    assert ece != pytest.approx(expected_calibration_error(margin), abs=1e-2)
-
-
-def test_padding_and_tokens_after_the_end_do_not_change_a_score(trained):
-    model = load_scalar_model(trained / "out")
-    row = torch.tensor([[0, 5, 6, 18, 7, 1]])
-    alone = model(row)[0, -1]
-    for filler in (0, 1, 9):  # the end token among them: the first one counts, by length and not by id
-        padded = torch.cat([row, torch.full((1, 7), filler)], dim=1)
-        torch.testing.assert_close(model(padded)[0, 5], alone, atol=1e-5, rtol=0)
-    neighbours = score_responses(model, [[0, 5, 6, 18], [0]], [[7, 1], [9] * 20 + [1]], 99)
-    torch.testing.assert_close(neighbours[0], alone.detach(), atol=1e-5, rtol=0)
-
-
-def test_a_step_is_the_weighted_mean_of_its_pairs_whatever_the_micro_batch(tiny, tmp_path, monkeypatch):
-    """Pairs of different weight, so that any divisor but the weight of the whole step shows."""
-    plain_sgd(monkeypatch)
-    models = {}
-    for size in (1, 100, 9999):
-        paths = write_inputs(tmp_path / str(size), tiny)
-        rows = [row | {"weight": 1 + i % 3} for i, row in enumerate(read_jsonl(paths["pairs"]))]
-        write_jsonl(paths["pairs"], rows)
-        reward.main(reward.Config(**paths, batch_size=96, lr=0.1, warmup=0, max_grad_norm=1e9, held_out=0.2,
-                                  micro_tokens=size))
-        models[size] = load_scalar_model(paths["out"])
-    # an independent loss at the start: each response alone
-    runtime.seed_all(0)
-    model, tokenizer, loss, weights = load_scalar_model(tiny, new_head="normal"), Tokenizer(tiny), 0.0, 0
-    held = held_out_ids((row["id"] for row in rows), 0.2)
-    for row in rows:
-        if row["id"] not in held:
-            prompt = tokenizer.chat(row["prompt"])
-            chosen, rejected = (model(torch.tensor([prompt + tokenizer.response(row[side])]))[0, -1].item()
-                                for side in ("chosen", "rejected"))
-            loss += row["weight"] * math.log1p(math.exp(rejected - chosen))
-            weights += row["weight"]
-    for size, model in models.items():
-        [step] = metrics(tmp_path / str(size))
-        assert step["loss"] == pytest.approx(loss / weights, abs=1e-5)
-        assert change(models[9999], model).abs().max() < 1e-6
-    assert change(load_scalar_model(tiny, new_head="zero"), models[9999]).abs().max() > 1e-3
-
-
-def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("flag", "value"), [
+    ("micro_tokens", 200), ("micro_tokens", 1), ("gradient_checkpointing", True)])
+def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkeypatch, flag, value):
     """Two shuffled epochs with a short last batch, warm-up and decay, clipping, then calibration on a draw of samples.
 
-    Every answer is read alone, with the prompt before it and the end token after it, and scored at that token.
+    Every answer is read alone, with the prompt before it and the end token after it, and scored at that token. Pairs
+    differ in weight, so that any divisor but the weight of the whole step shows.
     """
     asked, paths, length = plain_sgd(monkeypatch), write_inputs(tmp_path, tiny), 2.5
     rows = [row | {"weight": 1 + i % 3} for i, row in enumerate(list(read_jsonl(paths["pairs"]))[:40])]
     write_jsonl(paths["pairs"], rows)
-    reward.main(reward.Config(**paths, epochs=2, batch_size=12, micro_tokens=200, lr=0.2, warmup=2,
-                              max_grad_norm=length, held_out=0.2, calibration_samples=25, seed=3))
-    assert asked == [{"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}]
+    reward.main(reward.Config(**paths, epochs=2, batch_size=12, lr=0.2, warmup=2, max_grad_norm=length, held_out=0.2,
+                              calibration_samples=25, seed=3, **{flag: value}))
+    assert [(settings["betas"], settings["weight_decay"]) for settings in asked] == [((0.9, 0.95), 0.0)]
 
-    runtime.seed_all(3)
-    model, tokenizer = load_scalar_model(tiny, new_head="normal"), Tokenizer(tiny)
-    rng = torch.Generator().manual_seed(3)
+    model, tokenizer = load_scalar_model(tiny, new_head="normal", seed=seed_of(3, "head")), Tokenizer(tiny)
 
     def score(prompt, response):
         return model(torch.tensor([tokenizer.chat(prompt) + tokenizer.encode(response) + [1]]))[0, -1]
@@ -279,8 +208,9 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkey
     held = held_out_ids((row["id"] for row in rows), 0.2)
     trained = [row for row in rows if row["id"] not in held]
     losses, norms, accuracies = [], [], []
-    for _ in range(2):
-        for batch in torch.randperm(32, generator=rng).split(12):
+    for epoch in range(2):
+        order = steps.permutation(32, 3, "reward", epoch)
+        for batch in (order[:12], order[12:24], order[24:]):
             batch = [trained[i] for i in batch]
             margins, weights = torch.stack([margin(row) for row in batch]), [row["weight"] for row in batch]
             loss = (torch.log1p((-margins).exp()) * torch.tensor(weights)).sum() / sum(weights)
@@ -294,15 +224,20 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkey
 
     samples = [row for row in read_jsonl(paths["calibrate"]) if row["finish"] == "stop" and row["id"] != "unknown"]
     questions = {row["id"]: row["question"] for row in read_jsonl(paths["questions"])}
-    drawn = [samples[i] for i in torch.randperm(len(samples), generator=rng)[:25]]
+    drawn = [samples[i] for i in steps.permutation(len(samples), 3, "calibrate")[:25]]
     with torch.no_grad():
         scores = torch.stack([score(questions[row["id"]], row["response"]) for row in drawn])
         mean, std = scores.mean(), scores.std(correction=0)
-        margins = torch.stack([margin(row) for row in rows if row["id"] in held]) / std
+        margins = torch.stack([margin(row) for row in rows if row["id"] in held])
         expected = torch.stack([(score(questions[row["id"]], row["response"]) - mean) / std for row in samples])
     torch.testing.assert_close(scores_of(tmp_path, samples, "response"), expected, atol=1e-3, rtol=1e-3)
-    assert results(tmp_path)["pair_accuracy"] == pytest.approx((margins > 0).float().mean().item())
-    assert results(tmp_path)["margin"] == pytest.approx(margins.mean().item(), abs=1e-3)
+    found = results(tmp_path)
+    assert found["pair_accuracy"] == pytest.approx((margins > 0).float().mean().item())
+    assert found["margin"] == pytest.approx((margins / std).mean().item(), abs=1e-3)
+    assert found["score_std"] == pytest.approx(std.item(), rel=1e-3)
+    # confidence is that of the margin as it was trained, before it was divided
+    assert found["ece"] == pytest.approx(expected_calibration_error(margins), abs=1e-3)
+    assert found["ece"] != pytest.approx(expected_calibration_error(margins / std), abs=1e-2)
     done = json.loads((tmp_path / "out" / "done.json").read_text())
     assert done["flops"] == 6 * done["tokens"] * sum(p.numel() for p in model.parameters())
     read = sum(len(tokenizer.chat(row["prompt"])) + len(tokenizer.response(row[side]))
@@ -310,16 +245,26 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkey
     assert done["tokens"] == 2 * read
 
 
-def test_a_constant_reward_model_is_never_right_and_stays_finite(tiny, tmp_path, monkeypatch):
-    """A tie is wrong: accuracy 0 and not one half. Its samples have no deviation to divide by."""
-    monkeypatch.setattr(torch.optim, "AdamW", lambda params, **_: torch.optim.SGD(params, lr=0.0))
-    monkeypatch.setattr(runtime, "set_lr", lambda optimizer, lr: None)
-    monkeypatch.setattr(reward, "load_scalar_model", lambda *_, new_head: load_scalar_model(tiny, new_head="zero"))
-    reward.main(reward.Config(**write_inputs(tmp_path, tiny)))
-    assert results(tmp_path)["pair_accuracy"] == 0 and results(tmp_path)["ties"] == 1
-    assert metrics(tmp_path)[0]["loss"] == pytest.approx(math.log(2)) and metrics(tmp_path)[0]["accuracy"] == 0
-    rows = list(read_jsonl(tmp_path / "samples.jsonl"))[:4]
-    assert scores_of(tmp_path, rows, "response").tolist() == [0, 0, 0, 0]
+def test_a_constant_reward_model_stays_finite(tiny):
+    """Its samples have no deviation to divide by."""
+    model = load_scalar_model(tiny, new_head="zero")
+    reward.calibrate(model, torch.full((4,), 0.5))
+    assert score_responses(model, [[0, 5]] * 2, [[7, 1], [8, 9, 1]], 99).isfinite().all()
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def test_padding_and_tokens_after_the_end_do_not_change_a_score(trained):
+    model = load_scalar_model(trained / "out")
+    row = torch.tensor([[0, 5, 6, 18, 7, 1]])
+    alone = model(row)[0, -1].item()
+    for filler in (0, 1, 9):  # the end token among them: the first one counts, by length and not by id
+        padded = torch.cat([row, torch.full((1, 7), filler)], dim=1)
+        assert model(padded)[0, 5].item() == pytest.approx(alone, abs=1e-5)
+    for micro_tokens in (1, 99):
+        scores = score_responses(model, [[0], [0, 5, 6, 18]], [[9] * 20 + [1], [7, 1]], micro_tokens)
+        assert scores[1].item() == pytest.approx(alone, abs=1e-5) and scores[0].item() != pytest.approx(alone, abs=1e-3)
 
 
 def test_scores_that_differ_in_the_third_digit_do_not_tie():
@@ -334,30 +279,18 @@ def test_scores_that_differ_in_the_third_digit_do_not_tie():
     assert second - first == pytest.approx(0.01, abs=1e-4)
 
 
-def test_a_question_set_may_be_named_instead_of_being_a_file(tiny, tmp_path, monkeypatch):
-    """'arith:train' is a question set to every script, as load_questions says."""
-    paths = write_inputs(tmp_path, tiny)
-    questions = load_questions(paths["questions"])
-    monkeypatch.setattr(reward, "load_questions", lambda spec: questions)
-    reward.main(reward.Config(**paths | {"questions": "arith:train"}))
-    assert (tmp_path / "out" / "done.json").is_file()
-
-
-def test_too_few_samples_to_calibrate_on_is_an_error(tiny, tmp_path):
-    paths = write_inputs(tmp_path, tiny)
-    write_jsonl(tmp_path / "samples.jsonl", [{"id": "q0", "response": "####", "finish": "length"}] * 5)
-    with pytest.raises(ValueError, match="0 finished responses, too few to calibrate on"):
-        reward.main(reward.Config(**paths))
-
-
-def test_pairs_of_a_single_question_cannot_be_both_trained_and_held_out(tiny, tmp_path):
-    paths = write_inputs(tmp_path, tiny)
-    write_jsonl(tmp_path / "pairs.jsonl", [row for row in read_jsonl(tmp_path / "pairs.jsonl") if row["id"] == "q0"])
-    with pytest.raises(ValueError, match="0 pairs to train on and 2 held out"):
-        reward.main(reward.Config(**paths))
-
-
-@pytest.mark.parametrize(("flag", "value"), [("epochs", 0), ("lr", 0.0), ("held_out", 1.0), ("held_out", 0.0)])
-def test_a_flag_out_of_range_is_named(tiny, tmp_path, flag, value):
-    with pytest.raises(ValueError, match=f"--{flag}"):
-        reward.main(reward.Config(**write_inputs(tmp_path, tiny), **{flag: value}))
+@pytest.mark.parametrize(("flags", "known", "expected"), [
+    ({"votes": True}, "q0 q1 q2", [1, -1, -1, -1, 1, 1, -1, -1]),
+    ({"votes": True, "lenient": True}, "q0 q1 q2", [1, 1, -1, -1, 1, 1, -1, -1]),  # a bare 7 too
+    ({"gold": True}, "q1 q3", [-1, -1, 1, -1, -1, -1, -1, -1]),
+])
+def test_without_a_reward_model_an_answer_scores_plus_or_minus_one(tmp_path, flags, known, expected):
+    """By the vote, 7, or by the gold answer, 8. Only questions whose answer is known are asked."""
+    if flags.pop("votes", False):
+        flags["votes"] = str(tmp_path / "votes.jsonl")
+        write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7"} for i in (2, 1, 0, 0)])
+    questions = [Question(f"q{i}", "?", "8" if i % 2 else None) for i in range(5)]
+    score, asked = make_score(ppo.Config("p", "q", "o", **flags), questions, Desk(False))
+    assert [question.id for question in asked] == known.split()
+    texts = ["#### 7", "7", "#### 8", "no idea", "#### 7.0", "A: 7", "", "#### 77"]
+    assert score([asked[1]] * 8, None, None, texts).tolist() == expected
