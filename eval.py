@@ -27,7 +27,7 @@ from generate import answer_in_parts, answers_to, load, prompts_of
 from model import Llama, load_scalar_model
 from reward import score_responses
 from runtime.files import lines
-from runtime.flags import Count, Input, Inputs, Natural, Positive, Questions
+from runtime.flags import AtOnce, Count, Input, Inputs, Natural, Positive, Questions
 from tasks.published import STOP_TEXT
 from tasks.recorded import load_samples
 
@@ -42,7 +42,7 @@ class Config:
     questions: Questions  # question set with gold answers
     out: str  # folder that gets a folder for each name
     max_new_tokens: Count = 256  # an answer that has not ended by then counts as truncated
-    batch_size: Count = 256  # rows sampled together
+    batch_size: AtOnce = 256  # rows sampled together
     limit: Natural = 0  # only the first questions; 0: all
     shots: Natural = 0  # worked examples before the question, as published scores have them; 0: a chat without
     reward_model: Input = ""  # scores the answers: best-of-n

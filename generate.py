@@ -21,7 +21,7 @@ from data import Question, Tokenizer, extract_answer, load_questions
 from model import KVCache, Llama, ModelConfig, load_model
 from runtime import ranks, seed_of
 from runtime.files import lines
-from runtime.flags import Count, Input, Natural, Questions
+from runtime.flags import AtOnce, Count, Input, Natural, Questions
 from tasks.published import STOP_TEXT, few_shot_prompt
 
 READ_AT_ONCE = {"cpu": 2**11, "cuda": 2**16}  # tokens of prompts: what fits into a core's own cache is read faster
@@ -251,7 +251,7 @@ class Config:
     samples: Count = 8  # answers per question and temperature
     temperatures: str = "1.0"  # comma-separated; several give the vote more variety
     max_new_tokens: Count = 256  # an answer that has not ended by then counts as unfinished
-    batch_size: Count = 256  # rows sampled together
+    batch_size: AtOnce = 256  # rows sampled together
     limit: Natural = 0  # only the first questions; 0: all
     shots: Natural = 0  # worked examples before the question, as published scores have them; 0: a chat without
     lenient: bool = False  # read the last number or letter where no answer is stated

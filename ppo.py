@@ -28,7 +28,7 @@ from generate import answers_to, prompts_of
 from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, masked_values
 from reward import make_score
 from runtime import Desk, ranks, steps
-from runtime.flags import Count, Input, Natural, NotNegative, Positive, Questions, Share
+from runtime.flags import AtOnce, Count, Input, Natural, NotNegative, Positive, Questions, Saving, Share
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Config:
     eval_every: Count = 20  # iterations between those, and between entries of samples.txt
     seed: int = 0  # of the order of the questions and of all sampling
     # what changes the memory that is needed and not the result
-    batch_size: Count = 256  # responses sampled together
-    micro_tokens: Count = 4096  # tokens per forward pass, padding included
-    gradient_checkpointing: bool = False  # a third more time for much less memory
-    offload: bool = False  # all but the network at work wait in the CPU's memory, Adam's moments too
+    batch_size: AtOnce = 256  # responses sampled together
+    micro_tokens: AtOnce = 4096  # tokens per forward pass, padding included
+    gradient_checkpointing: Saving = False  # a third more time for much less memory
+    offload: Saving = False  # all but the network at work wait in the CPU's memory, Adam's moments too
 
 
 # ---- the method: five pure functions -------------------------------------------------------------------------------

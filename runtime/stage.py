@@ -106,12 +106,13 @@ LOCKS: dict[tuple[int, int], int] = {}  # folders that this process works in: (d
 class Stage:
     """The folder `cfg.out` of one script run, which rank 0 alone writes to.
 
-    Inputs count by the contents of their files, not by their names, so that a run folder can be moved; flags of
-    flags.MEMORY do not count. `finished` is True when done.json already says that this work is done.
+    Inputs count by the contents of their files, not by their names, so that a run folder can be moved; flags that
+    change memory alone do not count. `finished` is True when done.json already says that this work is done.
     """
 
     def __init__(self, cfg):
         self.folder, self.start, self.step = Path(cfg.out), time.monotonic(), 0
+        self.memory = flags.memory(cfg)
         hashes = {name: _hash(Path(path), name) for name, path in flags.inputs(cfg).items()}
         config = dataclasses.asdict(cfg)
         named = {"out", *hashes, *(name for name, value in config.items() if isinstance(value, tuple))}
@@ -152,7 +153,7 @@ class Stage:
             f"{key} {old[part].get(key)} -> {self.record[part].get(key)}"
             for part in ("settings", "inputs")
             for key in {**old[part], **self.record[part]}
-            if old[part].get(key) != self.record[part].get(key) and key not in flags.MEMORY
+            if old[part].get(key) != self.record[part].get(key) and key not in self.memory
         ]
 
     def _read_done(self) -> dict | None:

@@ -1475,7 +1475,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "test_checkpoint::a_signal_stops_after_the_step_with_the_state_saved"),
     ],
     "runtime/stage.py": [
-        ("less memory begins anew", " and key not in flags.MEMORY\n", "\n",
+        ("less memory begins anew", " and key not in self.memory\n", "\n",
          "test_runtime::a_finished_stage_is_skipped_and_left_as_it_is"),
         ("another setting is not noticed", "if old[part].get(key) != self.record[part].get(key) and",
          "if part == \"inputs\" and old[part].get(key) != self.record[part].get(key) and",

@@ -13,6 +13,7 @@ import torch
 from runtime import SIGNALS, Stage, launch, seed_of, stage, steps
 from runtime import checkpoint as module
 from runtime.checkpoint import Checkpoint
+from runtime.flags import AtOnce
 
 STEPS = 7
 
@@ -23,7 +24,7 @@ class Config:
 
     out: str
     lr: float = 0.1
-    micro_tokens: int = 9
+    micro_tokens: AtOnce = 9
 
 
 class Cut(Exception):

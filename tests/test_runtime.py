@@ -73,9 +73,11 @@ def test_a_flag_outside_its_range_is_named():
 
 @pytest.mark.parametrize("script", ["data", "eval", "generate", "ppo", "pseudo_reward", "reward", "sft"])
 def test_every_number_of_a_script_has_its_range(script):
-    """But for seeds, whose range cli knows, and a score."""
+    """But for seeds, whose range cli knows, and a score. What changes memory alone is told apart."""
     kinds = typing.get_type_hints(importlib.import_module(script).Config, include_extras=True)
     assert {name for name, kind in kinds.items() if kind in (int, float)} <= {"seed", "unfinished_score"}
+    alone = {name for name, kind in kinds.items() if "memory" in getattr(kind, "__metadata__", ())}
+    assert ("batch_size" in alone) == (script in ("eval", "generate", "ppo"))  # elsewhere it is that of a step
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class Words:
     files: flags.Inputs
     data: flags.Input = ""
     questions: flags.Questions = ""
-    micro_tokens: int = 8
-    offload: bool = False
+    micro_tokens: flags.AtOnce = 8
+    offload: flags.Saving = False
 
 
 def test_words_without_a_flag_fill_a_field_of_texts(capsys):
@@ -301,7 +303,8 @@ class Work:
     data: flags.Input
     out: str
     lr: float = 0.1
-    batch_size: int = 8
+    batch_size: flags.Count = 8
+    micro_tokens: flags.AtOnce = 8
 
 
 def run(cfg, text="result"):
@@ -339,7 +342,7 @@ def test_a_finished_stage_is_skipped_and_left_as_it_is(cfg, tmp_path):
     """Also with less memory, and where its run folder was moved or an input file renamed."""
     assert run(cfg)
     before = contents(cfg)
-    assert not run(cfg, "another") and not run(replace(cfg, batch_size=4), "another")
+    assert not run(cfg, "another") and not run(replace(cfg, micro_tokens=4), "another")
     renamed = Path(cfg.data).rename(Path(cfg.data).with_name("renamed.jsonl"))
     assert not run(replace(cfg, data=str(renamed)))
     assert contents(cfg) == before and aside(cfg) == []
@@ -368,6 +371,7 @@ def test_a_changed_setting_or_input_redoes_the_stage_and_keeps_the_old_one_aside
     assert run(cfg, "third") and aside(cfg) == ["stage.old1", "stage.old2"]
     Path(cfg.data).write_text('{"a": 2}\n', encoding="utf-8")  # same size, same name
     assert run(cfg, "fourth") and aside(cfg) == ["stage.old1", "stage.old2", "stage.old3"]
+    assert run(replace(cfg, batch_size=4))  # of an optimiser's step: it changes the result
 
 
 def test_an_input_folder_counts_by_its_models_files_not_by_its_own_done_json(cfg):
