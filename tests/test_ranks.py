@@ -78,6 +78,7 @@ def forked(n, folder, work):
             children.append(child)
             continue
         signal.alarm(300)  # nobody waits for ever
+        code = 1
         try:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -85,12 +86,12 @@ def forked(n, folder, work):
             os.dup2(handle, 1), os.dup2(handle, 2)
             sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = os.fdopen(handle, "w")
             work()
-            ranks.leave()
+            code = 0
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stdout.flush()
-            os._exit(1)
+            os._exit(code)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     text = log.read_text()
     log.unlink()
@@ -222,8 +223,7 @@ def test_a_rank_that_is_killed_ends_all_and_any_number_goes_on(world, model_fold
     assert error.count("error: rank 1 was ended by SIGKILL") == 1 and "goes on" not in output
     for n in (1, 2, 3):
         shutil.copytree(out, tmp_path / str(n) / script)
-        output, _ = run(n, script, flags, tmp_path / str(n) / script)
-        assert output.count("goes on after step 3") == 1
+        assert forked_script(n, script, flags, tmp_path / str(n) / script).count("goes on after step 3") == 1
         assert_same_training(tmp_path / str(n) / script, alone(script)[0])
 
 
@@ -261,7 +261,7 @@ def test_a_signal_stops_all_after_the_same_step_with_the_state_saved(
     assert process.returncode == code, error
     assert error.count("stopping after this step") == 1 and error.count("this goes on from there") == 1
     assert "Traceback" not in error
-    assert "goes on after step 3" in run(2, "sft", flags, tmp_path / "out")[0]
+    assert "goes on after step 3" in forked_script(2, "sft", flags, tmp_path / "out")
     assert_same_training(tmp_path / "out", alone("sft")[0])
 
 
