@@ -183,11 +183,12 @@ def evaluate(cfg: Config, stage: runtime.Stage) -> None:
     if Path(folder).is_file():
         runtime.require(not (cfg.reward_model or cfg.shots), f"{folder}: recorded answers are graded as they are")
         cost = {"parameters": 0}
-        stage.append("answers.jsonl", lines(recorded_transcripts(folder, questions)))
+        recorded = recorded_transcripts(folder, questions)
+        for _ in stage.steps(1):
+            stage.append("transcripts.jsonl", lines(recorded))
     else:
         cost = (best_of_n if cfg.reward_model else greedy)(cfg, stage, folder, questions)
-    transcripts, scored = stage.rows("answers.jsonl"), stage.rows("scores.jsonl")
-    stage.rename("answers.jsonl", "transcripts.jsonl")
+    transcripts, scored = stage.rows("transcripts.jsonl"), stage.rows("scores.jsonl")
     judge = judge_quality(scored, trained_scale(cfg.reward_model)) if scored else {}
     summary = summarise(transcripts)
     low, high = summary["ci95"]
@@ -202,19 +203,19 @@ def evaluate(cfg: Config, stage: runtime.Stage) -> None:
 
 
 def greedy(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Question]) -> dict:
-    """Answer into answers.jsonl; returns the number of parameters and of prompt tokens read."""
+    """Answer into transcripts.jsonl; returns the number of parameters and of prompt tokens read."""
     model, tokenizer = load(folder)
     prompts = prompts_of(model.config, tokenizer, questions, cfg.max_new_tokens, cfg.shots)
     stop_text = STOP_TEXT[questions[0].kind] if cfg.shots else ""
     for _, rows, answers in answer_in_parts(stage, cfg, model, tokenizer, prompts, "eval", stop_text=stop_text):
         graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for i, [r] in zip(rows, answers)]
-        stage.append("answers.jsonl", lines(graded))
+        stage.append("transcripts.jsonl", lines(graded))
     return {"parameters": sum(p.numel() for p in model.parameters()), "read": sum(map(len, prompts))}
 
 
 def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Question]) -> dict:
-    """Sample several answers to each question; the one that the reward model likes best goes into answers.jsonl, the
-    scores of all into scores.jsonl."""
+    """Sample several answers to each question; the one that the reward model likes best goes into transcripts.jsonl,
+    the scores of all into scores.jsonl."""
     model, tokenizer = load(folder)
     tokenizer.require_same(cfg.reward_model)
     scorer = load_scalar_model(cfg.reward_model, torch.float32, runtime.default_device())
@@ -227,7 +228,7 @@ def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Qu
         for i, responses, row in zip(rows, answers, scores):
             graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for r in responses]
             best = row.index(max(row))
-            stage.append("answers.jsonl", lines([graded[best] | {"score": row[best]}]))
+            stage.append("transcripts.jsonl", lines([graded[best] | {"score": row[best]}]))
             columns = {"correct": "correct", "answers": "answer", "tokens": "tokens"}
             columns = {key: [transcript[name] for transcript in graded] for key, name in columns.items()}
             scored = {"id": questions[i].id, "scores": [round(score, 5) for score in row]} | columns

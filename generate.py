@@ -313,9 +313,8 @@ def sample(cfg: Config, stage: runtime.Stage) -> None:
             for i, responses in zip(asked, answers)
             for response in responses
         ]
-        stage.append("answers.jsonl", lines(rows))
-    rows = stage.rows("answers.jsonl")
-    stage.rename("answers.jsonl", "samples.jsonl")
+        stage.append("samples.jsonl", lines(rows))
+    rows = stage.rows("samples.jsonl")
     ended = sum(row["finish"] == "stop" for row in rows) / len(rows)
     answered = sum(row["answer"] is not None for row in rows) / len(rows)
     tokens = sum(row["tokens"] for row in rows)

@@ -222,11 +222,6 @@ class Stage:
             with (self.out / name).open("a", encoding="utf-8") as file:
                 file.write(text)
 
-    def rename(self, old: str, new: str) -> None:
-        """What `append` filled is whole now and gets its own name."""
-        if ranks.RANK == 0:
-            (self.out / old).replace(self.out / new)
-
     def rows(self, name: str) -> list[dict]:
         """The objects of a JSONL that `append` filled. Call on every rank."""
         path = self.folder / name

@@ -212,6 +212,21 @@ def test_best_of_n_that_was_cut_off_between_two_lines_has_each_once(tiny, scorer
     assert (again[0], again[2]) == (whole[0], whole[2]) and len(calls) == 28 + 32
 
 
+def test_answers_are_not_lost_or_doubled_by_a_kill_after_the_last(tiny, tmp_path, monkeypatch):
+    def cut(transcripts):
+        raise KeyboardInterrupt
+
+    write_jsonl(tmp_path / "recorded.jsonl", [{"id": str(i), "responses": ["7"]} for i in range(6)])
+    for name, folder in (("model", tiny), ("recorded", tmp_path / "recorded.jsonl")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(evaluation, "summarise", cut)
+            list(run(tmp_path, f"{name}={folder}"))
+        with monkeypatch.context() as patch:
+            patch.setattr(generate, "generate", None)  # is not asked again
+            [(transcripts, _, _)] = run(tmp_path, f"{name}={folder}")
+        assert [transcript["id"] for transcript in transcripts] == list("012345")
+
+
 def test_recorded_answers_are_graded_without_a_model(tmp_path):
     """The first answer to each question counts; what nobody recorded is an error and not a wrong answer."""
     rows = [{"id": str(i), "responses": [f"#### {i + 1 + (i == 2)}", "#### 0"]} for i in range(6)]

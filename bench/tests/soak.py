@@ -102,8 +102,12 @@ class Pipeline:
             handle = os.open(self.log, os.O_WRONLY | os.O_APPEND)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
-            sys.argv = argv
-            runpy.run_path(argv[0], run_name="__main__")
+            if argv[0] == "-m":
+                sys.argv = argv[1:]
+                runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv = argv
+                runpy.run_path(argv[0], run_name="__main__")
         except SystemExit as stop:
             code = stop.code or 0
         except BaseException:
