@@ -122,6 +122,8 @@ class Stage:
         self.finished = ranks.broadcast(self.done is not None and not self._changes(self.done))
         if self.finished:
             print(f"{self.folder}: done already ({self.done['seconds']:.0f} s), skipped", flush=True)
+            if ranks.RANK == 0:  # a kill right after done.json leaves it
+                shutil.rmtree(self.folder / "resume", ignore_errors=True)
             return
         place = next(path for path in [self.folder.resolve(), *self.folder.resolve().parents] if path.exists())
         good = place.is_dir() and os.access(place, os.W_OK)

@@ -1483,6 +1483,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("another input is not noticed", "if old[part].get(key) != self.record[part].get(key) and",
          "if part == \"settings\" and old[part].get(key) != self.record[part].get(key) and",
          "test_runtime::a_changed_setting_or_input_redoes_the_stage_and_keeps_the_old_one_aside"),
+        ("states of a finished stage stay", "shutil.rmtree(self.folder / \"resume\", ignore_errors=True)", "pass",
+         "test_runtime::a_finished_stage_is_skipped_and_left_as_it_is"),
         ("a file counts by its name", "if file != path:  # a file", "if True:  # a file",
          "test_runtime::a_finished_stage_is_skipped_and_left_as_it_is"),
         ("a folder's names do not count", "digest.update(file.name.encode())", "pass",

@@ -342,6 +342,7 @@ def test_a_finished_stage_is_skipped_and_left_as_it_is(cfg, tmp_path):
     """Also with less memory, and where its run folder was moved or an input file renamed."""
     assert run(cfg)
     before = contents(cfg)
+    (Path(cfg.out) / "resume").mkdir()  # a kill right after done.json leaves it
     assert not run(cfg, "another") and not run(replace(cfg, micro_tokens=4), "another")
     renamed = Path(cfg.data).rename(Path(cfg.data).with_name("renamed.jsonl"))
     assert not run(replace(cfg, data=str(renamed)))
