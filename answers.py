@@ -1,11 +1,10 @@
 r"""The final answer in a text, in one spelling: one function for the vote, the reward and the score alike.
 
-`extract_answer` reads it, strictly (an answer that is stated) or leniently (else the last one mentioned); `is_correct`
-compares. Two kinds: 'number' (GSM8K) and 'choice' (a letter, MMLU-Pro).
+`extract_answer` reads it, strictly (an answer that is stated) or leniently (else the last one mentioned). Two kinds:
+'number' (GSM8K) and 'choice' (a letter, MMLU-Pro).
 
-    '... 3+4=7\n#### 7'        stated: 7        '12 of the 20 pens'     lenient: 20
-    'The answer is **(C)**.'   stated: C        'B is wrong, so D'      lenient: D
-    '\boxed{\frac{1}{2}}'      stated: 0.5      'The answer is five.'   none
+    '... 3+4=7\n#### 7'  stated: 7      '12 of the 20 pens'     lenient: 20
+    'The answer is (C)'  stated: C      'The answer is five.'   none
 
 The time is linear in the length of the text: a repetition in these patterns is bounded, or what may follow it cannot
 be one more of it.
@@ -74,8 +73,7 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
 
     Strict: an answer that is stated ('#### 7', 'A: 7', 'the answer is (C)', '\\boxed{7}'). Lenient: that, else the
     last number or the last lone capital letter. Example: ('3+4=7\\n#### 1,007.', 'number') -> '1007'.
-    The patterns read '\\n' and the _plain text after the first '</think>'. STATED has the strongest mark first. Of one
-    mark the first statement counts that is not TAKEN_BACK within 100 characters, else the last. Group 'answer' is it.
+    Of the strongest mark the first statement counts that is not TAKEN_BACK within 100 characters, else the last.
     """
     text = "\n" + _plain(text.split("</think>")[:2][-1])  # what a reasoning model thought is no answer
     for mark in STATED[kind]:
@@ -105,9 +103,8 @@ def canonical(text: str, kind: str) -> str | None:
     value = Fraction(f"{whole}e{number['power'] or 0}") + Fraction(int(top), int(number["bottom"] or 1))
     value *= SCALE[number["scale"]] * (-1 if "-" in number["sign"] else 1)
     places = value.denominator.bit_length()  # enough: a denominator of only 2s and 5s divides 10**places
-    if value.denominator == 1 or 10**places % value.denominator:
-        spelled = str(value)
-    else:
+    spelled = str(value)
+    if value.denominator > 1 and 10**places % value.denominator == 0:
         spelled = format(Decimal(f"{value * 10**places}e-{places}"), "f").rstrip("0")  # Decimal(text) is exact
     return spelled if len(spelled) <= LONGEST else None
 
@@ -116,13 +113,11 @@ def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
     """Whether an extracted answer equals the gold one. No answer is never correct."""
     if answer is None or gold is None:
         return False
-    answer = canonical(answer, kind)
-    return answer is not None and answer == canonical(gold, kind)
+    return canonical(answer, kind) == canonical(gold, kind) is not None
 
 
 def _plain(text: str) -> str:
     """Without what only decorates: '\\dfrac{3}{4}' -> '3/4', '1{,}000 \\text{ g}' -> '1,000 { g}'."""
-    if "\\" in text or "{,}" in text or not text.isascii():  # to save time
-        text = FANCY.sub(lambda fancy: PLAIN[fancy[0]], text)
-        text = FRAC.sub(r" \1\2/\3\4", text)
-    return text
+    if "\\" not in text and "{,}" not in text and text.isascii():  # to save time
+        return text
+    return FRAC.sub(r" \1\2/\3\4", FANCY.sub(lambda fancy: PLAIN[fancy[0]], text))

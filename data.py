@@ -19,7 +19,7 @@ from torch import Tensor
 
 import runtime
 from answers import extract_answer, is_correct  # noqa: F401  all that is about text can be had from here
-from hf.tokenizer import Tokenizer
+from hf.tokenizer import Tokenizer  # noqa: F401
 from runtime.files import read_jsonl, write_jsonl  # noqa: F401
 from runtime.flags import Count, Questions
 from tasks import load_questions
@@ -58,10 +58,7 @@ INSTRUCTIONS = {  # forms that the strict reading knows, asked for in words that
 
 @dataclass(frozen=True)
 class Config:
-    """Write train, valid and test questions of a set, disjoint, as every later stage will ask them.
-
-    Two more commands, each with a --help of its own: 'data.py check FILE ...' and 'data.py fetch gsm8k'.
-    """
+    """Write disjoint splits of a question set. Two more commands: 'data.py check FILE ...', 'data.py fetch gsm8k'."""
 
     questions: Questions  # arith, gsm8k, mmlu_pro, or a JSONL file to be split
     out: str  # folder to write
@@ -119,13 +116,8 @@ def _cut(name: str, pool: list[Question], counts: dict[str, int], seed: int) -> 
     return {split: [next(stream) for _ in range(count)] for split, count in counts.items()}
 
 
-def check_files(cfg: CheckConfig) -> None:
-    """`data.py check`."""
-    check(cfg, Tokenizer(cfg.tokenizer).chat if cfg.tokenizer else None)
-
-
 if __name__ == "__main__":
-    commands = {"check": (check_files, CheckConfig), "fetch": (fetch, FetchConfig)}
+    commands = {"check": (check, CheckConfig), "fetch": (fetch, FetchConfig)}
     if sys.argv[1:] and sys.argv[1] in commands:
         runtime.launch(*commands[sys.argv[1]], sys.argv[2:])
     else:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hf.folder import read_config, read_score_mean, read_tensors, write_folder
+from hf.folder import ROPE, read_config, read_score_mean, read_tensors, write_folder
 from runtime.chunked import ChunkedLogprobs
 
 # ---- configuration -------------------------------------------------------------------------------------------------
@@ -64,12 +64,11 @@ class ModelConfig:
 
         Absent token ids are written as null: without the key transformers takes 1 and 2 for bos and eos.
         """
-        rope = {key: value for key, value in vars(self).items() if key.startswith("rope_")}
-        raw = {key: value for key, value in vars(self).items() if key not in rope}
-        raw |= {"rope_theta": rope.pop("rope_theta"), "hidden_act": "silu"}
-        if self.rope_type != "default":
-            scaling = {key.removeprefix("rope_"): value for key, value in rope.items()}
-            raw["rope_scaling"] = {"rope_type": scaling.pop("type")} | scaling
+        raw = {key: value for key, value in vars(self).items() if not key.startswith("rope_")}
+        raw |= {"rope_theta": self.rope_theta, "hidden_act": "silu"}
+        if self.rope_type == "llama3":
+            raw["rope_scaling"] = {key.removeprefix("rope_"): getattr(self, key) for key in ROPE}
+            raw["rope_scaling"]["rope_type"] = "llama3"
         return raw | extra
 
 
@@ -341,8 +340,7 @@ class ScalarModel(nn.Module):
 def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> Llama:
     """Load a Hugging Face folder (config.json + model.safetensors, or an index and its shards).
 
-    dtype and device default to the file's dtype and the CPU. Raises ValueError or FileNotFoundError with one sentence
-    naming the file and the tensor.
+    Without a dtype that of the file stays. ValueError or FileNotFoundError names the file and the tensor.
     """
     with torch.device("meta"):  # shapes only: the weights go straight from the file to their place
         model = Llama(ModelConfig.from_folder(folder))
@@ -363,16 +361,13 @@ def load_scalar_model(
     'normal' is N(0, 1/(D+1)) (OpenAI, lm-human-preferences): scores of size one at the start. A missing head is an
     error unless a new one is asked for: a silently random reward model looks healthy in every log.
     """
-    if new_head not in (None, "normal", "zero"):
-        raise ValueError(f"new_head {new_head!r} is neither 'normal' nor 'zero'")
     with torch.device("meta"):
         model = ScalarModel(ModelConfig.from_folder(folder))
     _fill(model, folder, dtype, device, ignored={"lm_head.weight", "score.weight"} if new_head else set())
     if new_head:
-        weight = torch.zeros(1, model.config.hidden_size)  # (1, D); drawn on the CPU: the same on every device
-        if new_head == "normal":
-            rng = torch.Generator().manual_seed(seed)
-            weight.normal_(std=1 / math.sqrt(model.config.hidden_size + 1), generator=rng)
+        std = {"normal": 1 / math.sqrt(model.config.hidden_size + 1), "zero": 0.0}[new_head]
+        rng = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
+        weight = torch.zeros(1, model.config.hidden_size).normal_(std=std, generator=rng)  # (1, D)
         model.score.weight = nn.Parameter(weight.to(model.model.norm.weight))
     else:
         model.score_mean = read_score_mean(folder)
@@ -386,7 +381,7 @@ def _fill(model: nn.Module, folder: str | Path, dtype, device, ignored: set[str]
     model.load_state_dict(tensors, assign=True, strict=False)  # all that strict would check is checked
 
 
-def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: int = 5 * 10**9) -> None:
+def save_model(model: Llama | ScalarModel, folder: str | Path) -> None:
     """Write a folder that transformers loads unchanged. A save cut short leaves the old weights in place."""
     config, tensors = model.config, model.state_dict()
     family = "Qwen2" if config.model_type == "qwen2" else "Llama"
@@ -401,7 +396,7 @@ def save_model(model: Llama | ScalarModel, folder: str | Path, max_shard_size: i
         ends = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
         if config.pad_token_id in ends:  # transformers would take a text's last token for padding
             extra["pad_token_id"] = None
-    write_folder(folder, config.to_json(**extra), tensors, max_shard_size)
+    write_folder(folder, config.to_json(**extra), tensors)
 
 
 Llama.save = ScalarModel.save = save_model  # by this name a stage saves any network

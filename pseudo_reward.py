@@ -131,27 +131,15 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         if not elected:
             continue
         kept += 1
-        rewards_rows.append(
-            {
-                "id": key,
-                "vote": vote,
-                "share": round(share, 4),
-                "responses": [
-                    {"source": s.source, "response": s.response, "answer": s.answer, "reward": reward}
-                    for s, reward in zip(responses, rewards)
-                ],
-            }
-        )
+        rewarded = [
+            {"source": s.source, "response": s.response, "answer": s.answer, "reward": reward}
+            for s, reward in zip(responses, rewards)
+        ]
+        rewards_rows.append({"id": key, "vote": vote, "share": round(share, 4), "responses": rewarded})
         pairs = make_pairs(responses, rewards, cfg.pairs_per_question, rng)
+        asked = {"id": key, "prompt": question.prompt}
         pair_rows += [
-            {
-                "id": key,
-                "prompt": question.prompt,
-                "chosen": c.response,
-                "rejected": r.response,
-                "weight": 1 / len(pairs),
-            }
-            for c, r in pairs
+            asked | {"chosen": c.response, "rejected": r.response, "weight": 1 / len(pairs)} for c, r in pairs
         ]
     runtime.require(kept > 0, f"no question kept: no vote of {len(questions)} reaches --min_share {cfg.min_share}")
     write_jsonl(stage.out / "rewards.jsonl", rewards_rows)
@@ -162,14 +150,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         f"{kept} of {len(questions)} questions have a vote (mean share {mean_share:.2f}): "
         f"{len(sft_rows)} SFT examples, {len(pair_rows)} pairs"
     )
-    stage.finish(
-        questions=len(questions),
-        kept=kept,
-        share_kept=kept / len(questions),
-        mean_share=mean_share,
-        sft_examples=len(sft_rows),
-        pairs=len(pair_rows),
-    )
+    counts = {"questions": len(questions), "kept": kept, "sft_examples": len(sft_rows), "pairs": len(pair_rows)}
+    stage.finish(**counts, share_kept=kept / len(questions), mean_share=mean_share)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ then tokenised: a user who types '<|eot_id|>' ends the turn. Here a template yie
 marked `Special` can become a special token.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -16,9 +15,8 @@ import tokenizers
 
 from runtime.files import read_object
 
-FILES = (
-    "tokenizer.json tokenizer_config.json special_tokens_map.json generation_config.json chat_template.jinja".split()
-)
+CONFIGS = "tokenizer_config.json", "generation_config.json", "config.json"  # the files that name end tokens
+FILES = "tokenizer.json", *CONFIGS[:2], "special_tokens_map.json", "chat_template.jinja"
 DATE = "26 Jul 2024"  # what Llama 3.1's own template says when nobody tells it the day
 Turns = list[tuple[str, str]]  # (role, text)
 
@@ -49,7 +47,7 @@ def llama3(turns: Turns, opened: bool, date: str | None = None) -> Iterator[str]
 
 
 def chatml(turns: Turns, opened: bool, system: str | None = None) -> Iterator[str]:
-    """ChatML; `system` is what Qwen2.5's and SmolLM2's templates say by themselves where no system turn is given."""
+    """ChatML; `system` is what Qwen2.5's and SmolLM2's templates say where no system turn is given."""
     if system is not None and turns[0][0] != "system":
         turns = [("system", system), *turns]
     for role, text in turns:
@@ -58,20 +56,21 @@ def chatml(turns: Turns, opened: bool, system: str | None = None) -> Iterator[st
         yield from (IM_START, "assistant", "\n")
 
 
-def plain(turns: Turns, opened: bool, tokens: list[Special]) -> Iterator[str]:
-    """A base model, which knows no turns: each text ends with a newline, an answer with the end token, tokens' last."""
-    *begin, end = tokens
+def plain(turns: Turns, opened: bool, begin: list[Special], end: Special) -> Iterator[str]:
+    """A base model, which knows no turns: each text ends with a newline, an answer with the end token."""
     yield from begin
     for role, text in turns:
         yield from (text, end if role == "assistant" else "\n")
 
 
-def family(template: str) -> str | None:
+def family(template: object) -> str | None:
     """'llama3', 'llama3.1' or 'chatml': whose Jinja template this is, told from its text. None: nobody's we know.
 
     A relative that differs in what stands above (newlines, trimming, a system turn or thoughts of its own) is nobody's:
     a template that is nearly right is worse than a refusal.
     """
+    if not isinstance(template, str):
+        return None
     has = lambda pattern: re.search(pattern, template) is not None
     if START in template:
         if not has("trim") or has(r"<think|<\|end_header_id\|>(?!(\\n|\n){2})"):
@@ -90,6 +89,11 @@ def default_system(template: str) -> str | None:
     return literal and literal[2].encode("ascii", "backslashreplace").decode("unicode_escape")  # as Jinja reads it
 
 
+def _name(token: object) -> object:
+    """A token that a file names, alone or with its flags."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
 # ---- the tokenizer -------------------------------------------------------------------------------------------------
 
 
@@ -98,12 +102,11 @@ class Tokenizer:
 
     style: 'llama3', 'llama3.1', 'chatml', or 'plain' for a base model. The template's text tells it. A folder without a
     template is a base model, unless an end token that it names (where it names none: its vocabulary) closes a turn.
-    date: the day that Llama 3.1 and 3.2 are told; by default tokenizer_config.json's "date_string", else DATE, which
-    stays the same, so that a run gives the same numbers tomorrow.
+    Llama 3.1 and 3.2 are told a date: tokenizer_config.json's "date_string", else DATE, the same tomorrow as today.
     ValueError: a damaged file, an unknown template, more tokens than the embedding, an end token that is none.
     """
 
-    def __init__(self, folder: str | Path, date: str | None = None):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         path = self.folder / "tokenizer.json"
         if not path.is_file():
@@ -115,34 +118,14 @@ class Tokenizer:
         self.vocab_size = 1 + max(self.backend.get_vocab().values(), default=-1)
         rows = self._json("config.json").get("vocab_size")
         if isinstance(rows, int) and rows < self.vocab_size:  # fewer tokens than rows are fine: Qwen pads its embedding
-            sizes = f"{self.vocab_size} tokens but config.json's embedding only {rows} rows (vocab_size)"
-            raise ValueError(f"{path} has {sizes}: take both from the same model")
+            raise ValueError(f"{path} has {self.vocab_size} tokens, but config.json's vocab_size is only {rows}")
         added = self.backend.get_added_tokens_decoder()
         # Text is text. The switch is for tokens known as special, and files flag some ('<tool_call>') as ordinary.
         self.backend.add_special_tokens([token.content for token in added.values()])
         self.backend.encode_special_tokens = True
 
-        self.config = self._json("tokenizer_config.json") | ({"date_string": date} if date else {})
-        template, stops, ends = self._template(), self._stops(), {EOT: "llama3", IM_END: "chatml"}
-        names = [self.backend.id_to_token(id) for id in stops] or [end for end in ends if self.id(end) is not None]
-        self.style = family(template) if template else next((ends[name] for name in names if name in ends), "plain")
-        if self.style == "plain" and not names:
-            raise ValueError(f"{self.folder}: no end token is known; name it as eos_token in tokenizer_config.json")
-        if self.style == "plain":
-            begin = [self._named("bos_token")] if self._named("bos_token") else self.backend.encode("").tokens[:1]
-            tokens = [Special(token) for token in (*begin, names[0])]
-            self.pieces = partial(plain, tokens=tokens)
-        elif self.style == "chatml":
-            self.pieces, tokens = partial(chatml, system=default_system(template)), CHATML
-        elif self.style == "llama3":
-            self.pieces, tokens = llama3, LLAMA3
-        elif self.style == "llama3.1":
-            self.pieces, tokens = partial(llama3, date=self.config.get("date_string") or DATE), LLAMA3
-        else:
-            known = "Llama 3, Llama 3.1, Llama 3.2, SmolLM2, Qwen2.5 or plain ChatML"
-            raise ValueError(
-                f"{self.folder} has a chat template that hf/tokenizer.py does not know: take one with that of {known}"
-            )
+        stops = self._stops()
+        tokens = self._choose_style([self.backend.id_to_token(id) for id in stops])
         for token in tokens:
             if self.id(token) is None:
                 raise ValueError(f"{path} has no token '{token}', which the {self.style} template needs")
@@ -155,41 +138,41 @@ class Tokenizer:
         path = self.folder / name
         return read_object(path) if path.is_file() else {}
 
-    def _template(self) -> str:
-        """The text of the folder's chat template, '' if it has none."""
-        path = self.folder / "chat_template.jinja"  # where transformers 5 puts it, and looks first
-        template = path.read_text("utf-8", "replace") if path.is_file() else self.config.get("chat_template") or ""
-        try:
-            if isinstance(template, list):  # several with names
-                template = {entry["name"]: entry["template"] for entry in template}.get("default", "no default")
-        except (KeyError, TypeError):
-            template = None
-        if not isinstance(template, str):
-            raise ValueError(f"{self.folder / 'tokenizer_config.json'}: chat_template is no text and no named texts")
-        return template
-
-    def _named(self, key: str) -> str | None:
-        """A token that tokenizer_config.json names, alone or with its flags."""
-        token = self.config.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(token, str | None):
-            raise ValueError(f"{self.folder / 'tokenizer_config.json'}: {key} must be a text, not {token!r:.80}")
-        return token
+    def _choose_style(self, ends: list[str]) -> list[Special]:
+        """Set `style` and `pieces`, the template with its arguments; its special tokens, the end token last."""
+        config, path = self._json("tokenizer_config.json"), self.folder / "chat_template.jinja"
+        template = path.read_text("utf-8", "replace") if path.is_file() else config.get("chat_template") or ""
+        closing = {EOT: "llama3", IM_END: "chatml"}
+        ends = ends or [end for end in closing if self.id(end) is not None]
+        told_by_end = next((closing[end] for end in ends if end in closing), "plain")
+        self.style = family(template) if template else told_by_end
+        if self.style is None:
+            known = "Llama 3, Llama 3.1, Llama 3.2, SmolLM2, Qwen2.5 or plain ChatML"
+            raise ValueError(f"{self.folder} has an unknown chat_template: take one with that of {known}")
+        if self.style == "plain":
+            if not ends:
+                raise ValueError(f"{self.folder}: no end token is known; name it as eos_token in tokenizer_config.json")
+            bos = _name(config.get("bos_token"))
+            begin = [bos] if bos else self.backend.encode("").tokens[:1]
+            *begin, end = [Special(token) for token in (*begin, ends[0])]
+            self.pieces = partial(plain, begin=begin, end=end)
+            return [*begin, end]
+        if self.style == "chatml":
+            self.pieces = partial(chatml, system=default_system(template))
+            return CHATML
+        date = config.get("date_string") or DATE
+        self.pieces = partial(llama3, date=date if self.style == "llama3.1" else None)
+        return LLAMA3
 
     def _stops(self) -> list[int]:
         """The ids of all end tokens that the folder's files name, the tokenizer's own first."""
-        eos = self._named("eos_token")
-        if eos and self.id(eos) is None:
-            raise ValueError(f"{self.folder / 'tokenizer_config.json'}: eos_token '{eos}' is not in tokenizer.json")
-        stops = [self.id(eos)] if eos else []
-        for name in ("generation_config.json", "config.json"):
-            listed = self._json(name).get("eos_token_id")
-            for id in listed if isinstance(listed, list) else [] if listed is None else [listed]:
+        stops = []
+        for file in CONFIGS:
+            named = _name(self._json(file).get("eos_token" if file == CONFIGS[0] else "eos_token_id"))
+            for token in named if isinstance(named, list) else [] if named is None else [named]:
+                id = self.id(token) if isinstance(token, str) else token
                 if type(id) is not int or not 0 <= id < self.vocab_size:
-                    where = f"{self.folder / name}: eos_token_id"
-                    raise ValueError(
-                        f"{where} {id!r} is none of tokenizer.json's ids, which end at {self.vocab_size - 1}"
-                    )
+                    raise ValueError(f"{self.folder / file}: the end token {token!r:.80} is not in tokenizer.json")
                 stops.append(id)
         return stops
 
@@ -232,29 +215,19 @@ class Tokenizer:
         """A response as it is trained on and scored: its text, encoded on its own, and the end token.
 
         chat(user) + response(text) is render() of both turns (ChatML's adds a newline behind), unless the text begins
-        with white space, or in Llama 3 ends with it: its template trims, and '\\n\\n' would be one token with a newline
-        that follows. A model that samples has no such second look, so neither have we.
+        or ends with white space, which a template may trim or join to what stands beside it: a sample is not changed.
         """
         return [*self.encode(text), self.end_id]
 
-    def same_ids(self, other: "Tokenizer") -> bool:
-        """Whether the other writes a conversation as the same ids: then one model can read the other's tokens."""
-        same_words = self.backend.get_vocab() == other.backend.get_vocab()
-        return same_words and (self.style, self.end_id) == (other.style, other.end_id)
-
     def require_same(self, *folders: str) -> None:
-        """ValueError unless the models of these folders write the same ids; an empty name is left out."""
+        """ValueError unless a model of each folder could read this one's tokens; an empty name is left out."""
+        kind = lambda tokenizer: (tokenizer.backend.get_vocab(), tokenizer.style, tokenizer.end_id)
         for folder in filter(None, folders):
-            if not self.same_ids(Tokenizer(folder)):
-                raise ValueError(
-                    f"{folder} and {self.folder} have different tokenizers: one cannot read the other's tokens"
-                )
+            if kind(Tokenizer(folder)) != kind(self):
+                raise ValueError(f"{folder} and {self.folder} have different tokenizers: take models of one family")
 
     def save(self, folder: str | Path) -> None:
-        """Copy the tokenizer's files beside a model; a date that was given is kept in tokenizer_config.json."""
-        for name in FILES:
-            if (self.folder / name).is_file():
-                (Path(folder) / name).write_bytes((self.folder / name).read_bytes())
-        if self.config != self._json("tokenizer_config.json"):
-            text = json.dumps(self.config, indent=2, ensure_ascii=False)
-            (Path(folder) / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        """Copy the tokenizer's files beside a model."""
+        for path in (self.folder / name for name in FILES):
+            if path.is_file():
+                (Path(folder) / path.name).write_bytes(path.read_bytes())

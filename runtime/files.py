@@ -50,13 +50,20 @@ def write_json(path: Path, value: object) -> None:
 
 def read_object(path: Path) -> dict:
     """The JSON object in a file. ValueError names the file."""
+    return _object(path.read_bytes(), str(path))
+
+
+def _object(content: bytes, place: str) -> dict:
+    """The JSON object in some bytes. ValueError begins with the place."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(content.decode("utf-8-sig"))
+        if b"\\ud" in content.lower():  # half a surrogate pair is JSON, but no text
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): copy it once more") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object: copy it once more")
-    return content
+        raise ValueError(f"{place}: not JSON in UTF-8 ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: an object {{...}} is expected, this is a {type(value).__name__}")
+    return value
 
 
 def sha256(path: Path) -> str:
@@ -69,6 +76,8 @@ def sha256(path: Path) -> str:
 
 # ---- JSON Lines ----------------------------------------------------------------------------------------------------
 
+LONGEST_LINE = 64 << 20  # bytes; no question and no answer is as long
+
 
 def read_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[dict]:
     """Yield the objects of a .jsonl or .jsonl.gz, each with the `required` texts; an empty line is skipped.
@@ -78,21 +87,19 @@ def read_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[dict]
     return (row for _, row in numbered_jsonl(path, required))
 
 
-def numbered_jsonl(
-    path: str | Path, required: Iterable[str] = (), faults: list[str] | None = None
-) -> Iterator[tuple[int, dict]]:
-    """The same with each object's line number. Given a list of `faults`, note a bad line there and go on."""
+def numbered_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[tuple[int, dict]]:
+    """The same with each object's line number."""
     for number, line in _lines(Path(path)):
-        try:
-            row = _object(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, required)
-        except ValueError as error:
-            refuse(f"{path}, line {number}: {error}", faults)
-        else:
-            if row is not None:
-                yield number, row
-
-
-LONGEST_LINE = 64 << 20  # bytes; no question and no answer is as long
+        place = f"{path}, line {number}"
+        if len(line) == LONGEST_LINE:
+            raise ValueError(f"{place}: longer than {LONGEST_LINE >> 20} MB, is it JSON Lines?")
+        if not line.strip():
+            continue
+        row = _object(line, place)
+        for key in required:
+            if not isinstance(row.get(key), str):
+                raise ValueError(f"{place}: '{key}' must be a text, this is {row.get(key, 'missing')!r:.80}")
+        yield number, row
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -100,48 +107,15 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise FileNotFoundError(f"{path} not found")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
-                if len(line) == LONGEST_LINE:
-                    raise ValueError(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MB, is it JSON Lines?")
-                yield number, line
+            yield from enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from None
 
 
-def _object(line: bytes, required: Iterable[str]) -> dict | None:
-    """The object on a line, None for an empty line; what is wrong is said without file and line."""
-    try:
-        text = line.decode().strip()
-        row = json.loads(text) if text else None
-        if "\\ud" in text.lower():  # half a surrogate pair is JSON, but no text
-            json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"half a character ({error.object[error.start]!a}), which no file can hold") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from None
-    if text and not isinstance(row, dict):
-        raise ValueError(f"an object {{...}} is expected, this is a {type(row).__name__}")
-    for key in required if text else ():
-        if key not in row:
-            raise ValueError(f"the key '{key}' is missing")
-        if not isinstance(row[key], str):
-            raise ValueError(f"'{key}' must be a text, this is a {type(row[key]).__name__}")
-    return row
-
-
-def refuse(fault: str, faults: list[str] | None) -> None:
-    if faults is None:
-        raise ValueError(fault)
-    faults.append(fault)
-
-
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """Write one object a line; a reader never meets half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(Path(path)) as file:
         file.write(lines(rows))
 
 

@@ -13,31 +13,24 @@ from tasks.question import Question, numbered_questions
 def load_questions(spec: str, limit: int | None = None) -> list[Question]:
     """Questions of 'arith:SPLIT' (built in), 'gsm8k:SPLIT' or 'mmlu_pro:SPLIT' (in $DATA_DIR), or a .jsonl[.gz] path.
 
-    MMLU-Pro has no training set, so its test set is split by a hash of each question's text (`hash_split`: 70 % train,
-    5 % valid, 25 % test); 'mmlu_pro:all' is the published 12,032, for comparison with published scores.
-    A row of one's own is {"question", "answer"?} and may carry id (or question_id), kind, options (kind is then
-    'choice'), instruction, subject (or category). Raises ValueError or FileNotFoundError with one sentence; an empty
-    set is an error, and so is a file of two kinds.
+    MMLU-Pro has no training set, so its test set is split by a hash of each question's text (`hash_split`); 'all' is
+    the published 12,032, for comparison with published scores. A row of one's own is {"question", "answer"?} and may
+    carry id (or question_id), kind, options (kind is then 'choice'), instruction, subject (or category).
+    Raises ValueError or FileNotFoundError with one sentence; an empty set is an error, and so is a file of two kinds.
     """
     name, _, split = str(spec).partition(":")
     if name == "arith":
         problems = islice(arith_problems(split), 1000 if limit is None else limit)
         return [Question(f"arith-{split}-{i}", p.text, str(p.values[-1])) for i, p in enumerate(problems)]
-    if name in SPLITS:
-        if split not in SPLITS[name]:
-            raise ValueError(f"no question set '{spec}': the splits of {name} are {', '.join(SPLITS[name])}")
+    path = Path(spec)
+    if name in SPLITS and split in SPLITS[name]:
         path = path_of(name, split if name == "gsm8k" else "test")
-    else:
-        path = Path(spec)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no question set '{spec}': it is neither arith:train|valid|test|hard, gsm8k:train|test, "
-                "mmlu_pro:train|valid|test|all, nor the path of a JSONL file"
-            )
+    elif not path.is_file():
+        raise FileNotFoundError(
+            f"no question set '{spec}': it is neither arith:train|valid|test|hard, gsm8k:train|test, "
+            "mmlu_pro:train|valid|test|all, nor the path of a JSONL file"
+        )
     found = (question for _, question in numbered_questions(path, fillers=name == "mmlu_pro"))
     if name == "mmlu_pro":
         found = (question for question in found if split in ("all", hash_split(question)))
-    questions = list(islice(found, limit))
-    if not questions:
-        raise ValueError(f"{path} holds no question{f' of the split {split}' if name in SPLITS else ''}")
-    return questions
+    return list(islice(found, limit))

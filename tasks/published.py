@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,9 +56,8 @@ def few_shot_prompt(question: Question, shots: int) -> str:
     """A completion prompt of `shots` worked examples and the question, word for word that of published scores.
 
     Numbers: the chain-of-thought examples of Wei et al. 2022 as lm-evaluation-harness asks them (gsm8k_cot, 8 shots).
-    Choices: the first examples of the same subject in MMLU-Pro's validation set, in the format of its authors' script
-    (5 shots; lm-evaluation-harness differs by two empty lines after the introduction). The question's instruction is
-    left out. Raises ValueError if there are fewer examples. The answer ends before STOP_TEXT[question.kind].
+    Choices: the first examples of the same subject in MMLU-Pro's validation set, in the format of its authors' script.
+    The question's instruction is left out. ValueError: fewer examples. An answer ends before STOP_TEXT[question.kind].
     """
     if question.kind == "number":
         blocks = GSM8K_EXAMPLES.read_text(encoding="utf-8").strip().split("\n\n")
@@ -110,31 +108,26 @@ class FetchConfig:
 
 def fetch(cfg: FetchConfig) -> None:
     """Every file of a set into its folder, checked by SHA-256; what is there and whole is left alone."""
-    for name in cfg.sets:
-        require(name == "gsm8k", f"fetch {name}: only gsm8k can be fetched; {HOW_TO_GET['mmlu_pro']}")
+    require(set(cfg.sets) == {"gsm8k"}, f"fetch {' '.join(cfg.sets)}: only gsm8k; {HOW_TO_GET['mmlu_pro']}")
     folder = Path(cfg.to or os.environ.get("DATA_DIR", "data"))
     for file, digest in GSM8K_SHA256.items():
         path = folder / "gsm8k" / file
-        if path.is_file() and sha256(path) == digest:
-            print(f"{path}: there already")
-        else:
+        if not path.is_file() or sha256(path) != digest:
             _download(f"{GSM8K_URL}/{file}", path, digest)
-            print(f"{path}: fetched, {path.stat().st_size:,} bytes, checksum right")
+        print(f"{path}: {path.stat().st_size:,} bytes, checksum right")
     print(f"DATA_DIR={folder} is the setting for 'gsm8k:train' and 'gsm8k:test'")
 
 
 def _download(url: str, path: Path, digest: str) -> None:
-    """url to path, all of it or nothing. OSError says what to do without a network, ValueError that it is another."""
-    by_hand = f"fetch {url} by hand and put it at {path}"
+    """url to path, all of it or nothing. OSError or ValueError (not the published file) says what to do."""
+    by_hand = f"try again, or fetch {url} by hand and put it at {path}"
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             content = response.read()
-    except urllib.error.HTTPError as error:
-        raise OSError(f"{url}: HTTP {error.code} {error.reason}; try again, or {by_hand}") from None
-    except (OSError, http.client.HTTPException) as error:  # no network, no answer, cut off
-        raise OSError(f"{url}: no whole answer ({getattr(error, 'reason', error)}); try again, or {by_hand}") from None
-    if (found := hashlib.sha256(content).hexdigest()) != digest:
-        raise ValueError(f"{url}: SHA-256 is {found} and not {digest}: not the published file; {by_hand}")
+    except (OSError, http.client.HTTPException) as error:  # no network, no answer, an error, cut off
+        raise OSError(f"{url}: {error}; {by_hand}") from None
+    found = hashlib.sha256(content).hexdigest()
+    require(found == digest, f"{url}: SHA-256 is {found} and not {digest}, that of the published file; {by_hand}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, "wb") as file:
         file.write(content)

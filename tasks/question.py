@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from answers import canonical, extract_answer
-from runtime.files import numbered_jsonl, refuse
+from runtime.files import numbered_jsonl
+from runtime.flags import require
 
 
 @dataclass(frozen=True)
@@ -43,59 +44,43 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def numbered_questions(
-    path: Path, fillers: bool = False, faults: list[str] | None = None
-) -> Iterator[tuple[int, Question]]:
-    """The questions of a file with their line numbers. Given a list of `faults`, note a bad line there and go on.
+def numbered_questions(path: Path, fillers: bool = False) -> Iterator[tuple[int, Question]]:
+    """The questions of a file with their line numbers; a file without one is an error.
 
     `fillers`: some releases of MMLU-Pro fill up to ten options with 'N/A'; these go, from the end alone, since one
     before a real option holds a letter's place. Raises ValueError, naming file and line.
     """
     lines, kind = {}, None
     stem = Path(path.name.removesuffix(".gz")).stem
-    for number, row in numbered_jsonl(path, ["question"], faults):
+    for number, row in numbered_jsonl(path, ["question"]):
         try:
             question = _question(row, f"{stem}-{number}", fillers)
-            first = lines.setdefault(question.id, number)
-            if first != number:
-                raise ValueError(f"lines {first} and {number} have the same id '{question.id}'")
-            kind = kind or question.kind
-            if question.kind != kind:
-                raise ValueError(f"a '{question.kind}' question after '{kind}' ones; a file holds one kind")
+            first, kind = lines.setdefault(question.id, number), kind or question.kind
+            require(first == number, f"lines {first} and {number} have the same id '{question.id}'")
+            require(question.kind == kind, f"a '{question.kind}' question after '{kind}' ones; a file holds one kind")
         except ValueError as error:
-            refuse(f"{path}, line {number}: {error}", faults)
-        else:
-            yield number, question
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        yield number, question
+    if not lines:
+        raise ValueError(f"{path} holds no question")
 
 
 def _question(row: dict, default_id: str, fillers: bool) -> Question:
     def given(*keys: str, default: object = None) -> object:
         return next((row[key] for key in keys if row.get(key) is not None), default)
 
-    text, options = given("question"), given("options", default=[])
+    options = given("options", default=[])
     kind = given("kind", default="choice" if options else "number")
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("'question' must be a text that is not empty")
-    if kind not in ("number", "choice"):
-        raise ValueError(f"kind '{kind}' is neither 'number' nor 'choice'")
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise ValueError("'options' must be a list of texts")
-    for key in ("instruction", "subject", "category"):
-        if not isinstance(given(key, default=""), str):
-            raise ValueError(f"'{key}' must be a text")
+    instruction, subject = given("instruction", default=""), given("subject", "category", default="")
+    require(row["question"].strip() != "", "'question' is empty")
+    require(kind in ("number", "choice"), f"kind '{kind}' is neither 'number' nor 'choice'")
+    require(isinstance(options, list) and all(isinstance(x, str) for x in options), "'options' must be a list of texts")
+    require(isinstance(instruction, str) and isinstance(subject, str), "'instruction' and 'subject' must be texts")
     while fillers and options and options[-1] == "N/A":
         options = options[:-1]
-    if len(options) > 10:
-        raise ValueError(f"{len(options)} options; answers are read as A to J, so ten are the most")
-    return Question(
-        id=str(given("id", "question_id", default=default_id)),
-        question=text,
-        answer=_gold(given("answer"), kind, len(options)),
-        kind=kind,
-        options=tuple(options),
-        instruction=given("instruction", default=""),
-        subject=given("subject", "category", default=""),
-    )
+    require(len(options) <= 10, f"{len(options)} options; answers are read as A to J, so ten are the most")
+    key, gold = str(given("id", "question_id", default=default_id)), _gold(given("answer"), kind, len(options))
+    return Question(key, row["question"], gold, kind, tuple(options), instruction, subject)
 
 
 def _gold(answer: object, kind: str, options: int) -> str | None:
@@ -104,8 +89,7 @@ def _gold(answer: object, kind: str, options: int) -> str | None:
         return None
     last = str(answer).rpartition("####")[2]  # GSM8K's gold is a worked solution
     gold = canonical(last, kind) or extract_answer(str(answer), kind)
-    if gold is None:
-        raise ValueError(f"the gold answer {str(answer)[:60]!r} holds no {kind}")
-    if kind == "choice" and options and ord(gold) - 65 >= options:
-        raise ValueError(f"the gold answer {gold} is beyond the {options} options")
+    require(gold is not None, f"the gold answer {str(answer)[:60]!r} holds no {kind}")
+    beyond = kind == "choice" and options and ord(gold) - 65 >= options
+    require(not beyond, f"the gold answer {gold} is beyond the {options} options")
     return gold

@@ -44,22 +44,17 @@ def load_samples(path: str | Path, source: str, questions: dict[str, Question], 
     by_text = {text: key for text, key in zip(texts, questions) if times[text] == 1}
     samples, failed = [], 0
     for number, row in numbered_jsonl(path):
-        key = next((str(row[name]) for name in ("id", "question_id", "custom_id") if row.get(name) is not None), None)
-        if key is None and "question" not in row:
-            raise ValueError(f"{path}, line {number}: none of the keys id, question_id, custom_id, question")
-        if key not in questions and key is not None:
-            key = key.rpartition("#")[0]
-        if key not in questions:
-            key = by_text.get(str(row.get("question")).strip())
+        ids = [str(row[name]) for name in ("id", "question_id", "custom_id") if row.get(name) is not None][:1]
+        require(ids or "question" in row, f"{path}, line {number}: none of id, question_id, custom_id, question")
+        names = [*ids, *(name.rpartition("#")[0] for name in ids), by_text.get(str(row.get("question")).strip())]
+        key = next((name for name in names if name in questions), None)
         try:
             responses = _responses(row)
         except (KeyError, TypeError, AttributeError):
-            responses = None
-        if responses is None or not all(isinstance(text, str) for text, _, _ in responses):
-            raise ValueError(
-                f"{path}, line {number}: no text under response, generated_text or model_outputs, no list of texts "
-                "under responses, and no choices[].message.content"
-            )
+            responses = [(None, None, None)]
+        forms = "response, generated_text or model_outputs, no texts under responses and no choices[].message.content"
+        readable = all(isinstance(text, str) for text, _, _ in responses)
+        require(readable, f"{path}, line {number}: no text under {forms}")
         failed += not responses
         if key in questions:
             kind = questions[key].kind

@@ -37,21 +37,17 @@ CHATML_TEMPLATE = (
 
 def real_data(name: str) -> Path:
     """A file of $DATA_DIR, such as gsm8k/test.jsonl; the test is skipped where it is not there."""
-    return _outside("DATA_DIR", "the folder with gsm8k/ and mmlu_pro/", name)
+    return _outside("DATA_DIR", name)
 
 
 def real_model(name: str) -> Path:
     """A model folder of $MODELS_DIR, such as SmolLM2-135M-Instruct; the test is skipped where it is not there."""
-    return _outside("MODELS_DIR", "the folder with real model folders", name)
+    return _outside("MODELS_DIR", name)
 
 
-def _outside(variable: str, meaning: str, name: str) -> Path:
-    if not os.environ.get(variable):
-        pytest.skip(f"{variable} is not set: it names {meaning}")
-    path = Path(os.environ[variable]) / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there")
-    return path
+def _outside(variable: str, name: str) -> Path:
+    path = Path(os.environ.get(variable, "nowhere")) / name
+    return path if path.exists() else pytest.skip(f"{variable} names no folder with {name}")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -61,21 +57,16 @@ def no_network():
     def guarded(real, host_of):
         def call(*args, **kwargs):
             host = host_of(*args)
-            if isinstance(host, bytes):
-                host = host.decode()
+            host = host.decode() if isinstance(host, bytes) else host
             if host not in (None, "", "localhost", "127.0.0.1", "::1", socket.gethostname()):
                 raise RuntimeError(f"a test wants the network: {host}")
             return real(*args, **kwargs)
         return call
 
-    def host_of_connect(self, address, *rest):
-        return address[0] if self.family in (socket.AF_INET, socket.AF_INET6) else None
-
+    host_of_address = lambda self, address: address[0] if isinstance(address, tuple) else None
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("connect", "connect_ex"):
-            patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name), host_of_connect))
-        for name in ("getaddrinfo", "gethostbyname"):
-            patch.setattr(socket, name, guarded(getattr(socket, name), lambda host, *rest: host))
+        patch.setattr(socket.socket, "connect", guarded(socket.socket.connect, host_of_address))
+        patch.setattr(socket, "getaddrinfo", guarded(socket.getaddrinfo, lambda host, *rest: host))
         yield
 
 

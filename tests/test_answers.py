@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -167,28 +166,17 @@ CHOICE_STYLES = [
 ]
 
 
-@pytest.mark.parametrize("text, strict, lenient", NUMBERS)
-def test_number_answers(text, strict, lenient):
-    assert (extract_answer(text, "number"), extract_answer(text, "number", lenient=True)) == (strict, lenient)
+@pytest.mark.parametrize("kind, text, strict, lenient", [
+    *[("number", *row) for row in NUMBERS], *[("choice", *row) for row in CHOICES]])
+def test_answers_as_people_write_them(kind, text, strict, lenient):
+    assert (extract_answer(text, kind), extract_answer(text, kind, lenient=True)) == (strict, lenient)
 
 
-@pytest.mark.parametrize("text, strict, lenient", CHOICES)
-def test_choice_answers(text, strict, lenient):
-    assert (extract_answer(text, "choice"), extract_answer(text, "choice", lenient=True)) == (strict, lenient)
-
-
-@pytest.mark.parametrize("text, stated", NUMBER_STYLES)
-def test_numbers_as_models_write_them(text, stated):
-    assert extract_answer(text, "number") == stated
-    if stated is not None:
-        assert extract_answer(text, "number", lenient=True) == stated
-
-
-@pytest.mark.parametrize("text, stated", CHOICE_STYLES)
-def test_letters_as_models_write_them(text, stated):
-    assert extract_answer(text, "choice") == stated
-    if stated is not None:
-        assert extract_answer(text, "choice", lenient=True) == stated
+@pytest.mark.parametrize("kind, text, stated", [
+    *[("number", *row) for row in NUMBER_STYLES], *[("choice", *row) for row in CHOICE_STYLES]])
+def test_answers_as_models_write_them(kind, text, stated):
+    assert extract_answer(text, kind) == stated
+    assert stated is None or extract_answer(text, kind, lenient=True) == stated
 
 
 @pytest.mark.parametrize("text, kind, expected", [
@@ -208,17 +196,6 @@ def test_letters_as_models_write_them(text, stated):
 ])
 def test_canonical_is_one_spelling_or_none(text, kind, expected):
     assert canonical(text, kind) == expected
-
-
-def test_every_integer_is_read_from_every_spelling():
-    """Commas, dollar, decimals of zero, bold, a final full stop: the same number, never a neighbour of it."""
-    rng = random.Random(0)
-    for n in [0, *(rng.randint(-(10**digits), 10**digits) for digits in range(1, 41) for _ in range(5))]:
-        for text in (f"{n}", f"{n:,}", f"${n:,}", f"{n}.0", f"{n:,}.00.", f"**{n}**", f" {n}\n"):
-            assert extract_answer(f"2+2=4\n#### {text}", "number") == str(n)
-            answer = extract_answer(f"A: {text}", "number")
-            assert is_correct(answer, str(n), "number") and not is_correct(answer, str(n + 1), "number")
-            assert n == 0 or not is_correct(answer, str(-n), "number")
 
 
 @pytest.mark.parametrize("kind", ["number", "choice"])

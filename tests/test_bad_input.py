@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from safetensors.torch import load_file, save_file
+from test_model import edit_config, edit_tensors
 
 import data
 import runtime
@@ -46,7 +46,7 @@ COMMANDS = {  # flags whose values are paths within the world below, or plain va
     "report": "run",
     "preflight": "--run out --preset tiny --seed 0 --teacher model --student model --questions questions.jsonl",
 }
-MAINS = {"data check": ("data", "check_files", "CheckConfig"), "data fetch": ("data", "fetch", "FetchConfig"),
+MAINS = {"data check": ("data", "check", "CheckConfig"), "data fetch": ("data", "fetch", "FetchConfig"),
          "preflight": ("runtime.preflight", "main", "Config"), "votes": ("ppo", "main", "Config"),
          "best_of_n": ("eval", "main", "Config")}
 
@@ -76,7 +76,7 @@ def world(tmp_path_factory, model_folder, make_chatml):
     accuracy = {"strict": 0.5, "lenient": 0.5, "n": 2, "ci95": [0.1, 0.9], "no_answer": 0, "truncated": 0,
                 "mean_tokens": 1}
     for name in ("sft", "ppo"):
-        stage = folder / "run" / "7_eval" / name
+        stage = folder / "run" / "7_eval" / "test" / name
         stage.mkdir(parents=True)
         write(stage / "transcripts.jsonl", [
             {"id": f"q{i}", "question": "?", "gold": "1", "response": "1", "correct": i == 0} for i in range(2)])
@@ -136,58 +136,44 @@ def test_the_commands_work_as_long_as_nothing_is_wrong_with_them(here, command, 
 
 # ---- flags ---------------------------------------------------------------------------------------------------------
 
-FLAGS = [  # of the ranges, which the types of the flags know, one a script
-    *[("data", f"--{flag}", [flag.split()[0]]) for flag in ("train 0", "valid -3", "test 1.5")],
-    ("data", "--train 7", ["8 different questions", "--train 7"]),
+FLAGS = [  # what one script alone refuses, and of the ranges, which the types of the flags know, one a script
+    ("data", "--test 1.5", ["--test"]), ("data", "--train 7", ["8 different questions", "--train 7"]),
     ("data", "--questions arith:exam", ["exam", "train, valid, test"]),
     ("data", "--questions gsm8k", ["gsm8k", "DATA_DIR"]), ("data", "--questions mmlu_pro", ["DATA_DIR"]),
-    ("data", "--questions out", ["'out'"]), ("data", "--questions nowhere.jsonl", ["nowhere.jsonl"]),
-    ("data", "--out questions.jsonl", ["--out questions.jsonl"]),
+    ("data", "--questions out", ["'out'"]), ("data", "--out questions.jsonl", ["--out questions.jsonl"]),
     ("data", "--out questions.jsonl/x", ["questions.jsonl"]),
-    ("data check", "--max_tokens 5", ["--max_tokens", "--tokenizer"]),
-    ("data check", "--tokenizer model --max_tokens -1", ["--max_tokens -1"]),
     ("data check", "nowhere.jsonl", ["nowhere.jsonl"]), ("data check", "~", ["files"]),
-    ("data check", "--tokenizer nowhere", ["nowhere", "tokenizer.json"]),
-    ("data fetch", "~mmlu_pro --to out", ["mmlu_pro"]),
     ("data fetch", "~../gsm8k --to out", ["../gsm8k", "only gsm8k"]),
     *[("generate", f"--{flag} {value}", [f"--{flag}", value.split(",")[-1]]) for flag, value in [
-        ("samples", "0"), ("samples", "many"), ("source", "me"), ("temperatures", "hot"), ("temperatures", "nan"),
-        ("temperatures", "1,cold"), ("temperatures", "1e9"), ("seed", "-1"), ("seed", "1.0")]],
+        ("samples", "many"), ("source", "me"), ("temperatures", "1,cold"), ("temperatures", "1e9"), ("seed", "-1")]],
     ("generate", "--shots 9", ["--shots 9", "8 examples"]), ("generate", "--model out", ["out/config.json"]),
     ("generate", "--max_new_tokens 500", ["context of 256", "--max_new_tokens 500"]),
-    ("generate", "--questions arith:", ["--questions arith:"]), ("generate", "--modle x", ["--modle"]),
+    ("generate", "--questions arith:", ["arith"]), ("generate", "--modle x", ["--modle"]),
     ("generate", "~--model model", ["--questions", "--ask"]), ("generate", "~--questions questions.jsonl", ["--model"]),
     ("generate", "~--model model --ask", ["--ask"]), ("generate", "--lenient=maybe", ["--lenient"]),
-    *[("sft", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
-        ("epochs", "0.5"), ("lr", "nan"), ("lr", "-1"), ("max_grad_norm", "0"), ("seed", str(2**64))]],
+    ("sft", "--lr nan", ["--lr", "nan"]), ("sft", f"--seed {2**64}", ["--seed"]),
     ("sft", "--max_tokens 3", ["none of its 4 examples", "--max_tokens 3"]),
     ("sft", "--model nowhere", ["nowhere"]), ("sft", "--data out", ["out", "not"]),
-    *[("pseudo_reward", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
-        ("voters", "nobody"), ("min_share", "1.5"), ("min_share", "-0.1"), ("min_share", "nan"),
-        ("sft_per_question", "0"), ("pairs_per_question", "-1"), ("teacher", "nowhere.jsonl")]],
-    *[("reward", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
-        ("held_out", "1.5"), ("held_out", "nan"), ("calibration_samples", "0")]],
+    ("pseudo_reward", "--voters nobody", ["--voters"]), ("pseudo_reward", "--min_share nan", ["--min_share"]),
     *[(command, f"--{flag} nowhere", ["nowhere"]) for command, flag in [
-        ("reward", "pairs"), ("reward", "calibrate"), ("reward", "questions"), ("ppo", "valid")]],
+        ("pseudo_reward", "teacher"), ("reward", "pairs"), ("reward", "calibrate"), ("reward", "questions"),
+        ("ppo", "valid")]],
+    ("reward", "--held_out 1.5", ["--held_out"]),
     *[("ppo", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
-        ("iterations", "0"), ("temperature", "0"), ("kl_coef", "inf"), ("gamma", "1.5"), ("minibatches", "5"),
-        ("unfinished_score", "nan"), ("max_new_tokens", "300")]],
+        ("kl_coef", "inf"), ("minibatches", "5"), ("unfinished_score", "nan"), ("max_new_tokens", "300")]],
     ("ppo", "--votes votes.jsonl", ["--reward_model", "--votes"]), ("ppo", "--gold", ["--gold"]),
     ("ppo", "--policy scorer", ["scorer", "language model"]),
-    ("ppo", "--reward_model model", ["model", "score.weight"]), ("ppo", "--critic model", ["model", "score.weight"]),
-    *[("ppo", f"--{flag} other", ["other", "tokenizer"]) for flag in ("reward_model", "critic")],
-    *[("eval", f"--{flag} {value}", [f"--{flag}"]) for flag, value in [
-        ("samples", "0"), ("samples", "2"), ("reward_model", "scorer"), ("shots", "9")]],
+    *[("ppo", f"--{flag} {folder}", [folder, word]) for flag in ("reward_model", "critic")
+      for folder, word in (("model", "score.weight"), ("other", "tokenizer"))],
+    *[("eval", f"--{flag}", [f"--{flag.split()[0]}"]) for flag in ("samples 0", "reward_model scorer", "shots 9")],
     *[("eval", f"~{models} --questions questions.jsonl --out out", words) for models, words in [
         ("x=nowhere", ["nowhere"]), ("x=scorer", ["scorer"]), ("model", ["NAME=FOLDER"]),
         ("x=samples.jsonl --shots 1", ["samples.jsonl", "recorded answers"])]],
     ("best_of_n", "--temperature 0", ["--temperature 0"]), ("best_of_n", "--shots 1", ["--shots"]),
     ("best_of_n", "--reward_model other", ["tokenizer"]),
-    ("report", "~nowhere", ["nowhere", "7_eval"]), ("report", "~run run --out x", ["twice"]),
-    ("report", "~model", ["model", "7_eval"]), ("report", "~run --out x", ["--out"]),
+    ("report", "~nowhere", ["nowhere", "7_eval"]), ("report", "~run run", ["2 runs"]),
     ("preflight", "--questions nowhere", ["QUESTIONS=nowhere"]),
     ("preflight", "--student out", ["STUDENT=out", "config.json"]),
-    ("preflight", "--teacher nowhere", ["TEACHER=nowhere"]),
     ("preflight", "--run questions.jsonl/x", ["OUT=", "questions.jsonl is no folder"]),
 ]
 
@@ -204,19 +190,16 @@ READS = {  # command -> the file it reads, a good line of it
     "generate": ("questions.jsonl", QUESTIONS[0]), "sft": ("sft.jsonl", {"prompt": "1?", "response": "1"}),
     "pseudo_reward": ("samples.jsonl", ANSWERS[0]), "reward": ("pairs.jsonl", PAIRS[0]),
     "votes": ("votes.jsonl", {"id": "q0", "vote": "1"}), "eval": ("questions.jsonl", QUESTIONS[0]),
-    "report": ("run/7_eval/ppo/transcripts.jsonl", {"id": "q0", "correct": True}),
+    "report": ("run/7_eval/test/ppo/transcripts.jsonl", {"id": "q0", "correct": True}),
 }
 LINES = {  # a bad line, words
     "half an object": (b'{"id": "a", "question', ["line 2", "JSON"]),
     "a list": (b'["a"]', ["line 2", "object"]),
-    "a number": (b"7", ["line 2", "object"]),
     "two objects": (b"{} {}", ["line 2", "JSON"]),
-    "NUL": (b'{"id": "a\x00b"}', ["line 2", "JSON"]),
     "NULs, as after a crash": (b"\x00" * 64, ["line 2", "JSON"]),
     "not UTF-8": (b'{"id": "\xff\xfe"}', ["line 2", "UTF-8"]),
     "deeply nested": (b"[" * 100_000, ["line 2", "JSON"]),
-    "a BOM in the middle": (b"\xef\xbb\xbf{}", ["line 2", "JSON"]),
-    "half a surrogate pair": (b'{"id": "\\ud800"}', ["line 2", "half a character"]),
+    "half a surrogate pair": (b'{"id": "\\ud800"}', ["line 2", "surrogates"]),
     "an endless number": (b'{"id": ' + b"9" * 5000 + b"}", ["line 2", "JSON"]),
 }
 
@@ -230,28 +213,16 @@ def test_a_bad_line(here, capsys, command, name):
     refuses(here, capsys, command, "", [Path(path).name, *words])
 
 
-KEYS = [  # command, keys that a line must have as texts
-    *[("sft", key) for key in ("prompt", "response")],
-    *[("reward", key) for key in ("id", "prompt", "chosen", "rejected")],
-    *[("votes", key) for key in ("id", "vote")], ("data", "question"), ("report", "id"),
-]
-
-
-@pytest.mark.parametrize(("command", "key", "value"), [
-    (*which, value) for i, which in enumerate(KEYS) for j, value in enumerate(["missing", None, 5, ["x"], {"x": "y"}])
-    if (i + j) % 2 == 0])
-def test_a_key_without_its_text(here, capsys, command, key, value):
-    path, good = READS[command]
-    bad = {name: text for name, text in good.items() if name != key} | ({} if value == "missing" else {key: value})
-    (here / path).write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
-    refuses(here, capsys, command, "", [Path(path).name, "line 2", f"'{key}'"])
-
-
 ROWS = [  # command, file, rows or bytes, words
     ("sft", "sft.jsonl", [], ["sft.jsonl", "0 examples"]), ("votes", "votes.jsonl", [], ["votes.jsonl"]),
     ("reward", "pairs.jsonl", [], ["pairs.jsonl", "0 pairs"]), ("reward", "pairs.jsonl", PAIRS[:1], ["pairs.jsonl"]),
     *[("reward", "pairs.jsonl", [*PAIRS, PAIRS[0] | {"weight": weight}], ["pairs.jsonl", "weight"])
       for weight in (-1, "x", 0, None, [1], float("nan"), float("inf"))],
+    *[("reward", "pairs.jsonl", [PAIRS[0], PAIRS[1] | {key: value}], ["pairs.jsonl", "line 2", f"'{key}'"])
+      for key, value in (("id", None), ("prompt", 5), ("chosen", ["x"]), ("rejected", {"x": "y"}))],
+    ("sft", "sft.jsonl", [{"prompt": "1?"}], ["sft.jsonl", "line 1", "'response'"]),
+    ("votes", "votes.jsonl", [{"id": "q0", "vote": 1}], ["votes.jsonl", "line 1", "'vote'"]),
+    ("data", "questions.jsonl", [{"question": None}], ["questions.jsonl", "line 1", "'question'"]),
     ("reward", "samples.jsonl", [], ["samples.jsonl", "too few"]),
     ("reward", "samples.jsonl", [row | {"finish": "length"} for row in ANSWERS], ["0 finished responses"]),
     ("reward", "samples.jsonl", [row | {"id": "other"} for row in ANSWERS], ["0 finished responses"]),
@@ -269,8 +240,7 @@ ROWS = [  # command, file, rows or bytes, words
     ("pseudo_reward", "samples.jsonl", [{"id": ["q0"], "response": "1"}], ["ids match"]),
     ("votes", "votes.jsonl", [{"id": "other", "vote": "1"}], ["votes.jsonl", "no answer to any question"]),
     ("votes", "votes.jsonl", [{"id": "q0", "vote": "1"}, {"id": "q0", "vote": "2"}], ["votes.jsonl", "q0"]),
-    *[("report", "run/7_eval/ppo/done.json", content, ["done.json"]) for content in (b"{", b"[]", b"{}", b"\xff")],
-    ("report", "run/7_eval/ppo/transcripts.jsonl", [{"id": "q0"}], ["transcripts.jsonl", "correct"]),
+    *[("report", "run/7_eval/test/ppo/done.json", content, ["done.json"]) for content in (b"{", b"[]", b"{}", b"\xff")],
 ]
 
 
@@ -303,48 +273,21 @@ def test_empty_answers_are_answers(here):
 # ---- model folders -------------------------------------------------------------------------------------------------
 
 
-def config(**changes):
-    def damage(folder):
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return damage
-
-
-def weights(change):
-    """Damage the tensors: change(tensors) in place."""
-    def damage(folder):
-        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
-        change(tensors)
-        save_file(tensors, folder / "model.safetensors")
-    return damage
-
-
 def file(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
 MODELS = {
-    "NaN": (weights(lambda t: [tensor.fill_(float("nan")) for tensor in t.values()]), ["model.safetensors", "NaN"]),
-    "NaN in a matrix": (weights(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["nan"]),
+    "NaN": (edit_tensors(lambda t: [x.fill_(float("nan")) for x in t.values()]), ["model.safetensors", "NaN"]),
+    "NaN in a matrix": (edit_tensors(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["nan"]),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json", "not found"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors", "not found"]),
-    "weights are a folder": (lambda folder: ((folder / "model.safetensors").unlink(),
-                                             (folder / "model.safetensors").mkdir()), ["model.safetensors"]),
-    "nested config": (file("config.json", b'{"a":' * 100_000), ["config.json", "JSON"]),
-    "nested tokenizer": (file("tokenizer.json", b"[" * 100_000), ["tokenizer.json"]),
     "text as weights": (file("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n" * 9), ["damaged"]),
-    "a huge header": (file("model.safetensors", b"\xff" * 8 + b"{}"), ["model.safetensors", "damaged"]),
     "another template": (file("tokenizer_config.json", b'{"eos_token": "<|eot_id|>", "chat_template": "{{ x }}"}'),
                          ["template"]),
-    "templates of another kind": (file("tokenizer_config.json", b'{"eos_token": "<|eot_id|>", "chat_template": 7}'),
-                                  ["tokenizer_config.json", "chat_template"]),
-    "templates without names": (file("tokenizer_config.json", b'{"eos_token": "<|eot_id|>", "chat_template": [{}]}'),
-                                ["tokenizer_config.json", "chat_template"]),
-    "end token as a list": (file("tokenizer_config.json", b'{"eos_token": ["x"]}'), ["eos_token"]),
-    "another family": (config(model_type="gemma"), ["model_type", "gemma"]),
-    "a size beyond memory": (config(vocab_size=10**12), ["vocab_size"]),
-    "a size that does not fit the weights": (config(intermediate_size=64), ["shape", "config.json"]),
-    "fewer rows than tokens": (config(vocab_size=100), ["vocab_size", "tokenizer.json"]),
+    "another family": (edit_config(model_type="gemma"), ["model_type", "gemma"]),
+    "a size beyond memory": (edit_config(vocab_size=10**12), ["vocab_size"]),
+    "a size that does not fit the weights": (edit_config(intermediate_size=64), ["shape", "config.json"]),
 }
 USERS = {"generate": "--model bad", "sft": "--model bad", "reward": "--model bad", "ppo": "--policy bad",
          "eval": "~x=bad --questions questions.jsonl --out out"}
@@ -374,13 +317,11 @@ def lines_of_json(st):
     """Lines of a file: bytes, objects whose keys are those that are read, nothing."""
     value = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-        max_leaves=10)
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4))
     name = st.sampled_from("id question answer kind options instruction subject response responses choices finish "
                            "logprob tokens body message content text custom_id error status_code q0".split())
     rows = st.dictionaries(name, value | st.dictionaries(name, value, max_size=3), max_size=6)
-    line = st.one_of(st.binary(max_size=80), rows.map(lambda row: json.dumps(row).encode()), st.just(b""),
-                     rows.map(lambda row: json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")))
+    line = st.binary(max_size=80) | rows.map(lambda row: json.dumps(row).encode())
     return st.lists(line, max_size=4)
 
 

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from conftest import CHATML_SPECIAL, CHATML_TEMPLATE, LLAMA_SPECIAL, LLAMA_TEMPLATE, real_model
 
-from hf.tokenizer import Tokenizer, default_system, family
+from hf.tokenizer import Tokenizer, family
 
 # The published templates' turns, dates and system turns; their branches for tools are left out, Qwen2.5's but for the
 # start of one, which is a trap: it opens a system turn, and its default text is not written in one piece.
@@ -52,8 +52,11 @@ SMOLLM_TEMPLATE = (  # its newlines are real ones, not '\' and 'n'
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n' }}{% endif %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-LLAMAS = {"llama3": LLAMA3_TEMPLATE, "llama3.1": LLAMA31_TEMPLATE, "llama3.2": LLAMA32_TEMPLATE, "ours": LLAMA_TEMPLATE}
-CHATMLS = {"chatml": CHATML_TEMPLATE, "qwen2.5": QWEN_TEMPLATE, "smollm2": SMOLLM_TEMPLATE}
+TEMPLATES = {  # name: template, its family
+    "llama3": (LLAMA3_TEMPLATE, "llama3"), "llama3.1": (LLAMA31_TEMPLATE, "llama3.1"),
+    "llama3.2": (LLAMA32_TEMPLATE, "llama3.1"), "ours": (LLAMA_TEMPLATE, "llama3"),
+    "chatml": (CHATML_TEMPLATE, "chatml"), "qwen2.5": (QWEN_TEMPLATE, "chatml"),
+    "smollm2": (SMOLLM_TEMPLATE, "chatml")}
 
 TEXTS = ["What is 12*7?", "", " ", "\n", "  spaces  around  ", "\n\nnewlines first", "ends so\n\n",
          "two\n\n\nlines\n x", "\t\ttabs\r\nand returns\r", "naïve Größe 東京 😀", "\u00a0no-break\u3000wide\u2028",
@@ -74,14 +77,14 @@ def conversations():
     return [(messages, opened) for messages in found for opened in (True, False)]
 
 
-def compare(folder, template, date=None):
+def compare(folder, template=None):
     """Our ids of all conversations are those of transformers' apply_chat_template."""
     transformers = pytest.importorskip("transformers")
-    ours, theirs = Tokenizer(folder, date), transformers.AutoTokenizer.from_pretrained(folder)
+    ours, theirs = Tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
     assert len(conversations()) >= 30
     for messages, opened in conversations():
         expected = theirs.apply_chat_template(messages, chat_template=template, add_generation_prompt=opened,
-                                              return_dict=False, date_string=date or "26 Jul 2024")
+                                              return_dict=False, date_string="26 Jul 2024")
         assert ours.render(messages, opened) == expected, (messages, opened)
     return ours, theirs
 
@@ -113,18 +116,13 @@ def tokenizer(request) -> Tokenizer:
 # ---- templates -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LLAMAS)
-def test_llama_conversations_equal_transformers(name, llama_folder, tmp_path):
-    folder = variant(llama_folder, tmp_path, config={"chat_template": LLAMAS[name]})
-    ours, _ = compare(folder, LLAMAS[name])
-    assert ours.style == {"llama3.2": "llama3.1", "ours": "llama3"}.get(name, name)
-    assert all(ours.render(messages).count(0) == 1 and ours.render(messages)[0] == 0 for messages, _ in conversations())
-
-
-@pytest.mark.parametrize("name", CHATMLS)
-def test_chatml_conversations_equal_transformers(name, make_chatml):
-    ours, _ = compare(make_chatml(CHATMLS[name]), CHATMLS[name])
-    assert ours.style == "chatml"
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_conversations_equal_transformers(name, llama_folder, chatml_folder, tmp_path):
+    template, style = TEMPLATES[name]
+    folder = chatml_folder if style == "chatml" else llama_folder
+    ours, _ = compare(variant(folder, tmp_path, config={"chat_template": template}), template)
+    assert ours.style == style
+    assert style == "chatml" or all(ours.render(messages).count(0) == 1 for messages, _ in conversations())
 
 
 def test_a_chat_of_llama_3_written_out(llama_folder):
@@ -136,32 +134,23 @@ def test_a_chat_of_llama_3_written_out(llama_folder):
     assert tokenizer.chat("3+4?").count(0) == 1
 
 
-def test_the_date_is_an_argument_else_the_folders_else_fixed(llama_folder, tmp_path):
-    """Given, it is kept by save(), for the saved model was trained with it; where none is told, it changes nothing."""
+def test_the_date_is_the_folders_else_fixed(llama_folder, tmp_path):
     folder = variant(llama_folder, tmp_path / "a", config={"chat_template": LLAMA31_TEMPLATE})
     dated = variant(folder, tmp_path / "b", config={"date_string": "05 May 2025"})
-    day = lambda tokenizer: tokenizer.decode(tokenizer.chat("x")).split("Today Date: ")[1].split("\n")[0]
-    assert day(Tokenizer(folder)) == "26 Jul 2024"
-    assert day(Tokenizer(dated)) == "05 May 2025"
-    assert day(Tokenizer(dated, date="06 Jun 2026")) == "06 Jun 2026"
-    (tmp_path / "c").mkdir()
-    Tokenizer(dated, date="06 Jun 2026").save(tmp_path / "c")
-    assert day(Tokenizer(tmp_path / "c")) == "06 Jun 2026"
-    assert Tokenizer(llama_folder, date="06 Jun 2026").chat("x") == Tokenizer(llama_folder).chat("x")
+    for path, day in ((folder, "26 Jul 2024"), (dated, "05 May 2025")):
+        tokenizer = Tokenizer(path)
+        assert f"Today Date: {day}\n" in tokenizer.decode(tokenizer.chat("x"))
 
 
 def test_chat_template_in_its_own_file_comes_first(make_chatml, tmp_path):
-    """transformers 5 saves the template as chat_template.jinja; a list of templates means its default."""
+    """transformers 5 saves the template as chat_template.jinja."""
     folder = make_chatml(SMOLLM_TEMPLATE)
     own = variant(folder, tmp_path / "own", config={"chat_template": QWEN_TEMPLATE})
     (own / "chat_template.jinja").write_text(SMOLLM_TEMPLATE, encoding="utf-8")
-    templates = [{"name": "tool_use", "template": QWEN_TEMPLATE}, {"name": "default", "template": SMOLLM_TEMPLATE}]
-    listed = variant(folder, tmp_path / "listed", config={"chat_template": templates})
-    for other in (own, listed):
-        assert compare(other, None)[0].chat("hi") == Tokenizer(folder).chat("hi") != Tokenizer(make_chatml()).chat("hi")
+    assert compare(own)[0].chat("hi") == Tokenizer(folder).chat("hi") != Tokenizer(make_chatml()).chat("hi")
 
 
-@pytest.mark.parametrize("content", ["{{ x }}[INST] y [/INST]", "<|user|>\n{{ x }}</s>", *(
+@pytest.mark.parametrize("content", ["{{ x }}[INST] y [/INST]", 7, [{"name": "a", "template": CHATML_TEMPLATE}], *(
     # relatives: one newline after the header, no trimming, a system turn of their own, thoughts, a BOS, no last newline
     LLAMA3_TEMPLATE.replace("\n\n", "\n"), LLAMA3_TEMPLATE.replace(" | trim", ""),
     LLAMA31_TEMPLATE.replace('system_message = ""', 'system_message = "Be kind."'),
@@ -182,13 +171,7 @@ def test_a_template_that_is_not_written_out_here_is_refused(content, make_chatml
         Tokenizer(folder)
 
 
-def test_a_system_turn_of_the_templates_own_is_read_as_jinja_reads_it():
-    assert default_system(CHATML_TEMPLATE) is None
-    assert default_system(QWEN_TEMPLATE) == "You are Qwen.\nAnswer within \\boxed{}, it's \"ok\" für 東京."
-    assert default_system(SMOLLM_TEMPLATE) == "You are a helpful AI assistant named SmolLM"
-
-
-@pytest.mark.parametrize("role", ["tool", "User", "", "<|eot_id|>", "user\n"])
+@pytest.mark.parametrize("role", ["tool", "<|eot_id|>"])
 def test_other_roles_are_refused(role, tokenizer):
     with pytest.raises(ValueError, match="system, user"):
         tokenizer.render([{"role": "user", "content": "x"}, {"role": role, "content": "x"}])
@@ -239,10 +222,9 @@ def test_base_models_are_plain(llama_folder, chatml_folder, tmp_path):
     assert tokenizer.chat("2+2?") == tokenizer.encode("2+2?\n")
     named = Tokenizer(variant(chatml_folder, tmp_path / "bos", config=base | {"bos_token": "<|endoftext|>"}))
     assert named.chat("2+2?") == [named.end_id, *named.encode("2+2?\n")]
-    base = {"chat_template": None, "eos_token": None, "bos_token": None}  # tokenizer.json alone tells the BOS
-    unnamed = variant(llama_folder, tmp_path / "c", config=base, model={"eos_token_id": 1})
-    assert (Tokenizer(unnamed).style, Tokenizer(unnamed).end_id) == ("plain", 1)
-    assert Tokenizer(unnamed).chat("2+2?") == Tokenizer(unnamed).text("2+2?\n")
+    unnamed = {"chat_template": None, "eos_token": None, "bos_token": None}
+    tokenizer = Tokenizer(variant(llama_folder, tmp_path / "c", config=unnamed, model={"eos_token_id": 1}))
+    assert (tokenizer.style, tokenizer.end_id) == ("plain", 1)
 
 
 def test_without_a_template_the_end_token_tells_the_style(llama_folder, chatml_folder, tmp_path):
@@ -264,21 +246,6 @@ def test_stop_ids_are_those_of_every_file(llama_folder, chatml_folder, tmp_path)
 # ---- text is text --------------------------------------------------------------------------------------------------
 
 
-def test_any_text_survives_the_tokens(llama_folder, chatml_folder):
-    """decode(encode(x)) == x for any unicode, and no id of it is special."""
-    h = pytest.importorskip("hypothesis")
-    tokenizers = [(Tokenizer(llama_folder), LLAMA_SPECIAL), (Tokenizer(chatml_folder), CHATML_SPECIAL)]
-
-    @h.settings(max_examples=200, deadline=None)
-    @h.given(h.strategies.text())
-    def check(text):
-        for tokenizer, names in tokenizers:
-            assert tokenizer.decode(tokenizer.encode(text)) == text
-            assert not {tokenizer.id(name) for name in names} & set(tokenizer.encode(text))
-
-    check()
-
-
 def check_text_is_text(tokenizer, names):
     """Names of tokens, alone and among spaces, give none of these tokens; in a conversation only the template's."""
     tokens = {tokenizer.id(name) for name in names}
@@ -297,7 +264,18 @@ def check_text_is_text(tokenizer, names):
 
 
 def test_text_never_becomes_a_special_token(tokenizer):
-    check_text_is_text(tokenizer, LLAMA_SPECIAL if tokenizer.style == "llama3" else CHATML_SPECIAL)
+    """Nor is anything of it lost, whatever unicode it is."""
+    names = LLAMA_SPECIAL if tokenizer.style == "llama3" else CHATML_SPECIAL
+    check_text_is_text(tokenizer, names)
+    h = pytest.importorskip("hypothesis")
+
+    @h.settings(max_examples=200, deadline=None)
+    @h.given(h.strategies.text())
+    def check(text):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert not {tokenizer.id(name) for name in names} & set(tokenizer.encode(text))
+
+    check()
 
 
 def test_text_never_becomes_an_added_token_however_it_is_flagged(llama_folder, tmp_path):
@@ -317,16 +295,10 @@ def test_text_never_becomes_an_added_token_however_it_is_flagged(llama_folder, t
     check_text_is_text(tokenizer, LLAMA_SPECIAL + names)
     shown = [name for name, (special, *_) in zip(names, flags) if not special]
     assert tokenizer.decode(tokenizer.id(name) for name in names).replace(" ", "") == "".join(shown)
-    as_is = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    as_is.encode_special_tokens = True
-    assert as_is.token_to_id("<tool0>") in as_is.encode("<tool0>").ids  # so the switch alone would not do
 
 
 def test_the_templates_own_tokens_are_special_even_where_the_file_calls_them_ordinary(chatml_folder, tmp_path):
-    def ordinary(content):
-        for token in content["added_tokens"]:
-            token["special"] = False
-
+    ordinary = lambda content: [token.update(special=False) for token in content["added_tokens"]]
     tokenizer = Tokenizer(variant(chatml_folder, tmp_path, ordinary))
     check_text_is_text(tokenizer, CHATML_SPECIAL)
     assert tokenizer.decode(tokenizer.response("#### 7")) == "#### 7"
@@ -335,77 +307,59 @@ def test_the_templates_own_tokens_are_special_even_where_the_file_calls_them_ord
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("jinja", [False, True])
-def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(jinja, make_chatml, tmp_path):
-    transformers = pytest.importorskip("transformers")
+def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(make_chatml, tmp_path):
     folder = make_chatml(SMOLLM_TEMPLATE)
     (folder / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}')
     (folder / "generation_config.json").write_text('{"eos_token_id": [7]}')
-    if jinja:
-        theirs = transformers.AutoTokenizer.from_pretrained(folder)
-        folder = tmp_path / "jinja"
-        theirs.save_pretrained(folder)
-        assert (folder / "chat_template.jinja").is_file()
-    (tmp_path / "saved").mkdir()
-    Tokenizer(folder).save(tmp_path / "saved")
-    assert {file.name for file in (tmp_path / "saved").iterdir()} == {file.name for file in folder.iterdir()}
-    ours, theirs = compare(tmp_path / "saved", None)
+    Tokenizer(folder).save(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in folder.iterdir()}
+    ours, theirs = compare(tmp_path)
     assert (ours.end_id, ours.stop_ids) == (Tokenizer(folder).end_id, Tokenizer(folder).stop_ids)
     assert (theirs.eos_token, theirs.pad_token) == ("<|im_end|>", "<|endoftext|>")
 
 
-def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize("more", [0, 100])
+def test_an_embedding_may_have_more_rows_than_tokens(more, llama_folder, chatml_folder, tmp_path):
+    for folder in (llama_folder, chatml_folder):  # one counts its special tokens first, one last
+        size = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+        assert Tokenizer(variant(folder, tmp_path / folder.name, model={"vocab_size": size + more})).vocab_size == size
+        with pytest.raises(ValueError, match=f"{size} tokens.* {size - 1}"):
+            Tokenizer(variant(folder, tmp_path / f"{folder.name} small", model={"vocab_size": size - 1}))
+
+
+def no_turns(content):
+    content["added_tokens"] = [token for token in content["added_tokens"] if "im_" not in token["content"]]
+
+
+BAD = [  # folder, what is changed in its copy, words of the sentence
+    *[("llama", {file: {"eos_token_id": ids}}, [name, "end token"])
+      for file, name in (("generation", "generation_config.json"), ("model", "config.json"))
+      for ids in (-1, 10**6, [1, 10**6], True, [1.0])],
+    ("llama", dict(config={"eos_token": "</s>"}), ["tokenizer_config.json", "'</s>'"]),
+    ("llama", dict(config={"eos_token": ["nope"]}), ["tokenizer_config.json", "nope"]),
+    ("chatml", dict(config={"chat_template": LLAMA_TEMPLATE}), ["no token '<|begin_of_text|>'", "llama3"]),
+    ("llama", dict(config={"chat_template": CHATML_TEMPLATE}), ["no token '<|im_start|>'", "chatml"]),
+    ("chatml", dict(tokenizer_json=no_turns, config={"chat_template": None, "eos_token": None}), ["no end token"]),
+    *[("llama", {"raw": (name, content)}, [f"/{name}"])
+      for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
+      for content in (b"{", b"", b"[1]", b"\xff{}")],
+    ("llama", {"raw": ("tokenizer.json", b'{"model": null}')}, ["/tokenizer.json"]),
+]
+
+
+@pytest.mark.parametrize("folder, changes, words", BAD)
+def test_a_bad_tokenizer_folder_is_refused_by_name(folder, changes, words, llama_folder, chatml_folder, tmp_path):
+    name, content = changes.get("raw", (None, b""))
+    rest = {key: value for key, value in changes.items() if key != "raw"}
+    folder = variant(llama_folder if folder == "llama" else chatml_folder, tmp_path, **rest)
+    if name:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        Tokenizer(folder)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+    (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
-        Tokenizer(tmp_path)
-    for content in ("{}", "[]", "", "not JSON", '{"model": null}'):
-        (tmp_path / "tokenizer.json").write_text(content)
-        with pytest.raises(ValueError, match=r"tokenizer\.json is not"):
-            Tokenizer(tmp_path)
-
-
-@pytest.mark.parametrize("folder", ["llama_folder", "chatml_folder"])  # one counts its special tokens first, one last
-def test_a_tokenizer_larger_than_the_embedding_is_refused(folder, request, tmp_path):
-    folder = request.getfixturevalue(folder)
-    size = Tokenizer(folder).vocab_size
-    assert size == tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
-    for rows in (size, size + 100):
-        assert Tokenizer(variant(folder, tmp_path / str(rows), model={"vocab_size": rows})).vocab_size == size
-    with pytest.raises(ValueError, match=f"{size} tokens.* {size - 1} "):
-        Tokenizer(variant(folder, tmp_path / "small", model={"vocab_size": size - 1}))
-
-
-@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "config.json"])
-@pytest.mark.parametrize("content", [b"{", b"", b"[1]", b"null", b"\xff{}"])
-def test_a_damaged_file_is_refused_by_name(name, content, llama_folder, tmp_path):
-    folder = variant(llama_folder, tmp_path)
-    (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"/{name} (is not JSON|holds a)"):
-        Tokenizer(folder)
-
-
-@pytest.mark.parametrize("eos", [-1, "size", [1, "size"], "<|eot_id|>", True, [1.0], {"id": 1}])
-@pytest.mark.parametrize("file", ["generation", "model"])
-def test_an_end_token_outside_the_vocabulary_is_refused(eos, file, llama_folder, tmp_path):
-    size = Tokenizer(llama_folder).vocab_size
-    eos = json.loads(json.dumps(eos).replace('"size"', str(size)))
-    folder = variant(llama_folder, tmp_path, **{file: {"eos_token_id": eos}})
-    with pytest.raises(ValueError, match=r"/(generation_)?config\.json: eos_token_id"):
-        Tokenizer(folder)
-
-
-def test_an_end_token_or_a_templates_token_that_is_missing_is_refused(llama_folder, chatml_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: eos_token '</s>'"):
-        Tokenizer(variant(llama_folder, tmp_path / "a", config={"eos_token": "</s>"}))
-    with pytest.raises(ValueError, match=r"no token '<\|begin_of_text\|>'.* llama3 "):
-        Tokenizer(variant(chatml_folder, tmp_path / "b", config={"chat_template": LLAMA_TEMPLATE}))
-    with pytest.raises(ValueError, match=r"no token '<\|im_start\|>'.* chatml "):
-        Tokenizer(variant(llama_folder, tmp_path / "c", config={"chat_template": CHATML_TEMPLATE}))
-
-    def no_turns(content):
-        content["added_tokens"] = [token for token in content["added_tokens"] if "im_" not in token["content"]]
-
-    folder = variant(chatml_folder, tmp_path / "d", no_turns, config={"chat_template": None, "eos_token": None})
-    with pytest.raises(ValueError, match="no end token"):
         Tokenizer(folder)
 
 
@@ -427,8 +381,9 @@ def check_a_real_folder(tokenizer, theirs, bos):
 @pytest.mark.parametrize("name", ["llama3", "llama3.1", "llama3.2"])
 def test_real_llama_vocabulary_equals_transformers(name, tmp_path):
     """The real 128,256 tokens, whose file puts a BOS before every text it encodes: it is not doubled."""
-    folder = variant(real_model("llama3-tokenizer"), tmp_path, config={"chat_template": LLAMAS[name]})
-    ours, theirs = compare(folder, LLAMAS[name], "01 Jan 2025")
+    template, _ = TEMPLATES[name]
+    folder = variant(real_model("llama3-tokenizer"), tmp_path, config={"chat_template": template})
+    ours, theirs = compare(folder, template)
     ids = ours.chat("Hi")
     assert (ids[0], ids.count(128000), ours.end_id) == (128000, 1, 128009)
     if name == "llama3":  # the others have system turns of their own, and response() knows none
@@ -438,7 +393,7 @@ def test_real_llama_vocabulary_equals_transformers(name, tmp_path):
 @pytest.mark.parametrize("name", ["SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct"])
 def test_real_chatml_folders_equal_transformers(name):
     """Published folders as they are: vocabulary, template and its own system turn."""
-    ours, theirs = compare(real_model(name), None)
+    ours, theirs = compare(real_model(name))
     assert ours.decode(ours.chat("Hi")).startswith("system\nYou are ")
     assert theirs.eos_token_id in ours.stop_ids
     check_a_real_folder(ours, theirs, [])

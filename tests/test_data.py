@@ -1,5 +1,6 @@
 """data.py and tasks/: question sets and how they are asked, check and fetch, the built-in task, padded batches."""
 
+import contextlib
 import gzip
 import hashlib
 import http.server
@@ -7,10 +8,8 @@ import json
 import random
 import re
 import runpy
-import socket
 import sys
 import threading
-import time
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def test_a_users_own_file_loads(tmp_path):
     path = write(tmp_path / "mine.jsonl", b"\xef\xbb\xbf" + GOOD.encode(), "\r", '{"question": " Große Frage? "}',
                  '{"id": 5, "question": "How many?", "kind": "number", "instruction": "Name a number.", '
                  '"subject": "s"}',
-                 '{"id": null, "question": "q", "answer": "5-3=2\\n#### $1,002.0"}',
+                 '{"id": null, "question": "q", "answer": "A: 3\\nso the answer is 15 gallons * 8\\n#### $1,002.0"}',
                  '{"question": "r", "answer": 12, "extra": 1}')
     a, b, c, d, e = load_questions(str(path))
     assert (a.id, a.question, a.answer, a.kind) == ("mine-1", "3+4?", "7", "number")
@@ -71,24 +70,20 @@ def test_a_users_own_choices_load(tmp_path):
         load_questions(str(path))
 
 
-@pytest.mark.parametrize("lines, words", [
-    ([GOOD, "", "{broken"], ["line 3", "JSON"]),
-    ([GOOD, '{"answer": "7"}'], ["line 2", "question"]),
-    ([GOOD.encode("utf-16")], ["line 1", "UTF-8"]),
-    *[([GOOD, "", json.dumps(row)], ["line 3", word]) for row, word in [
-        ({"question": "  "}, "question"), ({"question": "\u2003"}, "question"),
-        ({"question": "q", "kind": "essay"}, "essay"), ({"question": "q", "kind": ["number"]}, "kind"),
-        ({"question": "q", "answer": "seven"}, "seven"), ({"question": "q", "answer": [1, 2]}, "answer"),
+@pytest.mark.parametrize("rows, words", [
+    *[([{"question": "fine"}, row], ["line 2", word]) for row, word in [
+        ({"answer": "7"}, "question"), ({"question": "\u2003"}, "question"), ({"question": 3}, "question"),
+        ({"question": "q", "kind": "essay"}, "essay"), ({"question": "q", "answer": "seven"}, "seven"),
         ({"question": "q", "options": "abc"}, "options"), ({"question": "q", "options": [1, 2]}, "options"),
-        ({"question": "q", "options": {"A": "x"}}, "options"), ({"question": "q", "instruction": {}}, "instruction"),
+        ({"question": "q", "instruction": {}}, "instruction"), ({"question": "q", "category": 1}, "subject"),
         ({"question": "q", "options": ["x", "y"]}, "a 'choice' question after 'number' ones")]],
-    (['{"question": "q", "options": ["x", "y"], "answer": "C"}'], ["line 1", "gold answer C", "2 options"]),
-    ([json.dumps({"question": "q", "options": ["o"] * 11})], ["line 1", "11 options"]),
-    (['{"question_id": 3, "question": "q"}', '{"id": "3", "question": "r"}'], ["1 and 2", "'3'"]),
-    ([], ["no question"]), (["", "  "], ["no question"]),
+    ([{"question": "q", "options": ["x", "y"], "answer": "C"}], ["line 1", "gold answer C", "2 options"]),
+    ([{"question": "q", "options": ["o"] * 11}], ["line 1", "11 options"]),
+    ([{"question_id": 3, "question": "q"}, {"id": "3", "question": "r"}], ["1 and 2", "'3'"]),
+    ([], ["no question"]),
 ])
-def test_a_bad_question_file_is_refused_with_file_and_line(lines, words, tmp_path):
-    path = write(tmp_path / "bad.jsonl", *lines)
+def test_a_bad_question_file_is_refused_with_file_and_line(rows, words, tmp_path):
+    path = write(tmp_path / "bad.jsonl", *map(json.dumps, rows))
     with pytest.raises(ValueError) as error:
         load_questions(str(path))
     assert all(word in str(error.value) for word in [str(path), *words]), error.value
@@ -96,10 +91,10 @@ def test_a_bad_question_file_is_refused_with_file_and_line(lines, words, tmp_pat
 
 
 @pytest.mark.parametrize("spec, words", [
-    ("nowhere.jsonl", ["nowhere.jsonl", "gsm8k:train|test", "mmlu_pro:train|valid|test|all"]),
+    *[(spec, [f"'{spec}'", "gsm8k:train|test", "mmlu_pro:train|valid|test|all"])
+      for spec in ("nowhere.jsonl", "gsm8k:dev", "mmlu_pro")],
     ("gsm8k:test", ["test.jsonl", "DATA_DIR", "python data.py fetch gsm8k"]),
     ("mmlu_pro:valid", ["test.jsonl", "DATA_DIR", "TIGER-Lab/MMLU-Pro", "read_parquet"]),
-    ("gsm8k:dev", ["gsm8k:dev", "train, test"]), ("mmlu_pro", ["'mmlu_pro'", "train, valid, test, all"]),
 ])
 def test_a_set_that_is_not_there_is_named(spec, words, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
@@ -107,15 +102,6 @@ def test_a_set_that_is_not_there_is_named(spec, words, tmp_path, monkeypatch):
         load_questions(spec)
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
-
-
-def test_gsm8k_is_read_from_data_dir(tmp_path, monkeypatch):
-    """The gold is what follows '####', whatever the worked solution says before."""
-    (tmp_path / "gsm8k").mkdir()
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    answer = "Job A: 2000 hours\nA: 3\nso the final answer is 15 gallons * 8\n#### 1,200"
-    write(tmp_path / "gsm8k" / "test.jsonl", json.dumps({"question": "How much?", "answer": answer}))
-    assert [(q.question, q.answer) for q in load_questions("gsm8k:test")] == [("How much?", "1200")]
 
 
 # ---- MMLU-Pro --------------------------------------------------------------------------------------------------------
@@ -132,45 +118,37 @@ def mmlu_rows(n: int) -> list[dict]:
 def mmlu(tmp_path, monkeypatch):
     """mmlu(rows, shots): write $DATA_DIR/mmlu_pro/ as it is published."""
 
-    def write_rows(rows: list[dict], shots: list[dict] = ()) -> Path:
-        folder = tmp_path / "data" / "mmlu_pro"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "test.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-        write_jsonl(folder / "validation.jsonl", shots)
-        return folder
+    def write_rows(rows: list[dict], shots: list[dict] = ()) -> None:
+        write_jsonl(tmp_path / "data" / "mmlu_pro" / "test.jsonl", rows)
+        write_jsonl(tmp_path / "data" / "mmlu_pro" / "validation.jsonl", shots)
 
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
     return write_rows
 
 
 def test_mmlu_pro_is_split_by_what_is_asked(mmlu):
-    """70, 5, 25 %; every question in one split; ids, order, spaces and case do not count; 'all' is the file."""
+    """70, 5, 25 %; every question in one split, in the file's order; ids, spaces and case do not count."""
     rows = mmlu_rows(2000)
     mmlu(rows)
-    splits = {name: load_questions(f"mmlu_pro:{name}") for name in ("train", "valid", "test", "all")}
-    everything = splits.pop("all")
-    assert [q.id for q in everything] == [str(row["question_id"]) for row in rows]
-    assert sorted(q.id for split in splits.values() for q in split) == sorted(q.id for q in everything)
-    for (name, split), share in zip(splits.items(), (0.7, 0.05, 0.25)):
-        assert abs(len(split) - 2000 * share) < 4 * (2000 * share * (1 - share)) ** 0.5, name
-        assert [int(q.id) for q in split] == sorted(int(q.id) for q in split)  # in the file's order
+    splits = {name: load_questions(f"mmlu_pro:{name}") for name in ("train", "valid", "test")}
+    assert [q.id for q in load_questions("mmlu_pro:all")] == [str(row["question_id"]) for row in rows]
+    assert sorted(int(q.id) for split in splits.values() for q in split) == [row["question_id"] for row in rows]
+    for split, share in zip(splits.values(), (0.7, 0.05, 0.25)):
+        assert abs(len(split) - 2000 * share) < 4 * (2000 * share * (1 - share)) ** 0.5
+        assert [int(q.id) for q in split] == sorted(int(q.id) for q in split)
     assert load_questions("mmlu_pro:valid", limit=3) == splits["valid"][:3]
-    assert [(q.subject, q.answer, q.kind) for q in everything[998:1002]] == [
-        ("law", "B", "choice"), ("law", "A", "choice"), ("math", "B", "choice"), ("math", "A", "choice")]
-    mmlu([row | {"question_id": i, "question": "what  IS" + row["question"].strip()[7:]}
-          for i, row in enumerate(reversed(rows))])
-    where = {q.question.strip(): name for name, split in splits.items() for q in split}
-    for name in splits:
-        assert all(where["What is" + q.question[8:]] == name for q in load_questions(f"mmlu_pro:{name}"))
+    first = splits["train"][0]
+    assert (first.subject, first.answer, first.kind) == ("law", "BA"[int(first.id) % 2], "choice")
+    mmlu([row | {"question_id": i, "question": "what  IS" + row["question"].strip()[7:]} for i, row in enumerate(rows)])
+    for name, split in splits.items():
+        assert [int(q.id) + 70 for q in load_questions(f"mmlu_pro:{name}")] == [int(q.id) for q in split]
 
 
-def test_the_borders_of_the_hash_split():
+@pytest.mark.parametrize("text, split", [  # in buckets 0, 69, 70, 74, 75 and 99
+    *zip("115? 108? 65? 16? 309? 46?".split(), ["train", "train", "valid", "valid", "test", "test"])])
+def test_the_borders_of_the_hash_split(text, split):
     """Buckets 0 to 69 of 100 are train, 70 to 74 valid, 75 to 99 test; a split that moves would leak between runs."""
-    at = {}
-    for i in range(2000):
-        at.setdefault(int(hashlib.sha256(f"{i}?".encode()).hexdigest(), 16) % 100, Question(str(i), f"{i}?"))
-    borders = {0: "train", 69: "train", 70: "valid", 74: "valid", 75: "test", 99: "test"}
-    assert {bucket: hash_split(at[bucket]) for bucket in borders} == borders
+    assert hash_split(Question("id", text)) == split
 
 
 def test_the_options_are_part_of_a_question():
@@ -182,14 +160,11 @@ def test_the_options_are_part_of_a_question():
 
 
 def test_only_fillers_at_the_end_are_dropped(mmlu):
-    rows = mmlu_rows(3)
-    rows[0]["options"] = ["x", "N/A", "y", "N/A", "N/A"]
-    rows[1] |= {"options": ["x", "y", "N/A"], "answer": "B"}
-    rows[2] |= {"options": ["x", "y", "N/A"], "answer": "C"}
-    mmlu(rows[:2])
-    assert [q.options for q in load_questions("mmlu_pro:all")] == [("x", "N/A", "y"), ("x", "y")]
-    mmlu(rows)
-    with pytest.raises(ValueError, match="line 3: the gold answer C is beyond the 2 options"):
+    row = mmlu_rows(1)[0]
+    mmlu([row | {"options": ["x", "N/A", "y", "N/A", "N/A"]}])
+    assert [q.options for q in load_questions("mmlu_pro:all")] == [("x", "N/A", "y")]
+    mmlu([row | {"options": ["x", "N/A"]}])
+    with pytest.raises(ValueError, match="line 1: the gold answer B is beyond the 1 options"):
         load_questions("mmlu_pro:all")
 
 
@@ -197,16 +172,12 @@ def test_the_script_splits_mmlu_pro(mmlu, tmp_path):
     """Each part from its own hash split, shuffled over the subjects by the seed, copies left out."""
     rows = mmlu_rows(600)
     mmlu([*rows, rows[0] | {"question_id": 9999}])
-    texts = {}
-    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
-        data.main(data.Config("mmlu_pro", str(tmp_path / out), 200, 10, 50, "Name a letter.", seed))
-        for name, count in (("train", 200), ("valid", 10), ("test", 50)):
-            questions = load_questions(str(tmp_path / out / f"{name}.jsonl"))
-            assert len({q.key for q in questions}) == count and {hash_split(q) for q in questions} == {name}
-            assert all(q.kind == "choice" and q.prompt.endswith("C. none\nName a letter.") for q in questions)
-            assert name == "valid" or 0.3 < sum(q.subject == "law" for q in questions) / count < 0.7
-            texts.setdefault(out, []).extend(q.question for q in questions)
-    assert texts["a"] == texts["b"] != texts["c"]
+    data.main(data.Config("mmlu_pro", str(tmp_path / "a"), 200, 10, 50, "Name a letter."))
+    for name, count in (("train", 200), ("valid", 10), ("test", 50)):
+        questions = load_questions(str(tmp_path / "a" / f"{name}.jsonl"))
+        assert len({q.key for q in questions}) == count and {hash_split(q) for q in questions} == {name}
+        assert all(q.kind == "choice" and q.prompt.endswith("C. none\nName a letter.") for q in questions)
+        assert name == "valid" or 0.3 < sum(q.subject == "law" for q in questions) / count < 0.7
     with pytest.raises(ValueError, match=r"mmlu_pro:valid holds \d+ different questions, fewer than --valid 500"):
         data.main(data.Config("mmlu_pro", str(tmp_path / "d"), 10, 500, 10))
 
@@ -227,13 +198,10 @@ def test_recorded_mmlu_pro_results_are_questions():
 def test_gsm8k_examples_word_for_word():
     """Against a checksum of the prompt that lm-evaluation-harness 0.4.13 makes (gsm8k_cot), and by eye."""
     prompt = few_shot_prompt(Question("i", "How many?", "7", instruction="Be brief."), 8)
-    assert prompt.startswith("Q: There are 15 trees in the grove. Grove workers will plant trees in the grove today. ")
-    assert "So there must have been 21 - 15 = 6. The answer is 6.\n\nQ: If there are 3 cars in" in prompt
-    assert prompt.endswith("23 - 15 is 8. The answer is 8.\n\nQ: How many?\nA:")
-    assert (prompt.count("Q: "), prompt.count("\nA:"), prompt.count("The answer is ")) == (9, 9, 8)
-    assert prompt.count(published.STOP_TEXT["number"]) == 9  # where a model would go on with a question of its own
     digest = hashlib.sha256(prompt.encode()).hexdigest()
     assert digest == "6b14c4d235e15899ca784c8336c2a28e008b360e4b21d34391bc0dd1c2da78a2"
+    assert prompt.endswith("23 - 15 is 8. The answer is 8.\n\nQ: How many?\nA:")
+    assert prompt.count(published.STOP_TEXT["number"]) == 9  # where a model would go on with a question of its own
     assert few_shot_prompt(Question("i", "How many?"), 1) == prompt[: prompt.index("Q: If")] + "Q: How many?\nA:"
     answers = [extract_answer(block, "number") for block in prompt.split("\n\n")[:-1]]
     assert answers == ["6", "5", "39", "8", "9", "29", "33", "8"]
@@ -241,19 +209,14 @@ def test_gsm8k_examples_word_for_word():
         few_shot_prompt(Question("i", "How many?"), 9)
 
 
-def shot_rows() -> list[dict]:
-    return [{"question_id": i, "question": f" Worked {i}?", "options": ["x", f"y{i}", "N/A"], "answer": "A",
-             "cot_content": f"A: Let's think step by step. Since {i}. The answer is (A).",
-             "category": ["law", "math"][i % 2]} for i in range(10)]
-
-
-MMLU_QUESTION = Question("q", "Which? ", "B", "choice", ("one", "two"), "Be brief.", "math")
-
-
 def test_mmlu_pro_examples_by_hand(mmlu, monkeypatch, tmp_path):
     """The first k of the same subject, in order; the question as published, spaces and all, and no instruction."""
-    mmlu(mmlu_rows(1), shot_rows())
-    assert few_shot_prompt(MMLU_QUESTION, 2) == (
+    mmlu(mmlu_rows(1), [
+        {"question_id": i, "question": f" Worked {i}?", "options": ["x", f"y{i}", "N/A"], "answer": "A",
+         "cot_content": f"A: Let's think step by step. Since {i}. The answer is (A).",
+         "category": ["law", "math"][i % 2]} for i in range(10)])
+    question = Question("q", "Which? ", "B", "choice", ("one", "two"), "Be brief.", "math")
+    assert few_shot_prompt(question, 2) == (
         'The following are multiple choice questions (with answers) about math. Think step by step and then finish '
         'your answer with "the answer is (X)" where X is the correct letter choice.\n\n\n'
         "Question:\n Worked 1?\nOptions:\nA. x\nB. y1\nAnswer: Let's think step by step. Since 1. "
@@ -261,97 +224,56 @@ def test_mmlu_pro_examples_by_hand(mmlu, monkeypatch, tmp_path):
         "Question:\n Worked 3?\nOptions:\nA. x\nB. y3\nAnswer: Let's think step by step. Since 3. "
         "The answer is (A).\n\n"
         "Question:\nWhich? \nOptions:\nA. one\nB. two\nAnswer: Let's think step by step.")
-    assert few_shot_prompt(MMLU_QUESTION, 2).count(published.STOP_TEXT["choice"]) == 3
-    assert [few_shot_prompt(MMLU_QUESTION, k).count("Worked") for k in range(1, 6)] == [1, 2, 3, 4, 5]
+    assert few_shot_prompt(question, 2).count(published.STOP_TEXT["choice"]) == 3
     with pytest.raises(ValueError, match=r"--shots 6: question 'q' has only 5 examples .*'math'"):
-        few_shot_prompt(MMLU_QUESTION, 6)
-    with pytest.raises(ValueError, match=r"has only 0 examples"):
-        few_shot_prompt(Question("q", "Which?", "B", "choice", ("one", "two")), 1)
+        few_shot_prompt(question, 6)
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"validation\.jsonl not found: set DATA_DIR .*TIGER-Lab/MMLU-Pro"):
-        few_shot_prompt(MMLU_QUESTION, 5)
+        few_shot_prompt(question, 5)
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------
 
 
-def test_check_passes_clean_files(tmp_path, capsys, llama_folder):
-    """Counts, kinds, gold answers and lengths in characters and tokens, worked out by hand."""
-    write_jsonl(tmp_path / "a.jsonl", [{"question": "a" * n, "answer": "1"} for n in (3, 5, 40)] + [{"question": "bb"}])
-    write_jsonl(tmp_path / "b.jsonl", [{"question": "Q?", "options": ["x", "y"], "answer": "A"}])
-    files = tuple(str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
-    check(CheckConfig(files, str(llama_folder), 40), data.Tokenizer(llama_folder).chat)
-    said = capsys.readouterr().out
-    assert "a.jsonl: 4 questions (number), 3 with a gold answer" in said
-    assert "b.jsonl: 1 questions (choice), 1 with a gold answer" in said
-    assert "characters: min 2, median 4, max 40" in said
-    tokens = sorted(len(data.Tokenizer(llama_folder).chat(text)) for text in ("aaa", "aaaaa", "a" * 40, "bb"))
-    assert f"chat prompt: min {tokens[0]}, median {sum(tokens[1:3]) / 2:g}, max {tokens[3]}\n" in said
-    assert re.findall(r"(\d+) are longer than 40 tokens", said) == ["1", "0"] and tokens[2] <= 40 < tokens[3]
-    assert "error" not in said.replace("no error", "") and "note" not in said
-    with pytest.raises(ValueError, match="--tokenizer"):
-        check(CheckConfig(files, "", 40))
-
-
-def test_check_names_every_fault_of_every_file(tmp_path, capsys):
-    """All faults with file and line, not the first alone, and the good lines are still counted."""
-    a = write(tmp_path / "a.jsonl", GOOD, "{broken", '{"question": ""}', '{"id": "a-1", "question": "other"}',
-              '{"question": "q", "options": ["x"]}', '{"question": "8?", "answer": "eight"}', b"\xff",
-              '{"question": "ok"}')
-    b = write(tmp_path / "b.jsonl", *(['{"question": 3}'] * 13))
-    with pytest.raises(ValueError, match=r"^19 errors in the files; the first: .*a\.jsonl, line 2: not JSON") as error:
-        check(CheckConfig((str(a), str(b))))
-    assert "\n" not in str(error.value)
-    said = capsys.readouterr().out
-    assert [int(n) for n in re.findall(r"error: \S*a\.jsonl, line (\d+)", said)] == [2, 3, 4, 5, 6, 7]
-    assert "a.jsonl: 2 questions (number), 1 with" in said and "b.jsonl: 0 questions (none)" in said
-    assert len(re.findall("error: .*b.jsonl, line", said)) == 10 and "error: and 3 more" in said
-
-
-def test_check_finds_leaks_copies_and_ids(tmp_path, capsys):
-    """A leak names both lines and is an error; a copy within a file and an id of two files are notes."""
-    a = write(tmp_path / "a.jsonl", GOOD, '{"id": "x", "question": "What is  up?"}', '{"question": "3+4?", "id": "y"}')
-    b = write(tmp_path / "b.jsonl", "", '{"id": "y", "question": "What?"}', '{"id": "x", "question": " what is up? "}')
-    check(CheckConfig((str(a),)))
-    assert "note: line 3 repeats the question of line 1" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"^1 error in the files; the first: \S*b\.jsonl, line 3: .*a\.jsonl, line 2$"):
-        check(CheckConfig((str(a), str(b))))
-    said = capsys.readouterr().out
-    assert "leak:" in said and f"note: line 2: id 'y' is another question's in {a}, line 3" in said
-    assert said.count("note:") == 2  # x is the same question in both: a leak, no clash
-    c = write(tmp_path / "c.jsonl", "")
-    with pytest.raises(ValueError, match="holds no question"):
-        check(CheckConfig((str(c),)))
+@pytest.mark.parametrize("files, fault", [
+    (["a"], None), (["a", "c"], None), (["x", "y"], None),  # other options: another question
+    (["a", "b"], r"^1 error .*: \S*b\.jsonl, line 3: the same question as \S*a\.jsonl, line 2, a leak$"),
+    (["x", "y", "z"], r"z\.jsonl, line 1: the same question as .*x\.jsonl, line 1"),
+    (["a", "bad", "empty"], r"^2 errors in the files; the first: \S*bad\.jsonl, line 2: not JSON"),
+    (["empty"], "holds no question"),
+])
+def test_check_finds_faults_leaks_and_copies(files, fault, tmp_path, capsys):
+    """Counts and lengths by hand; a copy within a file is a note, a question of two files an error with both lines."""
+    write(tmp_path / "a.jsonl", GOOD, '{"id": "x", "question": "What is  up?"}', '{"question": "3+4?", "id": "y"}')
+    write(tmp_path / "b.jsonl", "", '{"id": "y", "question": "What?"}', '{"id": "x", "question": " what is up? "}')
+    write_jsonl(tmp_path / "c.jsonl", [{"question": "Q?", "options": ["x", "y"], "answer": "A"}])
+    write(tmp_path / "bad.jsonl", GOOD, "{broken", '{"question": ""}')
+    write(tmp_path / "empty.jsonl", "")
     for name, options in (("x", ["x", "y"]), ("y", ["x", "z"]), ("z", ["y", "x"])):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"question": "Which?", "options": options}])
-    files = tuple(str(tmp_path / f"{name}.jsonl") for name in "xyz")
-    check(CheckConfig(files[:2]))  # other options: another question
-    with pytest.raises(ValueError, match=r"z\.jsonl, line 1: the same question as .*x\.jsonl, line 1"):
-        check(CheckConfig(files))
+    cfg = CheckConfig(tuple(str(tmp_path / f"{name}.jsonl") for name in files))
+    if fault:
+        with pytest.raises(ValueError, match=fault):
+            check(cfg)
+    else:
+        check(cfg)
+    said = capsys.readouterr().out
+    assert ("fine" in said) == (fault is None) and said.count("note:") == ("a" in files)
+    assert "a" not in files or "a.jsonl: 3 questions (number), 1 with a gold answer" in said
+    assert "a" not in files or "characters: min 4, median 4, max 12" in said
+    assert "c" not in files or "c.jsonl: 1 questions (choice), 1 with a gold answer" in said
 
 
-def test_the_commands_of_the_command_line(tmp_path, capsys, monkeypatch):
-    """check and fetch are words before the flags, questions are split without; exit code 2 and one sentence."""
-    good, bad = write(tmp_path / "good.jsonl", GOOD), write(tmp_path / "bad.jsonl", GOOD, "{")
-
-    def command(*words):
+def test_the_commands_of_the_script(tmp_path, capsys, monkeypatch):
+    """check and fetch are words before the flags, questions are split without."""
+    good = write(tmp_path / "good.jsonl", GOOD)
+    for words, said in ((["check", good], "fine"), (["fetch", "mmlu_pro"], "read_parquet"), (
+            ["--questions", "arith", "--out", tmp_path / "out", "--train", 3, "--valid", 1, "--test", 1],
+            "3 train, 1 valid, 1 test, 1 hard")):
         monkeypatch.setattr(sys, "argv", ["data.py", *map(str, words)])
-        try:
+        with contextlib.suppress(SystemExit):
             runpy.run_path(data.__file__, run_name="__main__")
-        except SystemExit as stop:
-            return stop.code, capsys.readouterr().err
-        return 0, capsys.readouterr().out
-
-    code, said = command("check", good)
-    assert code == 0 and "fine" in said
-    code, said = command("check", good, bad)
-    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
-    code, said = command("fetch", "mmlu_pro")
-    assert code == 2 and "only gsm8k" in said and "read_parquet" in said and said.count("\n") == 1
-    code, said = command("check")
-    assert code == 2 and "files" in said
-    code, said = command("--questions", "arith", "--out", tmp_path / "out", "--train", 3, "--valid", 1, "--test", 1)
-    assert code == 0 and "3 train, 1 valid, 1 test, 1 hard" in said
+        assert said in "".join(capsys.readouterr())
 
 
 # ---- fetch -----------------------------------------------------------------------------------------------------------
@@ -361,16 +283,13 @@ FILES = {"train.jsonl": b'{"question": "3+4?", "answer": "#### 7"}\n' * 5000, "t
 
 @pytest.fixture
 def server(monkeypatch):
-    """A web server of FILES that can misbehave: cut an answer short, wait, send an error or another text."""
+    """A web server of FILES that can misbehave: cut an answer short, send an error or another text."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             web.asked.append(Path(self.path).name)
             body = web.body or FILES[Path(self.path).name]
-            time.sleep(web.wait)
-            if web.status:
-                return self.send_error(web.status)
-            self.send_response(200)
+            self.send_response(web.status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: web.cut])
@@ -379,8 +298,7 @@ def server(monkeypatch):
             pass
 
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.handle_error = lambda *_: None  # a client that went away
-    web.asked, web.cut, web.status, web.body, web.wait = [], None, 0, b"", 0
+    web.asked, web.cut, web.status, web.body = [], None, 200, b""
     threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(published, "GSM8K_URL", f"http://127.0.0.1:{web.server_port}/gsm8k")
     monkeypatch.setattr(published, "GSM8K_SHA256", {name: hashlib.sha256(FILES[name]).hexdigest() for name in FILES})
@@ -394,13 +312,11 @@ def fetched(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "gsm8k").iterdir()}
 
 
-def test_fetch_gets_what_is_missing(server, tmp_path, monkeypatch, capsys):
+def test_fetch_gets_what_is_missing(server, tmp_path, monkeypatch):
     """Both files and nothing else, in --to or $DATA_DIR; whole files are left alone, others fetched again."""
     fetch(FetchConfig(("gsm8k",), str(tmp_path)))
     assert fetched(tmp_path) == FILES and server.asked == ["train.jsonl", "test.jsonl"]
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    fetch(FetchConfig(("gsm8k",)))
-    assert len(server.asked) == 2 and capsys.readouterr().out.count("there already") == 2
     (tmp_path / "gsm8k" / "test.jsonl").write_bytes(b"half")
     fetch(FetchConfig(("gsm8k",)))
     assert server.asked[2:] == ["test.jsonl"] and fetched(tmp_path) == FILES
@@ -408,17 +324,14 @@ def test_fetch_gets_what_is_missing(server, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("trouble", "words"), [
-    ("404", ["HTTP 404"]), ("no network", ["refused"]), ("no answer", ["timed out"]), ("cut off", ["50000 bytes"]),
-    ("another file", [hashlib.sha256(text).hexdigest() for text in (b"<html>Sign in", FILES["train.jsonl"])])])
-def test_fetch_gets_a_whole_file_or_says_what_to_do(trouble, words, server, tmp_path, monkeypatch, capsys):
+    ({"status": 404}, ["404"]), ({"cut": 50_000}, ["50000 bytes"]), ({"no network": True}, ["refused"]),
+    ({"body": b"<html>Sign in"}, [hashlib.sha256(x).hexdigest() for x in (b"<html>Sign in", FILES["train.jsonl"])])])
+def test_fetch_gets_a_whole_file_or_says_what_to_do(trouble, words, server, tmp_path, capsys):
     """The address and the place of the file, in one sentence, exit code 2; nothing half done stands anywhere."""
-    server.status, server.body = 404 * (trouble == "404"), b"<html>Sign in" * (trouble == "another file")
-    server.cut, server.wait = 50_000 if trouble == "cut off" else None, 0.5 * (trouble == "no answer")
-    monkeypatch.setattr(published, "TIMEOUT", 0.1 if trouble == "no answer" else 30)
-    if trouble == "no network":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            monkeypatch.setattr(published, "GSM8K_URL", f"http://127.0.0.1:{free.getsockname()[1]}/gsm8k")
+    vars(server).update(trouble)
+    if "no network" in trouble:
+        server.shutdown()
+        server.server_close()
     with pytest.raises(SystemExit) as stop:
         runtime.launch(fetch, FetchConfig, ["gsm8k", "--to", str(tmp_path)])
     said = capsys.readouterr().err
@@ -462,18 +375,16 @@ def test_the_script_cuts_a_file_into_disjoint_splits(tmp_path):
         data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "d"), 10, 4, 7))
 
 
-def test_an_instruction_suits_the_kind_and_never_replaces_a_questions_own(tmp_path):
+@pytest.mark.parametrize("more, form", [({"answer": "#### 1"}, "####"), (
+    {"answer": "the answer is (A)", "options": ["x", "y"]}, "the answer is (X)")])
+def test_an_instruction_suits_the_kind_and_never_replaces_a_questions_own(more, form, tmp_path):
     """'auto' asks for a form that the strict reading knows; a question that brings its own instruction keeps it."""
-    own = {"question": "0?", "answer": "1", "instruction": "Be brief."}
-    for name, more, form, answer in (("number", {}, "####", "#### 1"),
-                                     ("choice", {"options": ["x", "y"]}, "the answer is (X)", "the answer is (A)")):
-        rows = [{"question": f"{i}?", "answer": answer, **more} for i in range(1, 4)]
-        write_jsonl(tmp_path / f"{name}.jsonl", [own | more | {"answer": answer}, *rows])
-        data.main(data.Config(str(tmp_path / f"{name}.jsonl"), str(tmp_path / name), 2, 1, 1, "auto"))
-        asked = [q for part in ("train", "valid", "test")
-                 for q in load_questions(str(tmp_path / name / f"{part}.jsonl"))]
-        assert {q.instruction for q in asked if q.question == "0?"} == {"Be brief."}
-        assert all(form in q.prompt for q in asked if q.question != "0?") and len(asked) == 4
+    rows = [{"question": f"{i}?", "instruction": "" if i else "Be brief.", **more} for i in range(4)]
+    write_jsonl(tmp_path / "q.jsonl", rows)
+    data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "out"), 2, 1, 1, "auto"))
+    asked = [q for part in ("train", "valid", "test") for q in load_questions(str(tmp_path / "out" / f"{part}.jsonl"))]
+    assert len(asked) == 4 and all((form in q.prompt) == (q.question != "0?") for q in asked)
+    assert {q.instruction for q in asked if q.question == "0?"} == {"Be brief."}
 
 
 # ---- the built-in task ---------------------------------------------------------------------------------------------
@@ -501,27 +412,23 @@ def solve(text: str) -> tuple[int, int]:
     return count, len(events)
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_word_problems_are_solved_correctly(split):
+def test_word_problems_are_solved_correctly():
     """The worked solution is right line by line, each starts from the one before, and the end is the answer that the
-    English text has."""
-    for problem in islice(arith_problems(split), 200):
-        answer, steps = solve(problem.text)
-        *lines, last = problem.solution.split("\n")
-        assert re.findall(r"On (\w+day) ", problem.text) == re.findall(r"(\w+day) ", problem.solution)
-        value = None
-        for line in lines:
-            a, op, b, c = re.fullmatch(r"(?:\w+day )?(\d+)([-+*/])(\d+)=(\d+)", line).groups()
-            assert value is None or int(a) == value
-            value = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[op]
-            assert value == int(c)
-        assert last == f"#### {answer}" and value == answer and len(lines) == steps
-        assert extract_answer(problem.solution, "number") == str(answer)
-
-
-def test_hard_problems_are_longer_than_all_others():
-    """One number of steps, held out of every other split; the others each mix at least two lengths."""
-    steps = {split: {solve(problem.text)[1] for problem in islice(arith_problems(split), 200)} for split in SPLITS}
+    English text has. Hard ones have one number of steps, above all others."""
+    steps = {}
+    for split in SPLITS:
+        for problem in islice(arith_problems(split), 100):
+            answer, count = solve(problem.text)
+            *lines, last = problem.solution.split("\n")
+            assert re.findall(r"On (\w+day) ", problem.text) == re.findall(r"(\w+day) ", problem.solution)
+            value = None
+            for line in lines:
+                a, op, b, c = re.fullmatch(r"(?:\w+day )?(\d+)([-+*/])(\d+)=(\d+)", line).groups()
+                assert value is None or int(a) == value
+                value = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b), "/": int(a) / int(b)}[op]
+                assert value == int(c)
+            assert last == f"#### {answer}" and value == answer and len(lines) == count
+            steps.setdefault(split, set()).add(count)
     [hard] = steps.pop("hard")
     assert all(len(found) >= 2 and max(found) == hard - 1 for found in steps.values())
 

@@ -1,5 +1,6 @@
 """model.py against formulas written out again in float64, and against broken files."""
 
+import itertools
 import json
 import math
 import os
@@ -7,7 +8,6 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -71,8 +71,7 @@ def test_rmsnorm_squares_in_fp32_for_bf16():
     norm = RMSNorm(4096, eps=1e-5).to(torch.bfloat16)
     x = (1 + torch.rand(3, 4096, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
     exact = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-    assert norm(x).dtype == torch.bfloat16
-    assert ((norm(x).double() - exact) / exact).abs().max() <= 2**-8
+    assert norm(x).dtype == torch.bfloat16 and ((norm(x).double() - exact) / exact).abs().max() <= 2**-8
 
 
 @pytest.mark.parametrize("rope", [dict(rope_theta=1e4), dict(LLAMA3_ROPE, rope_theta=500.0)], ids=["default", "llama3"])
@@ -156,20 +155,14 @@ def test_token_logprobs_are_minus_the_cross_entropy(temperature):
     assert torch.equal(token_logprobs(rough, tokens), token_logprobs(rough.float(), tokens))
 
 
-class Headed(SimpleNamespace):
-    """Given hidden states under a given head."""
-
-    __call__ = Llama.forward
-
-
-MASK = torch.tensor([[False, True, True, False, True, False], [True, False, False, True, True, True]])  # (B, T-1)
+MASK = torch.tensor([[0, 1, 1, 0, 1, 0], [0] * 6, [1, 0, 0, 1, 1, 1]]).bool()  # (B, T-1)
 
 
 def test_masked_logprobs_equal_token_logprobs(make_model):
     """The short way gives the values, entropies and gradients of the long way, and 0 where masked."""
     short, long = make_model(), make_model()
-    tokens = random_tokens(short.config, 2, 7)
-    weights = torch.linspace(-1, 2, 12).view(2, 6)
+    tokens = random_tokens(short.config, 3, 7)
+    weights = torch.linspace(-1, 2, 18).view(3, 6)
     logprobs, entropies = masked_logprobs(short, tokens, MASK, temperature=0.7)
     logits = long(tokens)
     expected = torch.where(MASK, token_logprobs(logits, tokens, 0.7), 0.0)
@@ -181,25 +174,6 @@ def test_masked_logprobs_equal_token_logprobs(make_model):
     (expected * weights).sum().backward()
     for (key, a), b in zip(short.named_parameters(), long.parameters()):
         assert (a.grad - b.grad).norm() <= 1e-4 * b.grad.norm(), key
-
-
-@pytest.mark.parametrize("poison", [1e6, float("nan"), float("inf")])
-def test_masked_positions_change_nothing_in_masked_logprobs(poison):
-    """Whatever the hidden states hold at masked positions, values and gradients stay as they were."""
-    rng = torch.Generator().manual_seed(0)
-    clean, tokens = torch.randn(2, 7, 8, generator=rng), torch.randint(9, (2, 7), generator=rng)
-    read = F.pad(MASK, (0, 1))  # (B, T): hidden states whose logits are used
-    results = []
-    for fill in (0.0, poison):
-        hidden = torch.where(read[..., None], clean, fill).requires_grad_()
-        head = torch.nn.Linear(8, 9, bias=False)
-        head.weight.data = torch.arange(72.0).view(9, 8).sin()
-        model = Headed(model=lambda _, read, hidden=hidden: hidden[:, :-1][read], lm_head=head)
-        logprobs, entropies = masked_logprobs(model, tokens, MASK)
-        logprobs.square().sum().backward()
-        results.append([logprobs.detach(), entropies, hidden.grad, head.weight.grad])
-    for a, b in zip(*results):
-        assert torch.equal(a, b) and a.any()
 
 
 def plain_logprobs(hidden, weight, targets, temperature):
@@ -295,13 +269,6 @@ def test_under_autocast_products_are_bf16_and_log_probs_and_values_are_not(make_
         assert b.dtype == torch.float32 and (b != b.bfloat16()).float().mean() > 0.9
         assert 1e-4 < (a - b).abs().mean() < 0.05
     assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in model.parameters())
-
-
-def test_masked_logprobs_of_nothing_are_zero(make_model):
-    model = make_model()
-    logprobs, entropies = masked_logprobs(model, random_tokens(model.config, 2, 5), torch.zeros(2, 4, dtype=torch.bool))
-    logprobs.sum().backward()
-    assert logprobs.shape == (2, 4) and not logprobs.any() and not entropies.any()
 
 
 def test_masked_mean_sees_only_the_mask():
@@ -413,18 +380,13 @@ def test_loaded_weights_outlive_their_file_and_never_write_to_it(llama, tmp_path
     save_model(llama, tmp_path)
     written = (tmp_path / "model.safetensors").read_bytes()
     first, second = load_model(tmp_path), load_model(tmp_path)
-    loss = first(torch.tensor([[1, 2, 3]])).square().mean()
-    loss.backward()
-    torch.optim.SGD(first.parameters(), lr=0.1).step()
+    first.lm_head.weight.data += 1
     assert (tmp_path / "model.safetensors").read_bytes() == written
-    assert not torch.equal(first.lm_head.weight, llama.lm_head.weight)
-    assert torch.equal(second.lm_head.weight, llama.lm_head.weight)
-    changed = first.lm_head.weight.clone()
     save_model(second.bfloat16(), tmp_path)  # over the file that both were loaded from
     for file in tmp_path.iterdir():
         file.unlink()
-    assert torch.equal(first.lm_head.weight, changed)
-    assert torch.equal(second.model.embed_tokens.weight, llama.model.embed_tokens.weight.bfloat16())
+    assert torch.equal(first.lm_head.weight, llama.lm_head.weight + 1)
+    assert torch.equal(second.lm_head.weight, llama.lm_head.weight.bfloat16())
 
 
 PEAK = """
@@ -443,16 +405,15 @@ print((status("VmHWM") - before) / sum(weight.nbytes for weight in model.paramet
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from Linux's /proc")
-@pytest.mark.parametrize("dtype, files", [("None", 8), ("float32", 1)])
-def test_no_second_copy_of_the_weights(dtype, files, llama, make_config, tmp_path):
+@pytest.mark.parametrize("dtype", ["None", "float32"])
+def test_no_second_copy_of_the_weights(dtype, llama, make_config, tmp_path):
     """Loading and reading 120 MB of bf16 holds at most 1.15 times the weights, converted or not."""
     with torch.device("meta"):
         big = Llama(make_config(vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=6))
     big.bfloat16().to_empty(device="cpu")
     for weight in big.parameters():
         weight.data.fill_(0.5)
-    save_model(big, tmp_path / "big", max_shard_size=10**9 if files == 1 else 10**7)
-    assert len(list((tmp_path / "big").glob("*.safetensors"))) == files
+    save_model(big, tmp_path / "big")
     save_model(llama, tmp_path / "small")
     done = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "big", dtype, tmp_path / "small"], text=True,
                           capture_output=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -460,52 +421,18 @@ def test_no_second_copy_of_the_weights(dtype, files, llama, make_config, tmp_pat
     assert 0.9 < float(done.stdout) <= 1.15
 
 
-def names_in(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_shards_are_as_large_as_they_may_be(tied, make_model, tmp_path):
-    """In the model's order, each within the limit unless one tensor alone is above it, none could take the next."""
-    model, limit = make_model(tie_word_embeddings=tied).bfloat16(), 5000
-    save_model(model, tmp_path, max_shard_size=limit)
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    tensors = dict(model.named_parameters())  # a tied head once
-    files = sorted(set(index["weight_map"].values()))
-    assert list(index["weight_map"]) == list(tensors)
-    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
-    assert names_in(tmp_path) == sorted(["config.json", "model.safetensors.index.json", *files])
-    assert files == [f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)]
-    shards = [load_file(tmp_path / file) for file in files]
-    for shard, following in zip(shards, [*shards[1:], None]):
-        size = sum(tensor.nbytes for tensor in shard.values())
-        assert size <= limit or len(shard) == 1
-        if following:
-            first = next(name for name in tensors if name in following)
-            assert size + following[first].nbytes > limit
-    again = load_model(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
-
-
-SIZES = {"single": 10**9, "shards": 30_000, "other shards": 40_000}
-
-
-@pytest.mark.parametrize("new", SIZES)
-@pytest.mark.parametrize("old", SIZES)
-def test_a_save_cut_short_leaves_the_old_or_the_new_model(old, new, make_model, tmp_path, monkeypatch):
-    """Cut before every single file operation: never a mixture, never nothing; the next save leaves no trace of it."""
-    models = [make_model(seed) for seed in (0, 1, 2)]
-    first, second, third = ([tensor.clone() for tensor in model.parameters()] for model in models)
+def test_a_save_cut_short_leaves_the_old_or_the_new_weights(make_model, tmp_path, monkeypatch):
+    """Cut before every single file operation: never a mixture, never nothing."""
+    models = [make_model(seed) for seed in (0, 1)]
+    weights = [[tensor.clone() for tensor in model.parameters()] for model in models]
 
     def cut_before(operation: int) -> bool:
-        """Save the second model over the first; stop before the given operation. Was there such an operation?"""
-        done = 0
+        """Save the second model; stop before the given operation. Was there such an operation?"""
+        done = itertools.count(1)
 
         def counted(real):
             def call(*args, **kwargs):
-                nonlocal done
-                done += 1
-                if done > operation:
+                if next(done) > operation:
                     raise KeyboardInterrupt
                 return real(*args, **kwargs)
             return call
@@ -514,27 +441,22 @@ def test_a_save_cut_short_leaves_the_old_or_the_new_model(old, new, make_model, 
             for owner, name in ((Path, "replace"), (Path, "unlink"), (Path, "open"), (safetensors.torch, "save_file")):
                 patch.setattr(owner, name, counted(getattr(owner, name)))
             try:
-                save_model(models[1], tmp_path, max_shard_size=SIZES[new])
+                save_model(models[1], tmp_path)
             except KeyboardInterrupt:
                 return True
         return False
 
     found = []
     for operation in range(200):
-        save_model(models[0], tmp_path, max_shard_size=SIZES[old])
-        save_model(models[0], tmp_path, max_shard_size=SIZES[old])  # under the other names, if they are shards
+        save_model(models[0], tmp_path)
         cut = cut_before(operation)
         loaded = list(load_model(tmp_path).parameters())
-        same = [all(torch.equal(a, b) for a, b in zip(loaded, weights)) for weights in (first, second)]
+        same = [all(torch.equal(a, b) for a, b in zip(loaded, kept)) for kept in weights]
         assert sum(same) == 1
         found.append(same[1])
-        save_model(models[2], tmp_path, max_shard_size=SIZES[new])
-        assert all(torch.equal(a, b) for a, b in zip(load_model(tmp_path).parameters(), third))
         if not cut:
             break
     assert found == sorted(found) and not found[0] and found[-1]  # first the old, from one moment on the new
-    save_model(models[0], tmp_path)
-    assert [name for name in names_in(tmp_path) if not name.endswith(".tmp")] == ["config.json", "model.safetensors"]
 
 
 def split_into_shards(folder) -> None:
@@ -563,15 +485,14 @@ def edit_config(**changes):
 
 def edit_tensors(change):
     def edit(folder):
-        tensors = load_file(folder / "model.safetensors")
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
         change(tensors)
         save_file(tensors, folder / "model.safetensors")
     return edit
 
 
 def truncate(folder):
-    data = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    os.truncate(folder / "model.safetensors", 1000)
 
 
 def lose_a_shard(folder):
@@ -580,10 +501,7 @@ def lose_a_shard(folder):
 
 
 def write_index(content):
-    def write(folder):
-        split_into_shards(folder)
-        (folder / "model.safetensors.index.json").write_text(content)
-    return write
+    return lambda folder: ((folder / WEIGHTS).unlink(), (folder / f"{WEIGHTS}.index.json").write_text(content))
 
 
 NORM, HEAD = "model.layers.1.input_layernorm.weight", "lm_head.weight"
@@ -595,28 +513,24 @@ CONFIGS = [  # changes to config.json, words of the sentence
     (dict(sliding_window=4096), ["sliding_window", "4096"]),
     (dict(model_type="qwen2", sliding_window=4096, use_sliding_window=True), ["use_sliding_window"]),
     (dict(num_local_experts=8), ["num_local_experts"]), (dict(num_experts=60), ["num_experts"]),
-    (dict(partial_rotary_factor=0.5), ["partial_rotary_factor"]),
     (dict(rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}), ["partial_rotary_factor"]),
     (dict(rope_scaling=["llama3"]), ["rope_scaling"]),
     (dict(rope_scaling={"type": "yarn", "factor": 4.0}), ["rope", "yarn"]),
-    (dict(rope_parameters={"rope_type": "yarn"}), ["rope", "yarn"]),
-    (dict(rope_scaling={"rope_type": "linear", "factor": 2.0}), ["rope", "linear"]),
+    (dict(rope_parameters={"rope_type": "linear"}), ["rope", "linear"]),
     (dict(rope_scaling={"rope_type": "llama3"}), ["factor"]),
     (dict(rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=4.0,
                             original_max_position_embeddings=32)), ["low_freq_factor"]),
     (dict(num_key_value_heads=3), ["num_key_value_heads"]), (dict(head_dim=7), ["head_dim"]),
     (dict(head_dim=None, num_attention_heads=64), ["head_dim"]),
     *[({key: value}, [key, repr(value)]) for key, value in [
-        ("vocab_size", "61"), ("vocab_size", 0), ("hidden_size", -32), ("hidden_size", 32.0), ("hidden_size", True),
-        ("num_hidden_layers", 10**9), ("num_attention_heads", [4]), ("head_dim", "8"), ("intermediate_size", {}),
-        ("num_key_value_heads", -1), ("rms_norm_eps", "1e-5"), ("rms_norm_eps", -1.0), ("rope_theta", 0),
-        ("rope_theta", math.inf), ("tie_word_embeddings", "false"), ("attention_bias", 1), ("mlp_bias", []),
-        ("max_position_embeddings", 10**30), ("eos_token_id", "2"), ("eos_token_id", [1, "2"]), ("bos_token_id", [1]),
+        ("vocab_size", "61"), ("vocab_size", 0), ("hidden_size", 32.0), ("hidden_size", True),
+        ("num_hidden_layers", 10**9), ("num_key_value_heads", -1), ("rms_norm_eps", "1e-5"), ("rope_theta", 0),
+        ("rope_theta", math.inf), ("tie_word_embeddings", "false"), ("attention_bias", 1),
+        ("max_position_embeddings", 10**30), ("eos_token_id", [1, "2"]), ("bos_token_id", [1]),
         ("pad_token_id", 0.5)]],
 ]
-INDEXES = [("{}", "weight_map"), ("[]", "object"), ("{nope", "JSON"), ('{"weight_map": []}', "weight_map"),
-           ('{"weight_map": {}}', "weight_map"), ('{"weight_map": {"a": 1}}', "weight_map"),
-           ('{"weight_map": {"a": "weights.bin"}}', "weights.bin")]  # paths out of the folder: test_security.py
+INDEXES = [("[]", "object"), ("{nope", "JSON"), ('{"weight_map": {}}', "weight_map"),
+           ('{"weight_map": {"a": 1}}', "weight_map")]  # paths out of the folder: test_security.py
 FAULTS = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
     **{f"config is {content[:9]}": (lambda folder, content=content: (folder / "config.json").write_bytes(content),
@@ -624,7 +538,7 @@ FAULTS = {
        for content, word in [(b"{nope", "JSON"), (b"[1]", "object"), (b"\xff\x00{", "JSON"), (b"[" * 10**5, "JSON")]},
     **{f"config {changes}": (edit_config(**changes), ["config.json", *words]) for changes, words in CONFIGS},
     "missing tensor": (edit_tensors(lambda tensors: tensors.pop(NORM)), [NORM]),
-    "extra tensor": (edit_tensors(lambda tensors: tensors.update(ghost=torch.ones(2))), [WEIGHTS, "ghost"]),
+    "extra tensor": (edit_tensors(lambda tensors: tensors.update(ghost=torch.ones(2))), ["ghost"]),
     "misshapen tensor": (edit_tensors(lambda tensors: tensors.update({NORM: torch.ones(31)})),
                          [WEIGHTS, NORM, "(31,)", "(32,)"]),
     "int8": (edit_tensors(lambda tensors: tensors.update({NORM: torch.ones(32, dtype=torch.int8)})),
@@ -638,10 +552,9 @@ FAULTS = {
     "truncated": (truncate, [WEIGHTS]),
     "empty file": (lambda folder: (folder / WEIGHTS).write_bytes(b""), [WEIGHTS]),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), [WEIGHTS]),
-    "pickle only": (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
-                    [WEIGHTS, "pytorch_model.bin", "pickle"]),
+    "pickle only": (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"), [WEIGHTS, "pickle"]),
     "lost shard": (lose_a_shard, ["model-00002-of-00003.safetensors"]),
-    **{f"index {content}": (write_index(content), ["model.safetensors.index.json", word]) for content, word in INDEXES},
+    **{f"index {content}": (write_index(content), [f"{WEIGHTS}.index.json", word]) for content, word in INDEXES},
 }
 
 
@@ -687,7 +600,7 @@ def test_a_scalar_model_needs_a_head_or_the_wish_for_a_new_one(tied, make_model,
     """A language model's folder is refused as a reward model unless new_head is given; then the trunk is the same."""
     model = make_model(tie_word_embeddings=tied)
     save_model(model, tmp_path)
-    with pytest.raises(ValueError, match=r"score\.weight is missing.*reward\.py"):
+    with pytest.raises(ValueError, match=r"score\.weight.* is missing.*reward\.py"):
         load_scalar_model(tmp_path)
     scalar = load_scalar_model(tmp_path, new_head="normal")
     tokens = random_tokens(model.config, 2, 5)
