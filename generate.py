@@ -184,16 +184,9 @@ def prompts_of(
 
 
 def answers_to(
-    model: Llama,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    batch_size: int,
-    temperature: float = 0.0,
-    seed: int | Sequence[int] = 0,
-    stop_text: str = "",
-    **options,
-) -> list[Response]:
+    model: Llama, tokenizer: Tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
+    temperature: float = 0.0, seed: int | Sequence[int] = 0, stop_text: str = "", **options,
+) -> list[Response]:  # fmt: skip
     """`generate`, with each response's text. It also ends where it says `stop_text`, which its text leaves out."""
 
     def says(tokens: list[int]) -> bool:  # a token holds a byte or more, so a short tail is enough
@@ -209,16 +202,9 @@ PART = 512  # answers between two saves of a stage
 
 
 def answer_in_parts(
-    stage: runtime.Stage,
-    cfg,
-    model: Llama,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    purpose: str,
-    temperatures: Sequence[float] = (0.0,),
-    samples: int = 1,
-    **options,
-) -> Iterator[tuple[float, range, list[list[Response]]]]:
+    stage: runtime.Stage, cfg, model: Llama, tokenizer: Tokenizer, prompts: list[list[int]], purpose: str,
+    temperatures: Sequence[float] = (0.0,), samples: int = 1, **options,
+) -> Iterator[tuple[float, range, list[list[Response]]]]:  # fmt: skip
     """Ask a stage's questions in parts, `samples` times at each temperature: the temperature, which ones, the answers.
 
     What the caller keeps by stage.append outlives a kill: the next run goes on with the part that is missing. A chance

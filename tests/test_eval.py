@@ -9,6 +9,7 @@ from test_sft import on_the_cpu, tiny_folder  # noqa: F401 (a fixture)
 
 import eval as evaluation
 import generate
+import quality
 from data import Question, Tokenizer, write_jsonl
 from model import load_model, load_scalar_model, save_model
 from reward import score_responses
@@ -75,7 +76,7 @@ def test_a_judge_is_compared_with_gold():
     rows = [{"scores": [2.0, 1.0], "correct": [True, False], "tokens": [7, 7]},
             {"scores": [-2.0, -1.5], "correct": [True, False], "tokens": [7, 7]},
             {"scores": [0.5, 0.0], "correct": [False, False], "tokens": [7, 7]}]
-    assert evaluation.judge_quality(rows, 1.0) == {
+    assert quality.against_gold(rows, 1.0) == {
         "auc_gold": 0.5,  # right: 2, -2; wrong: 1, -1.5, .5, 0: the first outscores all four, the second none
         # two questions have a right and a wrong answer, all of one length: one is in order. sigmoid(1) = .7311, of
         # 0.5 it is .6225: the judge is too careful by .2689 and then too sure by .6225
@@ -88,13 +89,13 @@ def test_a_judge_is_compared_with_gold():
 
 def test_confidence_is_that_of_the_margin_that_was_trained(tmp_path):
     """The saved scores were divided by score_std: two such margins of 1 were margins of 2, whose sigmoid is .881."""
-    judge = evaluation.judge_quality([{"scores": [0.5, -0.5], "correct": [True, False], "tokens": [3, 9]}], 2.0)
+    judge = quality.against_gold([{"scores": [0.5, -0.5], "correct": [True, False], "tokens": [3, 9]}], 2.0)
     assert judge["ece_gold"] == pytest.approx(1 - 0.880797)
     assert (judge["margin_gold"], judge["longer_wins_gold"], judge["equal_length_accuracy_gold"]) == (1.0, 0.0, None)
     assert judge["length_correlation_gold"] == pytest.approx(-1.0)
-    assert evaluation.trained_scale(str(tmp_path)) == 1.0  # a reward model of someone else
+    assert quality.trained_scale(str(tmp_path)) == 1.0  # a reward model of someone else
     (tmp_path / "done.json").write_text('{"results": {"score_std": 2.5}}')
-    assert evaluation.trained_scale(str(tmp_path)) == 2.5
+    assert quality.trained_scale(str(tmp_path)) == 2.5
 
 
 def test_scores_are_read_at_the_last_token_in_the_order_of_the_rows(scorer):
