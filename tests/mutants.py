@@ -1145,8 +1145,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("samples of other questions", "said[i : i + samples] for i in range(0, len(said), samples)",
          "said[i :: len(said) // samples] for i in range(len(said) // samples)",
          "every_sample_is_of_its_question_and_temperature"),
-        ("the last temperature is not asked", "for index in range(len(temperatures)) for start",
-         "for index in range(len(temperatures) - 1) for start", "every_sample_is_of_its_question_and_temperature"),
+        ("the last temperature is not asked", "for t in range(len(temperatures)) for i",
+         "for t in range(len(temperatures) - 1) for i", "every_sample_is_of_its_question_and_temperature"),
     ],
     "data.py": [
         ("the mask begins one token late", "positions >= starts[:, None]", "positions > starts[:, None]",
