@@ -260,7 +260,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     reference = load_model(cfg.policy, torch.float32, desk.idle).requires_grad_(False)
     judge = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
     critic = load_scalar_model(judge or cfg.policy, torch.float32, desk.idle, new_head=None if judge else "zero")
-    prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # the held-out ones must fit
+    prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
     policy, reference, critic = map(ranks.shard, (policy, reference, critic))
     adam, critic_adam = (
         AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
