@@ -11,13 +11,11 @@ skipped when it is done. With a reward model, several answers are sampled, the o
 (best-of-n), and all scores are compared with the truth.
 """
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import quality
 import runtime
@@ -27,7 +25,7 @@ from generate import answer_in_parts, answers_to, load, prompts_of
 from model import Llama, load_scalar_model
 from reward import score_responses
 from runtime.files import lines
-from runtime.flags import Count, Input, Inputs, Natural, Positive, Questions
+from runtime.flags import AtOnce, Count, Input, Inputs, Natural, Positive, Questions
 from tasks.published import STOP_TEXT
 from tasks.recorded import load_samples
 
@@ -42,7 +40,7 @@ class Config:
     questions: Questions  # question set with gold answers
     out: str  # folder that gets a folder for each name
     max_new_tokens: Count = 256  # an answer that has not ended by then counts as truncated
-    batch_size: Count = 256  # rows sampled together
+    batch_size: AtOnce = 256  # rows sampled together
     limit: Natural = 0  # only the first questions; 0: all
     shots: Natural = 0  # worked examples before the question, as published scores have them; 0: a chat without
     reward_model: Input = ""  # scores the answers: best-of-n
@@ -110,61 +108,23 @@ def recorded_transcripts(path: str, questions: list[Question]) -> list[dict]:
     for sample in load_samples(path, "teacher", {question.id: question for question in questions}, lenient=False):
         first.setdefault(sample.id, sample)
     missing = [question.id for question in questions if question.id not in first]
-    runtime.require(
-        not missing,
-        f"{path}: {len(missing)} of {len(questions)} questions have no recorded answer, the first is "
-        f"'{(missing or [''])[0]}'",
-    )
+    some = f"{len(missing)} of {len(questions)} questions have no recorded answer"
+    runtime.require(not missing, f"{path}: {some}, the first is '{(missing or [''])[0]}'")
     return [grade(q, first[q.id].response, "stop" if first[q.id].ended else "length", None) for q in questions]
-
-
-# ---- the best of several answers -----------------------------------------------------------------------------------
-
-
-def trained_scale(folder: str) -> float:
-    """What a reward model's scores were divided by after training (reward.py); 1 where its done.json does not say."""
-    try:
-        return float(json.loads((Path(folder) / "done.json").read_text(encoding="utf-8"))["results"]["score_std"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 1.0
-
-
-def judge_quality(scored: list[dict], scale: float) -> dict:
-    """A reward model against gold, as in quality.py: from the rows of scores.jsonl, one per question.
-
-    auc_gold takes all samples of all questions together; the other *_gold numbers take the pairs of a right and a
-    wrong sample of one question. None: undefined.
-    """
-    scores, right, tokens = (Tensor([row[key] for row in scored]) for key in ("scores", "correct", "tokens"))  # (Q, n)
-    good, bad = quality.right_wrong_pairs(right)  # (P,), (P,)
-    flat, lengths, labels = (x.double().flatten().numpy() for x in (scores, tokens, right))  # (Q * n,) each
-    pairs = quality.pair_quality(flat[good] - flat[bad], lengths[good], lengths[bad], scale)
-    area = quality.auc(flat, labels)
-    return {
-        "auc_gold": None if math.isnan(area) else area,
-        "pairs_gold": len(good),
-        **{f"{name}_gold": value for name, value in pairs.items()},
-        "length_correlation_gold": quality.correlation(flat, lengths),
-        "single_sample_accuracy": float(labels.mean()),
-        "any_right": right.amax(1).mean().item(),  # what a perfect judge would reach
-    }
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
 
 
 def main(cfg: Config) -> None:
-    runtime.require(
-        (cfg.samples > 1) == bool(cfg.reward_model),
-        "--samples above 1 and --reward_model go together: the reward model picks one of the samples",
-    )
-    runtime.require(
-        not (cfg.shots and cfg.reward_model), "--shots asks a model in another way; a --reward_model knows chats alone"
-    )
+    both = (cfg.samples > 1) == bool(cfg.reward_model)
+    runtime.require(both, "--samples above 1 and --reward_model go together: it picks one of the samples")
+    runtime.require(not (cfg.shots and cfg.reward_model), "--reward_model knows chats alone: leave --shots out")
     names = [word.partition("=")[0] for word in cfg.models]
     for word, name in zip(cfg.models, names):
-        good = "=" in word and name == Path(name).name and names.count(name) == 1
-        runtime.require(good, f"'{word}': NAME=FOLDER is expected, and every NAME once: it becomes a folder of --out")
+        # a name becomes a folder of --out, and stands beside the flags in its done.json
+        fits = "=" in word and name == Path(name).name and name.strip(".") and not hasattr(cfg, name)
+        runtime.require(bool(fits) and names.count(name) == 1, f"'{word}': NAME=FOLDER is expected, every NAME once")
     for word, name in zip(cfg.models, names):
         evaluate(replace(cfg, models=(word,), out=str(Path(cfg.out) / name)))
 
@@ -179,12 +139,13 @@ def evaluate(cfg: Config, stage: runtime.Stage) -> None:
     if Path(folder).is_file():
         runtime.require(not (cfg.reward_model or cfg.shots), f"{folder}: recorded answers are graded as they are")
         cost = {"parameters": 0}
-        stage.append("answers.jsonl", lines(recorded_transcripts(folder, questions)))
+        recorded = recorded_transcripts(folder, questions)
+        for _ in stage.steps(1):
+            stage.append("transcripts.jsonl", lines(recorded))
     else:
         cost = (best_of_n if cfg.reward_model else greedy)(cfg, stage, folder, questions)
-    transcripts, scored = stage.rows("answers.jsonl"), stage.rows("scores.jsonl")
-    stage.rename("answers.jsonl", "transcripts.jsonl")
-    judge = judge_quality(scored, trained_scale(cfg.reward_model)) if scored else {}
+    transcripts, scored = stage.rows("transcripts.jsonl"), stage.rows("scores.jsonl")
+    judge = quality.against_gold(scored, quality.trained_scale(cfg.reward_model)) if scored else {}
     summary = summarise(transcripts)
     low, high = summary["ci95"]
     print(
@@ -198,19 +159,19 @@ def evaluate(cfg: Config, stage: runtime.Stage) -> None:
 
 
 def greedy(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Question]) -> dict:
-    """Answer into answers.jsonl; returns the number of parameters and of prompt tokens read."""
+    """Answer into transcripts.jsonl; returns the number of parameters and of prompt tokens read."""
     model, tokenizer = load(folder)
     prompts = prompts_of(model.config, tokenizer, questions, cfg.max_new_tokens, cfg.shots)
     stop_text = STOP_TEXT[questions[0].kind] if cfg.shots else ""
     for _, rows, answers in answer_in_parts(stage, cfg, model, tokenizer, prompts, "eval", stop_text=stop_text):
         graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for i, [r] in zip(rows, answers)]
-        stage.append("answers.jsonl", lines(graded))
+        stage.append("transcripts.jsonl", lines(graded))
     return {"parameters": sum(p.numel() for p in model.parameters()), "read": sum(map(len, prompts))}
 
 
 def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Question]) -> dict:
-    """Sample several answers to each question; the one that the reward model likes best goes into answers.jsonl, the
-    scores of all into scores.jsonl."""
+    """Sample several answers to each question; the one that the reward model likes best goes into transcripts.jsonl,
+    the scores of all into scores.jsonl."""
     model, tokenizer = load(folder)
     tokenizer.require_same(cfg.reward_model)
     scorer = load_scalar_model(cfg.reward_model, torch.float32, runtime.default_device())
@@ -223,10 +184,10 @@ def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Qu
         for i, responses, row in zip(rows, answers, scores):
             graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for r in responses]
             best = row.index(max(row))
-            stage.append("answers.jsonl", lines([graded[best] | {"score": row[best]}]))
-            columns = {"correct": "correct", "answers": "answer", "tokens": "tokens"}
-            columns = {key: [transcript[name] for transcript in graded] for key, name in columns.items()}
-            scored = {"id": questions[i].id, "scores": [round(score, 5) for score in row]} | columns
+            stage.append("transcripts.jsonl", lines([graded[best] | {"score": row[best]}]))
+            scored = {"id": questions[i].id, "scores": [round(score, 5) for score in row]}
+            for key, name in (("correct", "correct"), ("answers", "answer"), ("tokens", "tokens")):
+                scored[key] = [transcript[name] for transcript in graded]
             stage.append("scores.jsonl", lines([scored]))
     parameters = {"parameters": model, "scorer_parameters": scorer}
     cost = {name: sum(p.numel() for p in network.parameters()) for name, network in parameters.items()}

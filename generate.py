@@ -21,7 +21,7 @@ from data import Question, Tokenizer, extract_answer, load_questions
 from model import KVCache, Llama, ModelConfig, load_model
 from runtime import ranks, seed_of
 from runtime.files import lines
-from runtime.flags import Count, Input, Natural, Questions
+from runtime.flags import AtOnce, Count, Input, Natural, Questions
 from tasks.published import STOP_TEXT, few_shot_prompt
 
 READ_AT_ONCE = {"cpu": 2**11, "cuda": 2**16}  # tokens of prompts: what fits into a core's own cache is read faster
@@ -40,17 +40,11 @@ class Response:
 
 
 def generate(
-    model: Llama,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    stop_ids: Collection[int] = (),
-    seed: int | Sequence[int] = 0,
-    batch_size: int = 256,
-    ended: Callable[[list[int]], bool] = lambda tokens: False,
-    progress: Callable[[int], None] = lambda count: None,
+    model: Llama, prompts: list[list[int]], max_new_tokens: int, temperature: float = 1.0,
+    stop_ids: Collection[int] = (), seed: int | Sequence[int] = 0, batch_size: int = 256,
+    ended: Callable[[list[int]], bool] = lambda tokens: False, progress: Callable[[int], None] = lambda count: None,
     compile: bool = False,
-) -> list[Response]:
+) -> list[Response]:  # fmt: skip
     """Continue every prompt until a stop id or max_new_tokens; the answers come in the prompts' order.
 
     temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
@@ -184,16 +178,9 @@ def prompts_of(
 
 
 def answers_to(
-    model: Llama,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    batch_size: int,
-    temperature: float = 0.0,
-    seed: int | Sequence[int] = 0,
-    stop_text: str = "",
-    **options,
-) -> list[Response]:
+    model: Llama, tokenizer: Tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
+    temperature: float = 0.0, seed: int | Sequence[int] = 0, stop_text: str = "", **options,
+) -> list[Response]:  # fmt: skip
     """`generate`, with each response's text. It also ends where it says `stop_text`, which its text leaves out."""
 
     def says(tokens: list[int]) -> bool:  # a token holds a byte or more, so a short tail is enough
@@ -209,16 +196,9 @@ PART = 512  # answers between two saves of a stage
 
 
 def answer_in_parts(
-    stage: runtime.Stage,
-    cfg,
-    model: Llama,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    purpose: str,
-    temperatures: Sequence[float] = (0.0,),
-    samples: int = 1,
-    **options,
-) -> Iterator[tuple[float, range, list[list[Response]]]]:
+    stage: runtime.Stage, cfg, model: Llama, tokenizer: Tokenizer, prompts: list[list[int]], purpose: str,
+    temperatures: Sequence[float] = (0.0,), samples: int = 1, **options,
+) -> Iterator[tuple[float, range, list[list[Response]]]]:  # fmt: skip
     """Ask a stage's questions in parts, `samples` times at each temperature: the temperature, which ones, the answers.
 
     What the caller keeps by stage.append outlives a kill: the next run goes on with the part that is missing. A chance
@@ -226,10 +206,10 @@ def answer_in_parts(
     change nothing.
     """
     size = max(1, PART // samples)  # questions of a part
-    parts = [(index, start) for index in range(len(temperatures)) for start in range(0, len(prompts), size)]
-    for step in stage.steps(len(parts), units=size * samples):
-        index, start = parts[step]
-        asked = range(start, min(start + size, len(prompts)))
+    starts = range(0, len(prompts), size)
+    parts = [(t, range(i, min(i + size, len(prompts)))) for t in range(len(temperatures)) for i in starts]
+    for step in stage.steps(len(parts), units=[samples * len(asked) for _, asked in parts]):
+        index, asked = parts[step]
         seeds = [seed_of(cfg.seed, purpose, index, i, sample) for i in asked for sample in range(samples)]
         repeated = [prompts[i] for i in asked for _ in range(samples)]
         sampling = (cfg.max_new_tokens, cfg.batch_size, temperatures[index], seeds)
@@ -251,7 +231,7 @@ class Config:
     samples: Count = 8  # answers per question and temperature
     temperatures: str = "1.0"  # comma-separated; several give the vote more variety
     max_new_tokens: Count = 256  # an answer that has not ended by then counts as unfinished
-    batch_size: Count = 256  # rows sampled together
+    batch_size: AtOnce = 256  # rows sampled together
     limit: Natural = 0  # only the first questions; 0: all
     shots: Natural = 0  # worked examples before the question, as published scores have them; 0: a chat without
     lenient: bool = False  # read the last number or letter where no answer is stated
@@ -313,9 +293,8 @@ def sample(cfg: Config, stage: runtime.Stage) -> None:
             for i, responses in zip(asked, answers)
             for response in responses
         ]
-        stage.append("answers.jsonl", lines(rows))
-    rows = stage.rows("answers.jsonl")
-    stage.rename("answers.jsonl", "samples.jsonl")
+        stage.append("samples.jsonl", lines(rows))
+    rows = stage.rows("samples.jsonl")
     ended = sum(row["finish"] == "stop" for row in rows) / len(rows)
     answered = sum(row["answer"] is not None for row in rows) / len(rows)
     tokens = sum(row["tokens"] for row in rows)

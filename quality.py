@@ -8,7 +8,9 @@ Sources: AUC as the U statistic of Mann and Whitney (1947); calibration error as
 rival explanation, arXiv 2310.03716; that equal means 10 % of the longer answer is our choice.
 """
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,3 +97,32 @@ def pair_quality(margin: ArrayLike, better: ArrayLike, worse: ArrayLike, scale: 
         "equal_length_pairs": int(equal.sum()),
     }
     return {name: None if math.isnan(value) else value for name, value in numbers.items()}
+
+
+def trained_scale(folder: str) -> float:
+    """What a reward model's scores were divided by after training (reward.py); 1 where its done.json does not say."""
+    try:
+        return float(json.loads((Path(folder) / "done.json").read_text(encoding="utf-8"))["results"]["score_std"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1.0
+
+
+def against_gold(scored: list[dict], scale: float) -> dict:
+    """A reward model against gold: from the rows of scores.jsonl, one per question with all of its samples.
+
+    auc_gold takes all samples of all questions together; the other *_gold numbers take the pairs of a right and a
+    wrong sample of one question. None: undefined.
+    """
+    scores, right, tokens = (np.array([row[key] for row in scored], float) for key in ("scores", "correct", "tokens"))
+    good, bad = right_wrong_pairs(right)  # (P,), (P,)
+    flat, lengths = scores.flatten(), tokens.flatten()  # (Q * n,) each
+    pairs = pair_quality(flat[good] - flat[bad], lengths[good], lengths[bad], scale)
+    area = auc(flat, right.flatten())
+    return {
+        "auc_gold": None if math.isnan(area) else area,
+        "pairs_gold": len(good),
+        **{f"{name}_gold": value for name, value in pairs.items()},
+        "length_correlation_gold": correlation(flat, lengths),
+        "single_sample_accuracy": float(right.mean()),
+        "any_right": float(right.any(1).mean()),  # what a perfect judge would reach
+    }

@@ -26,7 +26,7 @@ import runtime
 from data import Question, Tokenizer, collate, extract_answer, is_correct, load_questions, read_jsonl
 from model import ScalarModel, last_value, load_scalar_model
 from runtime import Desk, ranks, steps
-from runtime.flags import Count, Input, Natural, Positive, Questions, Share
+from runtime.flags import AtOnce, Count, Input, Natural, Positive, Questions, Saving, Share
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Config:
     calibration_samples: Count = 1000  # of the student's responses
     seed: int = 0  # of the new head, and of the order of the pairs
     # what changes the memory that is needed and not the result
-    micro_tokens: Count = 4096  # tokens per forward pass, padding included
-    gradient_checkpointing: bool = False  # a third more time for much less memory
+    micro_tokens: AtOnce = 4096  # tokens per forward pass, padding included
+    gradient_checkpointing: Saving = False  # a third more time for much less memory
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ import runtime
 from data import Tokenizer, collate, read_jsonl
 from model import load_model, masked_logprobs
 from runtime import ranks, steps
-from runtime.flags import Count, Input, Natural, NotNegative, Positive
+from runtime.flags import AtOnce, Count, Input, Natural, NotNegative, Positive, Saving
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Config:
     max_tokens: Count = 1024  # longer examples are left out, and counted
     seed: int = 0  # of the order of the examples
     # what changes the memory that is needed and not the result
-    micro_tokens: Count = 4096  # tokens per forward pass, padding included
-    gradient_checkpointing: bool = False  # a third more time for much less memory
+    micro_tokens: AtOnce = 4096  # tokens per forward pass, padding included
+    gradient_checkpointing: Saving = False  # a third more time for much less memory
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, total: int) -> Tensor:

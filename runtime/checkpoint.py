@@ -27,7 +27,8 @@ from runtime.flags import SIGNALS, require
 from runtime.stage import Stage
 
 PAUSE = 20  # the next save waits so many times as long as the last one took: they take 5 % of the time at most
-GROWING = ("metrics.jsonl", "samples.txt", "answers.jsonl")  # files of a stage that a loop appends to
+# files of a stage that a loop appends to
+GROWING = ("metrics.jsonl", "samples.txt", "samples.jsonl", "transcripts.jsonl", "scores.jsonl")
 
 
 class Checkpoint:

@@ -44,9 +44,10 @@ Input = Annotated[str, "input"]  # a file or a folder: it counts by its contents
 Questions = Annotated[str, "input", "or a name"]  # a file, or the name of a question set such as arith:test
 Inputs = Annotated[tuple[str, ...], "input"]  # words NAME=PATH
 
-# What changes the memory that is needed and not the result: a run that had too little goes on with less. train_all.sh
+# These change the memory that is needed and not the result: a run that had too little goes on with less. train_all.sh
 # has them under the same names.
-MEMORY = ("batch_size", "micro_tokens", "gradient_checkpointing", "offload")
+AtOnce = Annotated[int, Range(1, math.inf, "must be 1 or more"), "memory"]  # rows or tokens
+Saving = Annotated[bool, "memory"]
 
 
 def check(cfg: object) -> None:
@@ -55,6 +56,12 @@ def check(cfg: object) -> None:
         for rule in getattr(kind, "__metadata__", ()):
             if isinstance(rule, Range) and not rule.low <= getattr(cfg, name) <= rule.high:
                 raise ValueError(f"--{name} {getattr(cfg, name)}: {rule.told}")
+
+
+def memory(cfg: object) -> list[str]:
+    """The names of a Config's flags that change memory alone."""
+    kinds = typing.get_type_hints(type(cfg), include_extras=True)
+    return [name for name, kind in kinds.items() if "memory" in getattr(kind, "__metadata__", ())]
 
 
 def inputs(cfg: object) -> dict[str, str]:
@@ -165,8 +172,8 @@ def out_of_memory(error: Exception) -> bool:
 def smaller(cfg: object) -> list[str]:
     """What needs less memory. Example: ["--micro_tokens 2048 (train_all.sh: micro_tokens=2048)"]."""
     found = []
-    for flag in MEMORY:
-        value = getattr(cfg, flag, None)
+    for flag in memory(cfg):
+        value = getattr(cfg, flag)
         if type(value) is int and value > 1:
             found.append(f"--{flag} {value // 2} (train_all.sh: {flag}={value // 2})")
         elif value is False:

@@ -25,7 +25,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from runtime import flags, ranks
@@ -106,12 +106,13 @@ LOCKS: dict[tuple[int, int], int] = {}  # folders that this process works in: (d
 class Stage:
     """The folder `cfg.out` of one script run, which rank 0 alone writes to.
 
-    Inputs count by the contents of their files, not by their names, so that a run folder can be moved; flags of
-    flags.MEMORY do not count. `finished` is True when done.json already says that this work is done.
+    Inputs count by the contents of their files, not by their names, so that a run folder can be moved; flags that
+    change memory alone do not count. `finished` is True when done.json already says that this work is done.
     """
 
     def __init__(self, cfg):
         self.folder, self.start, self.step = Path(cfg.out), time.monotonic(), 0
+        self.memory = flags.memory(cfg)
         hashes = {name: _hash(Path(path), name) for name, path in flags.inputs(cfg).items()}
         config = dataclasses.asdict(cfg)
         named = {"out", *hashes, *(name for name, value in config.items() if isinstance(value, tuple))}
@@ -121,6 +122,8 @@ class Stage:
         self.finished = ranks.broadcast(self.done is not None and not self._changes(self.done))
         if self.finished:
             print(f"{self.folder}: done already ({self.done['seconds']:.0f} s), skipped", flush=True)
+            if ranks.RANK == 0:  # a kill right after done.json leaves it
+                shutil.rmtree(self.folder / "resume", ignore_errors=True)
             return
         place = next(path for path in [self.folder.resolve(), *self.folder.resolve().parents] if path.exists())
         good = place.is_dir() and os.access(place, os.W_OK)
@@ -152,7 +155,7 @@ class Stage:
             f"{key} {old[part].get(key)} -> {self.record[part].get(key)}"
             for part in ("settings", "inputs")
             for key in {**old[part], **self.record[part]}
-            if old[part].get(key) != self.record[part].get(key) and key not in flags.MEMORY
+            if old[part].get(key) != self.record[part].get(key) and key not in self.memory
         ]
 
     def _read_done(self) -> dict | None:
@@ -194,14 +197,15 @@ class Stage:
         except OSError:  # a network's file system without locks
             os.close(handle)
 
-    def steps(self, total: int, note: str = "", units: int = 1, **parts: object) -> Iterator[int]:
+    def steps(self, total: int, note: str = "", units: Sequence[int] = (), **parts: object) -> Iterator[int]:
         """The steps that are left of a loop. `parts`, its networks and optimisers, are saved now and then and loaded
-        again, so that a run that was killed goes on with the same bits. `note` is filled with what `log` is given; a
-        step is `units` of the bar."""
+        again, so that a run that was killed goes on with the same bits. `note` is filled with what `log` is given;
+        `units` is how much of the bar each step is, else 1."""
         from runtime.checkpoint import Checkpoint
 
         state = Checkpoint(self, parts)
-        self.note, self.bar = note, Progress(self.folder.name, total * units, state.step * units)
+        units = units or [1] * total
+        self.note, self.bar = note, Progress(self.folder.name, sum(units), sum(units[: state.step]))
         for self.step in state.steps(total):
             yield self.step
         self.bar.close()
@@ -220,11 +224,6 @@ class Stage:
         if ranks.RANK == 0:
             with (self.out / name).open("a", encoding="utf-8") as file:
                 file.write(text)
-
-    def rename(self, old: str, new: str) -> None:
-        """What `append` filled is whole now and gets its own name."""
-        if ranks.RANK == 0:
-            (self.out / old).replace(self.out / new)
 
     def rows(self, name: str) -> list[dict]:
         """The objects of a JSONL that `append` filled. Call on every rank."""

@@ -1,21 +1,21 @@
-"""checkpoint.py: a loop that was cut off goes on with the same bits; a damaged state gives way to the one before."""
+"""runtime/checkpoint.py: a loop that was cut off goes on with the same bits; a damaged state gives way to the one
+before."""
 
 import json
 import os
-import random
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from runtime import SIGNALS, Stage, launch
+from runtime import SIGNALS, Stage, launch, seed_of, stage, steps
 from runtime import checkpoint as module
 from runtime.checkpoint import Checkpoint
+from runtime.flags import AtOnce
 
-STEPS = 9
+STEPS = 7
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Config:
 
     out: str
     lr: float = 0.1
+    micro_tokens: AtOnce = 9
 
 
 class Cut(Exception):
@@ -31,58 +32,49 @@ class Cut(Exception):
 
 
 def train(cfg, cut=None, tied=False):
-    """Nine steps that use every kind of chance, an optimiser with moments and a list; cut off within step `cut`."""
-    stage = Stage(cfg)
-    if stage.finished:
-        return None
-    torch.manual_seed(3), random.seed(3), np.random.seed(3)
-    rng = torch.Generator().manual_seed(3)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4))
-    if tied:
-        model[2].weight = model[0].weight
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr)
-    at = {"order": [], "seen": 0, "loss": 0.1}
-    checkpoint = Checkpoint(stage, {"model": model, "optimizer": optimizer, "rng": rng}, at)
-    first = checkpoint.step
-    for step in checkpoint.steps(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = cfg.lr * (1 - step / STEPS)
-        if not at["order"]:
-            at["order"] = torch.randperm(4, generator=rng).tolist()
-        x = torch.rand(3, 4) + at["order"].pop() + random.random() + float(np.random.rand())
-        loss = (model(x) - torch.rand(3, 4, generator=rng)).square().mean()
-        loss.backward()
-        if cut == step:
-            raise Cut
-        optimizer.step()
-        optimizer.zero_grad()
-        at["seen"] += 3
-        at["loss"] = loss.item()
-        stage.log(step, loss=at["loss"], lr=optimizer.param_groups[0]["lr"])
-        with (stage.out / "samples.txt").open("a") as file:
-            file.write(f"{step}\n")
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    draws = random.random(), np.random.rand(), torch.rand(1).item(), torch.rand(1, generator=rng).item()
-    files = [(stage.out / name).read_bytes() for name in ("metrics.jsonl", "samples.txt")]
-    stage.finish(tokens=at["seen"])
-    return first, weights, at, draws, files
+    """Steps of an optimiser with moments on a model with buffers; cut off within step `cut`. What came out."""
+    found = []
+
+    @stage
+    def main(cfg, stage):
+        torch.manual_seed(seed_of(3))
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4))
+        if tied:
+            model[2].weight = model[0].weight
+        adam = torch.optim.AdamW(model.parameters(), lr=cfg.lr)
+        for step in stage.steps(STEPS, "loss {loss:.2f}", model=model, adam=adam):
+            found.append(step)
+            for group in adam.param_groups:
+                group["lr"] = cfg.lr * (1 - step / STEPS)
+            x = torch.rand(3, 4, generator=steps.generator(3, "x", step))
+            loss = (model(x) - x.flip(0)).square().mean()
+            loss.backward()
+            stage.append("samples.txt", f"{step}\n")
+            if cut == step:
+                raise Cut
+            adam.step()
+            adam.zero_grad()
+            stage.log(step, {"loss": loss.item(), "lr": adam.param_groups[0]["lr"]})
+        weights = [tensor.clone() for tensor in model.state_dict().values()]
+        assert not tied or model[0].weight is model[2].weight
+        files = [(stage.out / name).read_bytes() for name in ("metrics.jsonl", "samples.txt")]
+        found[1:] = [weights, files, [row["step"] for row in stage.logged()]]
+        stage.finish()
+
+    main(cfg)
+    return found
 
 
 def same(one, other):
-    _, weights, *rest = one
-    _, others, *more = other
-    return rest == more and all(torch.equal(weights[name], others[name]) for name in weights)
+    (_, weights, *rest), (_, others, *more) = one, other
+    return rest == more and all(map(torch.equal, weights, others))
 
 
 @pytest.fixture(autouse=True)
 def save_always(monkeypatch):
     """Whatever a save took, the next follows the next step; and nothing waits for the disk."""
-    monkeypatch.setattr(Checkpoint, "cost", property(lambda self: 0.0, lambda self, value: None), raising=False)
+    monkeypatch.setattr(module, "PAUSE", 0)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-def states(cfg):
-    return sorted(path.name for path in (Path(cfg.out) / "resume").iterdir())
 
 
 @pytest.fixture
@@ -90,42 +82,38 @@ def whole(tmp_path):
     return train(Config(str(tmp_path / "whole")))
 
 
-@pytest.mark.parametrize("cut", range(STEPS))
-def test_a_loop_that_was_cut_off_goes_on_bit_for_bit(tmp_path, whole, cut):
-    """Weights, moments, buffers, every random stream, the data's order, the files: nothing differs, no line twice."""
-    cfg = Config(str(tmp_path / "run"))
-    with pytest.raises(Cut):
-        train(cfg, cut)
-    again = train(cfg)
-    assert again[0] == cut and same(again, whole)
-    assert len(again[4][0].splitlines()) == STEPS and again[2]["seen"] == 3 * STEPS
-    assert not (Path(cfg.out) / "resume").exists() and train(cfg) is None
-
-
-def test_it_may_be_cut_off_again_and_again(tmp_path, whole):
-    cfg = Config(str(tmp_path / "run"))
-    for cut in (1, 1, 2, 5, 7):
-        with pytest.raises(Cut):
-            train(cfg, cut)
-    assert same(train(cfg), whole)
-
-
-def test_tied_weights_stay_tied(tmp_path):
-    whole = train(Config(str(tmp_path / "whole")), tied=True)
-    cfg = Config(str(tmp_path / "run"))
-    with pytest.raises(Cut):
-        train(cfg, 4, tied=True)
-    again = train(cfg, tied=True)
-    assert same(again, whole) and torch.equal(again[1]["0.weight"], again[1]["2.weight"])
-
-
-def test_the_newest_two_states_are_kept_and_hold_no_pickle(tmp_path):
+@pytest.fixture
+def cut_off(tmp_path):
+    """A run that was cut off within step 5: states 4 and 5 are saved."""
     cfg = Config(str(tmp_path / "run"))
     with pytest.raises(Cut):
         train(cfg, 5)
-    assert states(cfg) == [f"{step:09}.{kind}" for step in (4, 5) for kind in ("json", "safetensors")]
-    assert all(b"\x80\x02" not in path.read_bytes()[:4] and not path.read_bytes().startswith(b"PK")
-               for path in (Path(cfg.out) / "resume").iterdir())
+    return cfg
+
+
+def states(cfg):
+    return sorted(path.name for path in (Path(cfg.out) / "resume").iterdir())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_loop_that_was_cut_off_again_and_again_goes_on_bit_for_bit(tmp_path, tied):
+    """Weights, moments, buffers, the files: nothing differs, no line twice. With less memory too."""
+    whole = train(Config(str(tmp_path / "whole")), tied=tied)
+    assert whole[3] == list(range(STEPS)) and not same(whole, train(Config(str(tmp_path / "another"), 0.2), tied=tied))
+    for cuts in ((0,), (5,), (1, 1, 2, 3, 6)):
+        cfg = Config(str(tmp_path / f"run{cuts}"))
+        for cut in cuts:
+            with pytest.raises(Cut):
+                train(cfg, cut, tied)
+        again = train(replace(cfg, micro_tokens=3), tied=tied)
+        assert again[0] == cuts[-1] and same(again, whole)
+        assert not (Path(cfg.out) / "resume").exists() and train(cfg) == []
+
+
+def test_the_newest_two_states_are_kept_and_hold_no_pickle(cut_off):
+    assert states(cut_off) == [f"{step:09}.{kind}" for step in (4, 5) for kind in ("json", "safetensors")]
+    for path in (Path(cut_off.out) / "resume").iterdir():
+        assert b"\x80\x02" not in path.read_bytes()[:4] and not path.read_bytes().startswith(b"PK")
 
 
 def flip(path, place):
@@ -139,86 +127,63 @@ def flip(path, place):
     lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     lambda path: path.write_bytes(b""),
     lambda path: path.unlink(),
-    *(lambda path, place=place: flip(path, place) for place in (0.0, 0.03, 0.3, 0.5, 0.9)),
-], ids=["half", "empty", "gone", "flip0", "flip3", "flip30", "flip50", "flip90"])
-def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, whole, kind, damage, capsys):
-    cfg = Config(str(tmp_path / "run"))
-    with pytest.raises(Cut):
-        train(cfg, 5)
-    damage(path := Path(cfg.out) / "resume" / f"{5:09}.{kind}")
-    again = train(cfg)
+    *(lambda path, place=place: flip(path, place) for place in (0.0, 0.03, 0.5, 0.9)),
+], ids=["half", "empty", "gone", "flip0", "flip3", "flip50", "flip90"])
+def test_a_damaged_state_gives_way_to_the_one_before(cut_off, whole, kind, damage):
+    damage(Path(cut_off.out) / "resume" / f"{5:09}.{kind}")
+    again = train(cut_off)
     assert again[0] == 4 and same(again, whole)
-    assert "is damaged" in capsys.readouterr().out or (kind == "json" and not path.exists())
 
 
-def test_two_damaged_states_begin_anew(tmp_path, whole):
-    cfg = Config(str(tmp_path / "run"))
-    with pytest.raises(Cut):
-        train(cfg, 5)
+def test_two_damaged_states_begin_anew(cut_off, whole):
     for step in (4, 5):
-        flip(Path(cfg.out) / "resume" / f"{step:09}.safetensors", 0.7)
-    again = train(cfg)
+        flip(Path(cut_off.out) / "resume" / f"{step:09}.safetensors", 0.7)
+    again = train(cut_off)
     assert again[0] == 0 and same(again, whole)
 
 
-def test_a_metrics_file_that_lost_its_end_is_not_continued(tmp_path, whole):
+def test_a_file_that_lost_its_end_is_not_continued_and_half_a_line_is_cut_off(cut_off, whole):
     """As after a power cut on a disk that lied about fsync: the state before, whose lines are all there."""
-    cfg = Config(str(tmp_path / "run"))
-    with pytest.raises(Cut):
-        train(cfg, 5)
-    path = Path(cfg.out) / "metrics.jsonl"
+    path = Path(cut_off.out) / "metrics.jsonl"
     os.truncate(path, path.stat().st_size - 1)
-    again = train(cfg)
+    with pytest.raises(Cut):
+        train(cut_off, 4)
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    again = train(cut_off)
     assert again[0] == 4 and same(again, whole)
 
 
-def test_half_a_line_of_metrics_is_cut_off(tmp_path, whole):
-    cfg = Config(str(tmp_path / "run"))
-    with pytest.raises(Cut):
-        train(cfg, 5)
-    with (Path(cfg.out) / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "lo')
-    assert same(train(cfg), whole)
-
-
-def test_another_setting_does_not_go_on_from_it_and_does_not_destroy_it(tmp_path, capsys):
-    cfg = Config(str(tmp_path / "run"))
-    with pytest.raises(Cut):
-        train(cfg, 5)
-    assert train(replace(cfg, lr=0.2))[0] == 0
+def test_another_setting_does_not_go_on_from_it_and_does_not_destroy_it(cut_off, capsys):
+    assert train(replace(cut_off, lr=0.2))[0] == 0
     assert "lr 0.1 -> 0.2" in capsys.readouterr().out
-    assert len(list((tmp_path / "run.old1" / "resume").iterdir())) == 4
+    assert len(list(Path(f"{cut_off.out}.old1").glob("resume/*"))) == 4
 
 
-def test_what_is_written_is_read_back(tmp_path, monkeypatch):
-    """A disk that swallows a bit is noticed at once, and the state before it stays."""
-    cfg = Config(str(tmp_path / "run"))
-    real = module.save_file
-
-    def swallow(tensors, path):
-        real({name: 1 - tensor if name == "model.0.bias" and path.name[8] == "3" else tensor
-              for name, tensor in tensors.items()}, path)
-
-    monkeypatch.setattr(module, "save_file", swallow)
-    with pytest.raises(OSError, match="read back"):
-        train(cfg)
-    assert [name for name in states(cfg) if name.endswith("json")] == [f"{2:09}.json"]
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux says which file a handle is")
-def test_bytes_are_on_the_disk_before_they_get_their_name_and_the_json_comes_last(tmp_path, monkeypatch):
+def test_no_file_gets_its_name_before_its_bytes_are_on_the_disk(tmp_path, monkeypatch):
     """Or a power cut could leave a name without its bytes, or a JSON file that vouches for nothing."""
-    events = []
-    real = Path.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name))
-    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append(f"-> {Path(to).name}"), real(self, to))[1])
-    stage = Stage(Config(str(tmp_path / "run")))
-    stage.log(0, loss=1.0)
-    checkpoint = Checkpoint(stage, {"rng": torch.Generator()}, {})
-    stage.log(0, loss=1.0)
-    checkpoint.save()
-    tensors, record = "000000000.safetensors", "000000000.json"
-    assert events == ["metrics.jsonl", f"{tensors}.tmp", f"-> {tensors}", f"{record}.tmp", f"-> {record}", "resume"]
+    synced, named, replace = set(), [], Path.replace
+
+    def known(stat):  # what was added later is not
+        return stat.st_ino, stat.st_size
+
+    def look_and_replace(self, to):
+        folder = Path(to).parent
+        assert known(self.stat()) in synced
+        if Path(to).name == "done.json":
+            assert all(known(path.stat()) in synced for path in folder.iterdir() if path.is_file())
+        if folder.name == "resume" and Path(to).suffix == ".json":
+            assert Path(to).with_suffix(".safetensors").exists()
+            assert known((folder.parent / "metrics.jsonl").stat()) in synced
+        named.append(Path(to).name)
+        return replace(self, to)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.add(known(os.fstat(handle))))
+    monkeypatch.setattr(Path, "replace", look_and_replace)
+    train(Config(str(tmp_path / "run")))
+    assert len(named) == 2 * STEPS + 1
+    monkeypatch.setattr(module, "PAUSE", 1e9)  # lines that came after the last state
+    train(Config(str(tmp_path / "run"), 0.2))
 
 
 def test_saving_costs_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
@@ -232,43 +197,40 @@ def test_saving_costs_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
         self.saved, self.cost = now[0], 2
 
     monkeypatch.setattr(Checkpoint, "save", save)
-    for _ in Checkpoint(Stage(Config(str(tmp_path / "run"))), {}, {}).steps(100):
+    for _ in Checkpoint(Stage(Config(str(tmp_path / "run"))), {}).steps(100):
         now[0] += 1
     assert saves == [1, 41, 81]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_after_the_step_with_the_state_saved(tmp_path, whole, capfd, number, code, monkeypatch):
-    cfg, seen = Config(str(tmp_path / "run")), []
-    monkeypatch.setattr(Checkpoint, "cost", property(lambda self: 1e9, lambda self, value: None))  # only as it stops
-    real = Stage.log
+    cfg, log, sent = Config(str(tmp_path / "run")), Stage.log, []
+    monkeypatch.setattr(module, "PAUSE", 1e9)  # after the first step it saves only as it stops
 
-    def log(self, step, **values):
-        real(self, step, **values)
-        if step == 4 and not seen:
-            seen.append(os.kill(os.getpid(), number))
+    def log_and_send(self, step, metrics):
+        log(self, step, metrics)
+        if step == 4 and not sent:
+            sent.append(os.kill(os.getpid(), number))
 
-    monkeypatch.setattr(Stage, "log", log)
+    monkeypatch.setattr(Stage, "log", log_and_send)
     with pytest.raises(SystemExit) as stop:
         launch(train, Config, ["--out", cfg.out])
-    error = capfd.readouterr().err
-    assert stop.value.code == code and f"--out {cfg.out}" in error and "stopping after this step" in error
-    assert [name for name in states(cfg) if name.endswith("json")] == [f"{5:09}.json"]
-    assert not SIGNALS.wait and same(train(cfg), whole)
+    assert stop.value.code == code and f"--out {cfg.out}" in capfd.readouterr().err
+    assert f"{5:09}.json" in states(cfg) and not SIGNALS.wait
+    again = train(cfg)
+    assert again[0] == 5 and same(again, whole)
 
 
-def test_the_same_signal_twice_stops_at_once(tmp_path, capfd):
-    cfg = Config(str(tmp_path / "run"))
-
+def test_the_same_signal_twice_stops_at_once(tmp_path):
     def main(cfg):
-        for _ in Checkpoint(Stage(cfg), {}, {}).steps(3):
+        for _ in Checkpoint(Stage(cfg), {}).steps(3):
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGTERM)
             pytest.fail("it went on")
 
     with pytest.raises(SystemExit) as stop:
-        launch(main, Config, ["--out", cfg.out])
-    assert stop.value.code == 143 and not (Path(cfg.out) / "resume").exists()
+        launch(main, Config, ["--out", str(tmp_path / "run")])
+    assert stop.value.code == 143 and not (tmp_path / "run" / "resume").exists()
 
 
 def test_every_value_comes_back_as_it_was():

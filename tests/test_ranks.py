@@ -1,6 +1,6 @@
-"""Several ranks give what one gives: the real scripts under torchrun, on the CPU with gloo.
+"""Several ranks give what one gives, on the CPU with gloo: forked from this process, or under torchrun.
 
-Most of it is `slow`, for every rank is a process that imports torch first. DRIVER runs a script in which a rank dies.
+Of torchrun most is `slow`, for every rank imports torch first. DRIVER runs a script in which a rank dies.
 """
 
 import contextlib
@@ -12,9 +12,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,10 @@ import torch
 from safetensors.torch import load_file
 from test_resume import world  # noqa: F401  a fixture
 
-import data
 import runtime
+from model import load_model, load_scalar_model, masked_logprobs
 from runtime import ranks, steps
+from runtime.files import read_jsonl
 
 ROOT = Path(ranks.__file__).resolve().parent.parent
 
@@ -35,49 +38,16 @@ import runtime; from runtime import checkpoint, ranks
 checkpoint.PAUSE = 0  # save after every step
 script, what, rank, step = sys.argv[1:5]
 log = runtime.Stage.log
-def log_or_die(self, now, **values):
+def log_or_die(self, now, metrics):
     if (ranks.RANK, now) == (int(rank), int(step)):
         if what == "kill": os.kill(os.getpid(), signal.SIGKILL)
         if what == "raise": raise RuntimeError("a broken rank")
         if what == "refuse": raise OSError("a full disk")
         if what == "wait": print("waiting", flush=True); time.sleep(2)
-    log(self, now, **values)
+    log(self, now, metrics)
 runtime.Stage.log = log_or_die
 module = importlib.import_module(script)
 runtime.launch(module.main, module.Config, sys.argv[5:], every_rank=True)
-"""
-
-
-SHARDS = """
-import dataclasses, sys
-sys.path.insert(0, {root!r})
-import torch, ranks, runtime
-from model import load_model, masked_logprobs
-@dataclasses.dataclass(frozen=True)
-class Config:
-    model: str
-    out: str = ""
-def sizes(model):
-    return [getattr(parameter, "_local_tensor", parameter).numel() for parameter in model.parameters()]
-def main(cfg):
-    whole = load_model(cfg.model, torch.float32)
-    model = ranks.shard(load_model(cfg.model, torch.float32))
-    optimizer, before = torch.optim.AdamW(model.parameters()), sizes(model)
-    tokens, mask = torch.arange(12).view(2, 6), torch.ones(2, 5, dtype=torch.bool)
-    for network in (whole, model):
-        (-masked_logprobs(network, tokens, mask)[0].sum()).backward()
-    for one, part in zip(whole.parameters(), model.parameters()):
-        torch.testing.assert_close(ranks.whole(part.grad), one.grad)
-    optimizer.step()
-    held = sum(moment.to_local().numel() for state in optimizer.state.values() for moment in
-               (state["exp_avg"], state["exp_avg_sq"]))
-    copy = ranks.gathered(model)
-    assert sizes(model) == before and type(copy) is type(whole)
-    for part, one in zip(model.parameters(), copy.parameters()):
-        assert ranks.whole(part).equal(one)
-    assert not next(copy.parameters()).equal(next(whole.parameters()))
-    print(sum(sizes(whole)), ranks.everyones((sum(before), held)))
-runtime.launch(main, Config, every_rank=True)
 """
 
 
@@ -85,18 +55,59 @@ def commands(world, model):  # noqa: F811
     """Five steps each, of unequal texts. The last batch does not divide: it has fewer rows than there are ranks."""
     questions = f"--questions={world}/questions.jsonl"
     return {
-        "sft": f"--model={model} --data={world}/sft.jsonl --limit=61 --epochs=1 --batch_size=15 --micro_tokens=96 "
+        "sft": f"--model={model} --data={world}/sft.jsonl --epochs=1 --batch_size=15 --micro_tokens=96 "
                "--weight_decay=0.1 --warmup=2",
         "reward": f"--model={model} --pairs={world}/pairs.jsonl --calibrate={world}/samples.jsonl {questions} "
                   "--batch_size=21 --micro_tokens=128 --warmup=2 --calibration_samples=31 --gradient_checkpointing",
         "ppo": f"--policy={model} --reward_model={world}/scorer {questions} --valid={world}/questions.jsonl "
-               "--iterations=5 --rollout_size=11 --minibatches=5 --epochs=2 --max_new_tokens=8 --micro_tokens=96 "
+               "--iterations=5 --rollout_size=5 --minibatches=2 --epochs=2 --max_new_tokens=8 --micro_tokens=96 "
                "--eval_every=3",
         "generate": f"--model={model} {questions} --limit=7 --samples=3 --temperatures=0.7,1.0 --max_new_tokens=12 "
                     "--batch_size=2",
-        "eval": f"--model={model} {questions} --reward_model={world}/scorer --samples=3 --max_new_tokens=12 "
-                "--batch_size=5",
+        "eval": f"n={model} {questions} --reward_model={world}/scorer --samples=3 --max_new_tokens=12 --batch_size=5",
     }
+
+
+def forked(n, folder, work):
+    """Call work() in n ranks, children of this process, which has imported everything; what they print."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    children, log = [], folder / "log"
+    for rank in range(n):
+        if child := os.fork():
+            children.append(child)
+            continue
+        signal.alarm(300)  # nobody waits for ever
+        code = 1
+        try:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
+                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(handle, 1), os.dup2(handle, 2)
+            sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = os.fdopen(handle, "w")
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    text = log.read_text()
+    log.unlink()
+    assert codes == [0] * n, text
+    return without_times(text)
+
+
+def forked_script(n, script, flags, out):
+    module = importlib.import_module(script)
+    return forked(n, out.parent, lambda: runtime.launch(
+        module.main, module.Config, [*flags.split(), f"--out={out}"], every_rank=True))
+
+
+def without_times(output):
+    """But for the progress every ten seconds, and an estimate for one process."""
+    return re.sub(r"(?m)^(.* left \d+:\d\d|needs about .*)\n", "", output)
 
 
 def start(n, script, flags, out, driver=()):
@@ -112,11 +123,11 @@ def start(n, script, flags, out, driver=()):
 
 
 def run(n, script, flags, out, driver=(), code=0):
-    """What a script prints, but for its progress every ten seconds, and its errors; it must end with an exit code."""
+    """What a script prints, and its errors; it must end with an exit code."""
     process = start(n, script, flags, out, driver)
     output, error = process.communicate(timeout=300)
     assert process.returncode == code, output + error
-    return re.sub(r"(?m)^.* left \d+:\d\d\n", "", output), error
+    return without_times(output), error
 
 
 def rows(out):
@@ -161,28 +172,44 @@ def alone(world, model_folder, tmp_path_factory):  # noqa: F811
             module, flags = importlib.import_module(script), commands(world, model_folder)[script].split()
             with contextlib.redirect_stdout(output):
                 runtime.launch(module.main, module.Config, [*flags, f"--out={out}"], every_rank=True)
-            made[script] = out, re.sub("^needs about .*\n", "", output.getvalue())  # an estimate for one process
+            made[script] = out, without_times(output.getvalue())
         return made[script]
 
     return get
 
 
-def test_two_ranks_train_as_one_and_only_one_prints(world, model_folder, alone, tmp_path):  # noqa: F811
-    out, (one, printed) = tmp_path / "sft", alone("sft")
-    assert run(2, "sft", commands(world, model_folder)["sft"], out) == (printed, "") and printed.count("\n") == 3
-    assert_same_training(out, one)
-    assert json.loads((out / "done.json").read_text())["ranks"] == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("script", "n"), [("sft", 3), ("reward", 2), ("reward", 3), ("ppo", 2), ("ppo", 3)])
-def test_ranks_train_as_one(world, model_folder, alone, tmp_path, script, n):  # noqa: F811
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("script", ["sft", "reward", "ppo"])
+def test_ranks_train_as_one_and_only_one_prints(world, model_folder, alone, tmp_path, script, n):  # noqa: F811
     out, (one, printed) = tmp_path / script, alone(script)
-    output, error = run(n, script, commands(world, model_folder)[script], out)
-    assert output.count("\n") == printed.count("\n") and error == ""
+    output = forked_script(n, script, commands(world, model_folder)[script], out)
+    assert output.count("\n") == printed.count("\n")
     assert_same_training(out, one)
+    assert json.loads((out / "done.json").read_text())["ranks"] == n
     if script == "ppo":
         assert (out / "samples.txt").read_text() == (one / "samples.txt").read_text()
+
+
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("script", ["generate", "eval"])
+def test_ranks_answer_as_one(world, model_folder, alone, tmp_path, script, n):  # noqa: F811
+    """The same texts in the same order, whoever sampled them; the same scores."""
+    out, (one, printed) = tmp_path / script, alone(script)
+    assert forked_script(n, script, commands(world, model_folder)[script], out) == printed
+    for path in sorted(one.rglob("*.jsonl")):
+        found, expected = list(read_jsonl(out / path.relative_to(one))), list(read_jsonl(path))
+        assert len(found) == len(expected) > 40
+        for row, other in zip(found, expected):
+            near = other.keys() & {"logprob", "score", "scores"}
+            assert row == other | {name: pytest.approx(other[name], abs=2e-4) for name in near}
+
+
+def test_two_ranks_of_torchrun_train_as_one_and_are_skipped_when_done(world, model_folder, alone, tmp_path):  # noqa: F811
+    out, (one, printed), flags = tmp_path / "sft", alone("sft"), commands(world, model_folder)["sft"]
+    assert run(2, "sft", flags, out) == (printed, "") and printed.count("\n") >= 2
+    assert_same_training(out, one)
+    output, _ = run(2, "sft", flags, out)
+    assert output.count("\n") == 1 and "done already" in output
 
 
 @pytest.mark.slow
@@ -196,8 +223,7 @@ def test_a_rank_that_is_killed_ends_all_and_any_number_goes_on(world, model_fold
     assert error.count("error: rank 1 was ended by SIGKILL") == 1 and "goes on" not in output
     for n in (1, 2, 3):
         shutil.copytree(out, tmp_path / str(n) / script)
-        output, _ = run(n, script, flags, tmp_path / str(n) / script)
-        assert output.count("goes on after step 3") == 1
+        assert forked_script(n, script, flags, tmp_path / str(n) / script).count("goes on after step 3") == 1
         assert_same_training(tmp_path / str(n) / script, alone(script)[0])
 
 
@@ -235,49 +261,58 @@ def test_a_signal_stops_all_after_the_same_step_with_the_state_saved(
     assert process.returncode == code, error
     assert error.count("stopping after this step") == 1 and error.count("this goes on from there") == 1
     assert "Traceback" not in error
-    assert "goes on after step 3" in run(2, "sft", flags, tmp_path / "out")[0]
+    assert "goes on after step 3" in forked_script(2, "sft", flags, tmp_path / "out")
     assert_same_training(tmp_path / "out", alone("sft")[0])
 
 
-@pytest.mark.slow
+# ---- ranks forked from this process --------------------------------------------------------------------------------
+
+
+def test_collectives_by_hand(tmp_path):
+    def work():
+        ranks.join()
+        x = torch.tensor([1.0, -2.0]) * (ranks.RANK + 1)
+        assert ranks.SIZE == 3 and ranks.all_reduce(x).tolist() == [6, -12]
+        assert ranks.all_reduce(x, largest=True).tolist() == [3, -2] and x[0] == ranks.RANK + 1
+        assert ranks.gather({"rank": ranks.RANK}) == [{"rank": rank} for rank in range(3)]
+        assert ranks.broadcast(f"of {ranks.RANK}") == "of 0"
+
+    assert forked(3, tmp_path, work) == ""
+
+
 @pytest.mark.parametrize("n", [2, 3])
-def test_ranks_answer_as_one(world, model_folder, alone, tmp_path, n):  # noqa: F811
-    """The same texts in the same order, whoever sampled them; the same scores."""
-    for script, file in (("generate", "samples.jsonl"), ("eval", "scores.jsonl"), ("eval", "transcripts.jsonl")):
-        out, (one, printed) = tmp_path / script, alone(script)
-        if not out.exists():
-            assert run(n, script, commands(world, model_folder)[script], out) == (printed, "")
-        found, expected = (list(data.read_jsonl(folder / file)) for folder in (out, one))
-        assert len(found) == len(expected) > 40
-        for row, other in zip(found, expected):
-            assert row.keys() == other.keys()
-            for name in row.keys() - {"logprob", "score", "scores"}:
-                assert row[name] == other[name]
-            assert row.get("logprob", 0) == pytest.approx(other.get("logprob", 0), abs=2e-4)
-            assert numbers(row.get("scores", [])) == pytest.approx(numbers(other.get("scores", [])), abs=1e-4)
+def test_no_rank_holds_more_than_its_share(model_folder, world, tmp_path, n):  # noqa: F811
+    """Of weights and of Adam's moments, before and after a pass; gradients and the full copy are those of one."""
 
+    def sizes(model):
+        return [getattr(parameter, "_local_tensor", parameter).numel() for parameter in model.parameters()]
 
-@pytest.mark.slow
-def test_a_finished_stage_is_skipped_by_all(world, model_folder, alone, tmp_path):  # noqa: F811
-    flags, out = commands(world, model_folder)["sft"], tmp_path / "sft"
-    shutil.copytree(alone("sft")[0], out)
-    output, _ = run(2, "sft", flags, out)
-    assert output.count("\n") == 1 and "done already" in output
+    def work():
+        ranks.join()
+        one, model = load_model(model_folder, torch.float32), ranks.shard(load_model(model_folder, torch.float32))
+        adam, before = torch.optim.AdamW(model.parameters()), sizes(model)
+        tokens, mask = torch.arange(12).view(2, 6), torch.ones(2, 5, dtype=torch.bool)
+        for network in (one, model):
+            (-masked_logprobs(network, tokens, mask)[0].sum()).backward()
+        for whole, part in zip(one.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(ranks.full_tensor(part.grad), whole.grad)
+            assert ranks.full_tensor(ranks.shard_like(whole.detach(), part)).equal(whole)
+        adam.step()
+        moments = [state[name] for state in adam.state.values() for name in ("exp_avg", "exp_avg_sq")]
+        copy = ranks.full_model(model)
+        assert sizes(model) == before and type(copy) is type(one)
+        assert copy.lm_head.weight is copy.model.embed_tokens.weight
+        assert all(ranks.full_tensor(p).equal(q) for p, q in zip(model.parameters(), copy.parameters(), strict=True))
+        assert not next(copy.parameters()).equal(next(one.parameters()))
+        total, shares = sum(sizes(one)), ranks.gather(sum(before))
+        assert sum(shares) == total and max(shares) < 1.1 * total / n  # rows that do not divide are few
+        assert sum(moment.to_local().numel() for moment in moments) == 2 * sum(before)
+        scorer = load_scalar_model(world / "scorer", torch.float32)
+        scorer.score_mean = 0.25
+        expected = scorer(tokens)
+        assert ranks.full_model(ranks.shard(scorer))(tokens).equal(expected)
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 3])
-def test_no_rank_holds_more_than_its_share(model_folder, tmp_path, n):
-    """Of weights and of Adam's moments, before and after a pass; gradients and the gathered copy are those of one."""
-    script = tmp_path / "shards.py"
-    script.write_text(SHARDS.format(root=str(ROOT)))
-    done = subprocess.run([sys.executable, str(ROOT / "runtime/ranks.py"), str(n), str(script), f"--model={model_folder}"],
-                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    total, shares = done.stdout.split(maxsplit=1)
-    weights, moments = zip(*json.loads(shares.replace("(", "[").replace(")", "]")))
-    assert sum(weights) == int(total) and max(weights) < 1.1 * int(total) / n  # rows that do not divide are few
-    assert moments == tuple(2 * count for count in weights)
+    assert forked(n, tmp_path, work) == ""
 
 
 # ---- one process, as if it were one of several ---------------------------------------------------------------------
@@ -323,9 +358,9 @@ def test_one_of_several_ends_at_once_with_its_code(monkeypatch):
 
 
 def test_one_process_is_the_only_rank_and_imports_nothing(tmp_path):
-    code = ("import sys, ranks; ranks.join(); m = object(); "
-            "assert ranks.shard(m) is m and ranks.gathered(m) is m and ranks.whole(m) is m and ranks.total(m) is m; "
-            "assert ranks.everyones(3) == [3] and (ranks.RANK, ranks.SIZE) == (0, 1) and 'torch' not in sys.modules")
+    code = ("import sys; from runtime import ranks; ranks.join(); m = object(); ones = (ranks.shard, ranks.full_model, "
+            "ranks.full_tensor, ranks.all_reduce, ranks.broadcast); assert all(one(m) is m for one in ones); "
+            "assert ranks.gather(3) == [3] and (ranks.RANK, ranks.SIZE) == (0, 1) and 'torch' not in sys.modules")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
                           env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -216,5 +216,5 @@ def test_a_mistake_names_its_file(tmp_path):
         report_of(run)
     for text in ("{", "[]", "{}"):
         (run / "2_sft" / "done.json").write_text(text)
-        with pytest.raises(ValueError, match=r"2_sft/done\.json "):
+        with pytest.raises(ValueError, match=r"2_sft/done\.json"):
             report_of(run)

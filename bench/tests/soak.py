@@ -1,6 +1,6 @@
 """Kill the whole pipeline again and again, and count what is lost. It takes half an hour or more: not a part of pytest.
 
-    python tests/soak.py --kills 200            # of QUICK=1 bash train_all.sh, with SEED= and so on as there
+    python bench/tests/soak.py --kills 200            # of QUICK=1 bash train_all.sh, with SEED= and so on as there
 
 First one run that nobody disturbs. Then runs that are killed at random moments (kill -9) and started again until they
 are finished, as many runs as it takes. Two kills of three fall while a stage is at work, the third at any moment of the
@@ -32,7 +32,7 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "QUICK": "1"}
 
@@ -102,8 +102,12 @@ class Pipeline:
             handle = os.open(self.log, os.O_WRONLY | os.O_APPEND)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
-            sys.argv = argv
-            runpy.run_path(argv[0], run_name="__main__")
+            if argv[0] == "-m":
+                sys.argv = argv[1:]
+                runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv = argv
+                runpy.run_path(argv[0], run_name="__main__")
         except SystemExit as stop:
             code = stop.code or 0
         except BaseException:
