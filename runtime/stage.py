@@ -44,10 +44,11 @@ def stage(main: Callable) -> Callable:
         try:
             main(cfg, opened)
         except FloatingPointError as error:  # from steps.step, before a step was taken
-            raise ValueError(
-                f"step {opened.step}: {error}; stopped. {opened.folder} has metrics.jsonl, which shows how it came, "
-                "and the last good model, if one was kept. Usual causes: a learning rate too high, a broken model"
-            ) from None
+            told = f"step {opened.step}: {error}; stopped"
+            if (log := opened.folder / "metrics.jsonl").exists():
+                told += f". {log} shows how it came; beside it is the last good model, if one was kept. Usual causes: a "
+                told += "learning rate too high, a broken model"
+            raise ValueError(told) from None
 
     return run
 
