@@ -46,8 +46,8 @@ def stage(main: Callable) -> Callable:
         except FloatingPointError as error:  # from steps.step, before a step was taken
             told = f"step {opened.step}: {error}; stopped"
             if (log := opened.folder / "metrics.jsonl").exists():
-                told += f". {log} shows how it came; beside it is the last good model, if one was kept. Usual causes: a "
-                told += "learning rate too high, a broken model"
+                told += f". {log} shows how it came; beside it is the last good model, if one was kept. "
+                told += "Usual causes: a learning rate too high, a broken model"
             raise ValueError(told) from None
 
     return run
