@@ -275,8 +275,8 @@ def test_empty_and_too_long_prompts_are_refused(llama):
 def test_generating_leaves_no_gradient_behind(make_model, monkeypatch):
     """No graph is built, and the weights can be trained afterwards."""
     model, graphs = make_model(rope_theta=777.0), []  # a table of angles that no other test has made already
-    monkeypatch.setattr(generation, "sample_token", lambda logits, *rest: (
-        graphs.append(logits.requires_grad), sample_token(logits, *rest))[1])
+    monkeypatch.setattr(generation, "sample_token", lambda logits, *rest, **named: (
+        graphs.append(logits.requires_grad), sample_token(logits, *rest, **named))[1])
     generate(model, PROMPTS, 5)
     assert graphs == [False] * 5
     model(torch.tensor([PROMPTS[2]])).sum().backward()  # the longest: it meets the angles that generate has made

@@ -397,7 +397,7 @@ def test_the_rollout_mask_is_the_sampled_tokens_with_the_end_token_and_nothing_a
 def test_the_log_probs_are_those_of_the_tempered_softmax_that_was_sampled(tiny, scorer, monkeypatch, temperature):
     """Against the sampler's own numbers, and against one unpadded row at a time; the reference likewise."""
     sampled, real = [], ppo.answers_to
-    monkeypatch.setattr(ppo, "answers_to", lambda *args: sampled.extend(real(*args)) or sampled)
+    monkeypatch.setattr(ppo, "answers_to", lambda *args, **named: sampled.extend(real(*args, **named)) or sampled)
     r = sample(config(temperature=temperature), tiny, scorer)
     model = load_model(tiny)
     for b in range(8):
@@ -527,7 +527,7 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
     With gold answers the critic is a folder of its own. Held-out questions are asked and never trained.
     """
     asked, critics, real = plain_sgd(monkeypatch, ppo), [], ppo.rollout
-    monkeypatch.setattr(ppo, "rollout", lambda *args: critics.append(args[3]) or real(*args))
+    monkeypatch.setattr(ppo, "rollout", lambda *args, **named: critics.append(args[3]) or real(*args, **named))
     flags = dict(iterations=4, rollout_size=7, minibatches=2, epochs=2, lr=0.5, critic_lr=0.2, warmup=2, kl_coef=0.3,
                  temperature=0.8, gamma=0.9, lam=0.8, clip=0.05, value_clip=0.03, unfinished_score=-1.5,
                  max_grad_norm=0.4, seed=3)
@@ -689,7 +689,7 @@ def test_the_script_raises_the_score_of_a_policy(tiny, scorer, tmp_path, monkeyp
         return torch.tensor([4.0 * response.count(9) / len(response) - 1 for response in responses])  # 9 is '7'
 
     assert Tokenizer(tiny).encode("7") == [9]
-    monkeypatch.setattr(ppo, "make_score", lambda cfg, questions, desk: (likes_sevens, questions))
+    monkeypatch.setattr(ppo, "make_score", lambda cfg, questions, *rest, **named: (likes_sevens, questions))
     metrics = run(tmp_path, tiny, scorer, iterations=15, rollout_size=64, micro_tokens=4096, minibatches=4,
                   unfinished_score=-1.0, kl_coef=0.01)
     assert metrics[0]["objective/scores"] < -0.6 and metrics[-1]["objective/scores"] > 0.5
@@ -710,7 +710,7 @@ def test_now_and_then_held_out_questions_are_asked_and_samples_shown(tiny, score
     """At the first, every second and the last iteration, before the update: accuracy, and what the judge thinks."""
     looks = []
 
-    def accuracy(policy, tokenizer, questions, max_new_tokens, batch_size):
+    def accuracy(policy, tokenizer, questions, *rest, **named):
         looks.append((change(load_model(tiny), policy).abs().max().item(), [question.answer for question in questions]))
         transcripts = [{"response": "7", "finish": "stop"}, {"response": "8", "finish": "length"}]
         return {"strict": len(looks) / 10}, transcripts
@@ -733,7 +733,8 @@ def test_now_and_then_held_out_questions_are_asked_and_samples_shown(tiny, score
 def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp_path, monkeypatch):
     """Such as log-probs at another temperature."""
     real = ppo.update
-    monkeypatch.setattr(ppo, "update", lambda cfg, *rest: real(replace(cfg, temperature=0.5), *rest))
+    otherwise = lambda cfg, *rest, **named: real(replace(cfg, temperature=0.5), *rest, **named)
+    monkeypatch.setattr(ppo, "update", otherwise)
     with pytest.raises(RuntimeError, match=r"has a ratio \S+ away from 1"):
         run(tmp_path, tiny, scorer)
 
@@ -743,15 +744,15 @@ def test_nan_stops_before_the_step_and_keeps_the_last_good_policy(tiny, scorer, 
     """In the second iteration: the folder has the policy of before it, or of before a rollout that was bad already."""
     real, weights, rollout = getattr(ppo, broken), [], ppo.rollout
 
-    def breaks(*args):
-        result = real(*args)
+    def breaks(*args, **named):
+        result = real(*args, **named)
         if len(weights) < 2:
             return result
         return result * NAN if isinstance(result, torch.Tensor) else (result[0] * NAN, result[1])
 
-    def spy(cfg, policy, *rest):
+    def spy(cfg, policy, *rest, **named):
         weights.append([p.detach().clone() for p in policy.parameters()])
-        return rollout(cfg, policy, *rest)
+        return rollout(cfg, policy, *rest, **named)
 
     monkeypatch.setattr(ppo, broken, breaks)
     monkeypatch.setattr(ppo, "rollout", spy)
