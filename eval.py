@@ -117,8 +117,8 @@ def recorded_transcripts(path: str, questions: list[Question]) -> list[dict]:
 
 
 def main(cfg: Config) -> None:
-    both = (cfg.samples > 1) == bool(cfg.reward_model)
-    runtime.require(both, "--samples above 1 and --reward_model go together: it picks one of the samples")
+    agree = (cfg.samples > 1) == bool(cfg.reward_model)
+    runtime.require(agree, "--samples above 1 and --reward_model go together: it picks one of the samples")
     runtime.require(not (cfg.shots and cfg.reward_model), "--reward_model knows chats alone: leave --shots out")
     names = [word.partition("=")[0] for word in cfg.models]
     for word, name in zip(cfg.models, names):

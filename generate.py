@@ -62,7 +62,7 @@ def generate(
             )
     seeds = [seed_of(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else seed
     model, said = ranks.full_model(model), {}
-    step = torch.compile(model, dynamic=True) if compile else model
+    step = torch.compile(model, dynamic=True) if compile else model  # for one new token a row; prompts are read plainly
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i]))  # like lengths share a batch
     order = order[ranks.RANK :: ranks.SIZE]
     for start in range(0, len(order), batch_size):

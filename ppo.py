@@ -14,6 +14,7 @@ Sources: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438), details for language mo
 2403.17031), one by one in docs/ppo_details.md.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -213,7 +214,7 @@ def update(
 
     First all steps of the policy, then all of the critic: neither asks the other, so only one of them is at work.
     """
-    size = -(-len(r.tokens) // cfg.minibatches)
+    size = math.ceil(len(r.tokens) / cfg.minibatches)
     orders = [
         steps.permutation(len(r.tokens), cfg.seed, "minibatches", iteration, epoch) for epoch in range(cfg.epochs)
     ]
@@ -258,8 +259,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     # four networks: two learn, the reference and (in score) the reward model never do
     policy = load_model(cfg.policy, torch.float32, desk.idle)
     reference = load_model(cfg.policy, torch.float32, desk.idle).requires_grad_(False)
-    judge = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
-    critic = load_scalar_model(judge or cfg.policy, torch.float32, desk.idle, new_head=None if judge else "zero")
+    start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
+    critic = load_scalar_model(start or cfg.policy, torch.float32, desk.idle, new_head=None if start else "zero")
     prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
     policy, reference, critic = map(ranks.shard, (policy, reference, critic))
     adam, critic_adam = (

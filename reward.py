@@ -145,6 +145,7 @@ def make_score(cfg, questions: list[Question], desk: Desk) -> tuple[Callable, li
     """What PPO climbs: score(questions, prompts, responses, texts) -> (B,), and the questions that it can judge.
 
     Another reward is another function of this form: lists of questions, token ids and texts in, a number each out.
+    `desk` brings the reward model to the device while it works (runtime/steps.py).
     """
     given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
     runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
@@ -189,7 +190,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     model.model.gradient_checkpointing = cfg.gradient_checkpointing
     runtime.set_threads(model)
     adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    total_steps = cfg.epochs * -(-len(train) // cfg.batch_size)
+    total_steps = cfg.epochs * math.ceil(len(train) / cfg.batch_size)
     print(f"{len(train)} pairs and {len(held_out)} held out, {total_steps} steps", flush=True)
 
     for step in stage.steps(total_steps, "loss {loss:.3f} accuracy {accuracy:.2f}", model=model, adam=adam):
@@ -204,6 +205,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
             responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
             tokens, _, last = collate([pair.prompt for pair in pairs] * 2, responses, device)  # (2n, T), _, (2n,)
             chosen, rejected = last_value(model(tokens), last).chunk(2)  # (n,), (n,)
+            # the weighted mean of these pairs, by their share in the weight of the step
             loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
             return loss, {"loss": loss, "right": (chosen > rejected).sum()}
 

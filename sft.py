@@ -7,6 +7,7 @@ never taught to stop never does. This is the warm-up stage of arXiv 2502.19557; 
 models (weights/make.py).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     model.model.gradient_checkpointing = cfg.gradient_checkpointing
     runtime.set_threads(model)
     adam = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True)
-    total_steps = cfg.epochs * -(-n // cfg.batch_size)
+    total_steps = cfg.epochs * math.ceil(n / cfg.batch_size)
     print(f"{n} examples ({dropped} too long), {total_steps} steps", flush=True)
 
     for step in stage.steps(total_steps, "loss {loss:.3f}", model=model, adam=adam):
@@ -76,6 +77,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         batch = steps.rows_of_step(step, n, cfg.batch_size, cfg.seed, "sft")
         total = sum(len(examples[i][1]) for i in batch)  # response tokens of the whole step
 
+        # some rows of the batch -> their part of the loss; `total` is bound now, before the next step has another
         def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
             prompts, responses = zip(*(examples[i] for i in rows))
             tokens, mask, _ = collate(prompts, responses, device)  # (b, T), (b, T-1)

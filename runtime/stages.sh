@@ -71,6 +71,9 @@ if [ "$NPROC" != 1 ]; then launch+=("$here/runtime/ranks.py" "$NPROC"); fi # tor
 run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with the flags that its script always gets
   local stage=$1 script=$2 old=1 flags
   flags=(--out "$RUN/$stage")
+  case $script in data.py | generate.py | pseudo_reward.py | sft.py | reward.py | ppo.py | eval.py) ;;
+    *) refuse "$script: say in runtime/stages.sh which flags it always gets" ;;
+  esac
   case $script in generate.py | pseudo_reward.py | sft.py | reward.py | ppo.py) flags+=(--seed "$seed") ;; esac
   case $script in generate.py | ppo.py | eval.py) flags+=(--batch_size "$batch_size") ;; esac # answers sampled at once
   case $script in sft.py | reward.py | ppo.py)

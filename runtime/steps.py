@@ -86,7 +86,7 @@ def step(
 
 
 def read(lengths: Sequence[int], micro_tokens: int, reader: Callable[[list[int]], Tensor], like: Tensor) -> Tensor:
-    """reader(rows) -> (k, b, t), without gradients, for all rows: (k, *like.shape), 0 beyond t.
+    """reader(rows) -> (k, b, t), without gradients, for all rows: k times the shape of `like`, 0 beyond t.
 
     Each row is read by one rank and stays 0 on the others, so the sum over ranks is what was read.
     """
