@@ -38,8 +38,7 @@ def assert_same(responses, expected, abs=1e-5):
 
 # ---- the cache -----------------------------------------------------------------------------------------------------
 
-KINDS = {"grouped": {}, "one key head": {"num_key_value_heads": 1},
-         "as many": {"num_key_value_heads": 4, "head_dim": 16},
+KINDS = {"one key head": {"num_key_value_heads": 1},
          "qwen2": {"model_type": "qwen2", "attention_bias": True, "tie_word_embeddings": True}}
 
 
@@ -106,7 +105,7 @@ def test_text_does_not_depend_on_the_batch(temperature, llama):
     prompts = PROMPTS * 4
     alone = [generate(llama, [prompt], 16, temperature, STOPS, seed=[seed])[0] for seed, prompt in enumerate(prompts)]
     assert len({len(r.tokens) for r in alone}) > 3
-    for batch_size in (2, 5, 24):
+    for batch_size in (5, 24):
         order, done = [3, 0, 5, 2, 1, 4, *range(23, 5, -1)], []
         said = generate(llama, [prompts[i] for i in order], 16, temperature, STOPS, seed=order, batch_size=batch_size,
                         progress=done.append)
@@ -249,17 +248,6 @@ def test_nan_is_never_taken_for_text(make_model):
             generate(model, PROMPTS, 4, temperature)
 
 
-def test_bf16_models_generate(make_model):
-    """Greedy in bf16: each token's logit in the full forward pass is within bf16's rounding of the largest."""
-    model = make_model().to(torch.bfloat16)
-    for prompt, r in zip(PROMPTS, generate(model, PROMPTS, 8, temperature=0), strict=True):
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + r.tokens]))[0, len(prompt) - 1 : -1]  # (8, V)
-        chosen = logits.gather(-1, torch.tensor(r.tokens)[:, None])[:, 0]
-        assert (logits.amax(-1) - chosen < 0.1).all()
-        assert r.logprobs == pytest.approx(logits.log_softmax(-1).amax(-1).tolist(), abs=0.1)
-
-
 def test_empty_and_too_long_prompts_are_refused(llama):
     """A prompt must have a token and leave room for the new ones; the longest that does is accepted."""
     context = llama.config.max_position_embeddings
@@ -358,7 +346,7 @@ def test_all_draws_are_independent(model_folder, tmp_path, answers_in_tokens, mo
     """The first tokens of other seeds, sources, temperatures, samples and questions agree as often as chance has it:
     sum of p_i p_j over questions, within 5 standard deviations. The same seed draws the same."""
     monkeypatch.setattr(generation, "PART", 64)  # 32 questions
-    n, model, tokenizer = 200, load_model(model_folder), Tokenizer(model_folder)
+    n, model, tokenizer = 120, load_model(model_folder), Tokenizer(model_folder)
     questions = [f"{i} pens?" for i in range(n)]
     p = torch.stack([torch.softmax(model(torch.tensor([tokenizer.chat(q)]))[0, -1], -1) for q in questions])  # (n, V)
     drawn = []
@@ -379,13 +367,13 @@ def test_all_draws_are_independent(model_folder, tmp_path, answers_in_tokens, mo
 
 def test_samples_do_not_depend_on_batches_and_parts(model_folder, tmp_path, monkeypatch):
     """Any --batch_size, the whole stage: what is sampled is the same, in the same order."""
-    questions, found = [f"{'a pen ' * (i % 5)}{i}?" for i in range(25)], []
-    for part, batch_size in ((30, 8), (30, 16), (30, 512), (512, 16)):
+    questions, found = [f"{'a pen ' * (i % 5)}{i}?" for i in range(12)], []
+    for part, batch_size in ((30, 8), (30, 512), (512, 16)):
         monkeypatch.setattr(generation, "PART", part)
         rows, _ = run_script(tmp_path / f"{part} {batch_size}", model_folder, questions, 12, samples=3,
                              temperatures="0.7,1.0", batch_size=batch_size)
         found.append(rows)
-    assert len(found[0]) == 150 and len({row["response"] for row in found[0]}) > 140
+    assert len(found[0]) == 72 and len({row["response"] for row in found[0]}) > 65
     for rows, expected in itertools.product(found[1:], found[:1]):
         for row, other in zip(rows, expected, strict=True):
             assert row == other | {"logprob": pytest.approx(other["logprob"], abs=2e-4)}

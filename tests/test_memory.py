@@ -4,18 +4,14 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-import ppo
 import runtime
 import sft
 from data import write_jsonl
 from runtime import checkpoint
-from runtime.flags import smaller
 
 ROOT = Path(runtime.__file__).resolve().parent.parent
 
@@ -34,11 +30,7 @@ def launch(script, flags, capsys):
     return stop.value.code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
-])
-def test_out_of_memory_names_one_flag_and_goes_on_from_what_is_saved(error, flags, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_names_one_flag_and_goes_on_from_what_is_saved(flags, tmp_path, monkeypatch, capsys):
     """After two steps of SFT; with that flag it goes on after them, and ends as a run does that was not stopped."""
     monkeypatch.setattr(checkpoint, "PAUSE", 0)
     real, calls = sft.masked_logprobs, []
@@ -46,7 +38,7 @@ def test_out_of_memory_names_one_flag_and_goes_on_from_what_is_saved(error, flag
     def fail(*args, **more):
         calls.append(args)
         if len(calls) == 3:
-            raise error
+            raise MemoryError
         return real(*args, **more)
 
     flags = [*flags, f"--out={tmp_path}/out"]
@@ -64,18 +56,7 @@ def test_out_of_memory_names_one_flag_and_goes_on_from_what_is_saved(error, flag
     assert "skipped" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("changes", "flags"), [
-    ({}, ["--batch_size 128", "--micro_tokens 2048", "--gradient_checkpointing", "--offload"]),
-    ({"batch_size": 1, "gradient_checkpointing": True}, ["--micro_tokens 2048", "--offload"]),
-    ({"batch_size": 1, "micro_tokens": 1, "gradient_checkpointing": True, "offload": True}, []),
-])
-def test_what_needs_less_is_named_as_the_script_and_as_train_all_have_it(changes, flags):
-    told = smaller(replace(ppo.Config("p", "q", "o"), **changes))
-    assert [hint.partition(" (")[0] for hint in told] == flags
-    for hint, flag in zip(told, flags):
-        assert hint.endswith(f"train_all.sh: {flag.strip('-').replace(' ', '=')}{'' if ' ' in flag else '=1'})")
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space as Linux has them")
 def test_out_of_memory_for_real(flags, tmp_path):
     """SFT with room for its libraries and little more: one sentence, code 2."""
