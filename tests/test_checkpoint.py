@@ -124,22 +124,12 @@ def flip(path, place):
 
 @pytest.mark.parametrize("kind", ["json", "safetensors"])
 @pytest.mark.parametrize("damage", [
-    lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    lambda path: path.write_bytes(b""),
-    lambda path: path.unlink(),
-    *(lambda path, place=place: flip(path, place) for place in (0.0, 0.03, 0.5, 0.9)),
-], ids=["half", "empty", "gone", "flip0", "flip3", "flip50", "flip90"])
+    lambda path: os.truncate(path, path.stat().st_size // 2), Path.unlink,
+    *(lambda path, place=place: flip(path, place) for place in (0.03, 0.9))], ids=["half", "gone", "start", "end"])
 def test_a_damaged_state_gives_way_to_the_one_before(cut_off, whole, kind, damage):
     damage(Path(cut_off.out) / "resume" / f"{5:09}.{kind}")
     again = train(cut_off)
     assert again[0] == 4 and same(again, whole)
-
-
-def test_two_damaged_states_begin_anew(cut_off, whole):
-    for step in (4, 5):
-        flip(Path(cut_off.out) / "resume" / f"{step:09}.safetensors", 0.7)
-    again = train(cut_off)
-    assert again[0] == 0 and same(again, whole)
 
 
 def test_a_file_that_lost_its_end_is_not_continued_and_half_a_line_is_cut_off(cut_off, whole):

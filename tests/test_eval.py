@@ -11,7 +11,6 @@ import generate
 import quality
 from data import Question, Tokenizer, write_jsonl
 from model import load_model, load_scalar_model, save_model
-from reward import score_responses
 from runtime.files import read_jsonl
 
 
@@ -87,19 +86,6 @@ def test_confidence_is_that_of_the_margin_that_was_trained(tmp_path):
     assert quality.trained_scale(str(tmp_path)) == 1.0  # a reward model of someone else
     (tmp_path / "done.json").write_text('{"results": {"score_std": 2.5}}')
     assert quality.trained_scale(str(tmp_path)) == 2.5
-
-
-def test_scores_are_read_at_the_last_token_in_the_order_of_the_rows(scorer):
-    """Against one unpadded row at a time; any --micro_tokens; a row's score does not depend on its neighbours."""
-    model = load_scalar_model(scorer)
-    prompts = [[0, 5, 6], [0, 7], [0, 2, 3, 4, 5], [0, 9]]
-    responses = [[3, 1], [8, 8, 8, 8, 1], [1], [4, 1]]
-    alone = torch.stack([model(torch.tensor([p + r]))[0, -1] for p, r in zip(prompts, responses)]).detach()
-    assert alone.std() > 0.1
-    for micro_tokens in (1, 18, 99):
-        scores = score_responses(model, prompts, responses, micro_tokens)
-        torch.testing.assert_close(scores, alone, atol=1e-5, rtol=0)
-    assert not scores.requires_grad
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from data import Question, Tokenizer, write_jsonl
 from generate import answers_to, generate, prompts_of, sample_token
 from model import KVCache, load_model, token_logprobs
 from runtime.files import read_jsonl
-from tasks.published import STOP_TEXT, few_shot_prompt
+from tasks.published import few_shot_prompt
 
 V = 61  # vocabulary of the tiny model
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [60, 0, 33, 0, 21], [11, 12], [0, 0, 0, 4]]  # 0 is a real token
@@ -144,18 +144,6 @@ def test_a_stop_id_ends_the_text_and_is_kept(llama):
     assert (last.tokens, last.finish) == (text[: cut + 1], "stop")  # on the last token allowed it still is a stop
     [short] = generate(llama, [PROMPTS[2]], cut, temperature=0, stop_ids=[text[cut]])
     assert (short.tokens, short.finish) == (text[:cut], "length")
-
-
-def test_a_callable_may_end_a_row_and_leaves_the_others_unchanged(llama):
-    """It sees all new tokens of a row, and that row finishes 'stop'; on the last token allowed too."""
-    free = generate(llama, PROMPTS, 12, temperature=0)
-    cuts = {0: 1, 2: 12, 3: 7}  # row -> number of tokens after which it ends
-    ends = {tuple(free[row].tokens[:n]) for row, n in cuts.items()}
-    responses = generate(llama, PROMPTS, 12, temperature=0, ended=lambda tokens: tuple(tokens) in ends)
-    for row, (response, whole) in enumerate(zip(responses, free, strict=True)):
-        n = cuts.get(row, 12)
-        assert (response.tokens, len(response.logprobs)) == (whole.tokens[:n], n)
-        assert response.finish == ("stop" if row in cuts else "length")
 
 
 # ---- chances -------------------------------------------------------------------------------------------------------
@@ -393,19 +381,6 @@ def test_every_sample_is_of_its_question_and_temperature(model_folder, tmp_path,
         assert logprobs.sum().item() == pytest.approx(row["logprob"], abs=1e-2)
         assert row["tokens"] == len(logprobs) == (24 if row["finish"] == "length" else len(logprobs))
     assert done["tokens"] == sum(row["tokens"] for row in rows)
-
-
-def test_the_script_asks_with_shots(model_folder, tmp_path, monkeypatch):
-    """The rows are cut at the stop text of their kind; done.json counts the tokens of the prompts as asked."""
-    monkeypatch.setattr(generation, "few_shot_prompt", lambda question, shots: f"{shots} {question.question}")  # short
-    monkeypatch.setattr(generation, "STOP_TEXT", STOP_TEXT | {"number": "e"})  # one that a random model does write
-    tokenizer = Tokenizer(model_folder)
-    rows, done = run_script(tmp_path, model_folder, samples=30, shots=3, temperatures="3.0")
-    read = sum(len(tokenizer.text(f"3 {text}")) for text in QUESTIONS) * 30
-    parameters = sum(weight.numel() for weight in load_model(model_folder).parameters())
-    assert done["flops"] == 2 * parameters * (done["tokens"] + read)
-    assert sum(row["finish"] == "stop" for row in rows) > 5 and not any("e" in row["response"] for row in rows)
-    assert sum(row["tokens"] for row in rows) == done["tokens"] and done["config"]["shots"] == 3
 
 
 def test_asking_one_question_prints_its_answer(model_folder, monkeypatch, capsys):

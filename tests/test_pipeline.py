@@ -61,8 +61,8 @@ def test_quick_finishes_every_stage_and_reports(quick):
 
 def test_a_second_run_skips_what_is_done(quick, capsys):
     """Each stage as train_all.sh has asked for it."""
-    for stage, script in {"1_teacher": generate, "1_vote": pseudo_reward, "2_sft": sft, "5_reward": reward, "6_ppo": ppo,
-                          "6_ppo_raw": ppo}.items():
+    scripts = {"1_teacher": generate, "1_vote": pseudo_reward, "2_sft": sft, "5_reward": reward, "6_ppo": ppo}
+    for stage, script in scripts.items():
         done = quick[0] / stage / "done.json"
         before = done.stat().st_mtime_ns, json.loads(done.read_text())
         script.main(script.Config(**before[1]["config"]))
@@ -138,3 +138,21 @@ def test_gold_answers_train_nothing(tmp_path):
     right = train(tmp_path / "gold", lambda question: question.answer)
     assert right == train(tmp_path / "nonsense", lambda question: str(int(question.answer) + 1000))
     assert right["ppo"] != right["raw"] != right["sft"]  # they did learn
+
+
+@pytest.mark.slow
+def test_train_all_gives_the_same_bytes_again(tmp_path):
+    """Every file of every stage of two QUICK runs, and report.json but for its costs."""
+    found = []
+    for seed in ("1", "77"):
+        process = train_all(tmp_path / seed, PYTHONHASHSEED=seed, OMP_NUM_THREADS="1")
+        assert process.returncode == 0, process.stdout + process.stderr
+        files = {
+            str(path.relative_to(tmp_path / seed)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for stage in STAGES for path in sorted((tmp_path / seed / stage).rglob("*"))
+            if path.is_file() and path.name != "done.json"
+        }
+        report = json.loads((tmp_path / seed / "report.json").read_text())
+        del report["cost"]
+        found.append((files, report))
+    assert len(found[0][0]) > 30 and found[0] == found[1]

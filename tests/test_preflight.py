@@ -61,54 +61,34 @@ def test_it_refuses_what_cannot_succeed(plan, field, value, message):
         preflight.main(replace(plan, **{field: value}))
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
-def test_it_names_the_file_that_a_model_folder_lacks(plan, file):
-    (Path(plan.student) / file).unlink()
-    with pytest.raises(ValueError, match=f"STUDENT=.* without {file}"):
-        preflight.main(plan)
-
-
-@pytest.mark.parametrize(("visible", "gpus"), [("0,1,2", 3), ("1", 1)])
-def test_there_are_no_more_ranks_than_gpus(plan, visible, gpus, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    preflight.main(replace(plan, nproc=gpus))
-    with pytest.raises(ValueError, match=f"NPROC=4: .* there are {gpus}"):
+def test_there_are_no_more_ranks_than_gpus(plan, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    preflight.main(replace(plan, nproc=3))
+    with pytest.raises(ValueError, match=r"NPROC=4: .* there are 3"):
         preflight.main(replace(plan, nproc=4))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # then they share the processor
     preflight.main(replace(plan, nproc=4))
 
 
-def test_ranks_need_a_torch_that_shards(plan, monkeypatch):
-    monkeypatch.setattr(preflight.importlib.metadata, "version", lambda package: "2.5.1+cpu")
-    preflight.main(plan)
-    with pytest.raises(ValueError, match=r"NPROC=2: .*2\.6, this is 2\.5\.1"):
-        preflight.main(replace(plan, nproc=2))
-
-
 @pytest.mark.parametrize(("hub", "words", "others"), [
-    ("meta-llama", ["accept the licence on huggingface.co/meta-llama/Llama-3.1-8B", "hf auth login"], []),
-    ("Qwen", ["hf download Qwen/Llama-3.1-8B --local-dir models/Llama-3.1-8B`"], ["licence", "login"]),
-    ("", [], ["hf download"]),
-])
-def test_it_tells_how_to_get_a_presets_weights(plan, hub, words, others, capsys):
-    """After what the preset takes."""
+    ("meta-llama", ["accept the licence", "hf auth login"], []),
+    ("Qwen", ["hf download Qwen/Llama-3.1-8B --local-dir models/Llama-3.1-8B`"], ["licence", "login"])])
+def test_it_tells_how_to_get_a_presets_weights(plan, hub, words, others):
     with pytest.raises(ValueError, match=r"TEACHER=models/Llama-3\.1-8B") as error:
         preflight.main(replace(plan, teacher="models/Llama-3.1-8B", hub=hub))
     assert all(word in str(error.value) for word in words) and not any(word in str(error.value) for word in others)
-    assert "a laptop and 7 min" in capsys.readouterr().out
 
 
 def test_disk_for_weights_and_states(plan, capsys, monkeypatch):
     """At the second PPO: four stages' weights, its checkpoint twice, and two states of six times the weights each."""
     disk = (4 + 2 + 12) * 4 * PARAMETERS + 50e6
-    for free in (disk + 1, disk - 1):
-        monkeypatch.setattr("shutil.disk_usage", lambda place, free=free: SimpleNamespace(free=free))
-        if free > disk:
-            preflight.main(plan)
-            assert f"up to {disk / 1e9:.1f} GB of disk" in capsys.readouterr().out
-        else:
-            with pytest.raises(ValueError, match="GB are needed there"):
-                preflight.main(plan)
+    free = [disk + 1]
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free[0]))
+    preflight.main(plan)
+    assert f"up to {disk / 1e9:.1f} GB of disk" in capsys.readouterr().out
+    free[0] -= 2
+    with pytest.raises(ValueError, match="GB are needed there"):
+        preflight.main(plan)
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------
