@@ -111,37 +111,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the policy goes down the advantage", "-advantages * ratio, -", "advantages * ratio, "),
             ("the ratio turned round", "logprobs - old_logprobs", "old_logprobs - logprobs"),
             ("the ratio is detached", "exp()", "exp().detach() + 0 * logprobs")]),
-        ("no guard of the ratio", "clamp(-20, 20).exp", "exp", "an_absurd_ratio_stays_finite"),
-        *by("poison_in_masked_cells_changes_neither_loss_nor_gradient", [
+        *by("a_whole_run_is_the_loop_that_is_written_out_here[reward_model]", [
             ("mean over rows of the rows' means",
              "= torch.where(mask, torch.maximum(plain, clipped), 0.0).sum() / total",
              "= (torch.where(mask, torch.maximum(plain, clipped), 0.0).sum(1) / mask.sum(1)).mean()"),
-            ("the policy's loss counts the padding", "= torch.where(mask, torch.maximum(plain, clipped), 0.0)",
-             "= torch.maximum(plain, clipped)"),
-            ("the critic's padding holds NaN",
-             "values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))  # "
-             "(B, T-1) each\n    near", "near")]),
-        *by("clipped_value_loss_by_hand", [
-            ("minimum of the two value errors", "* torch.where(mask, torch.maximum",
-             "* torch.where(mask, torch.minimum"),
-            ("the value clip is forgotten", "old_values + (values - old_values).clamp(-clip, clip)", "values"),
-            ("the value clip one-sided", "-clip, clip)  # (B", "max=clip)  # (B"),
-            ("the value loss without its half", "loss = 0.5 * torch", "loss = torch"),
-            ("the value clip around 0", "old_values + (values - old_values)", "values"),
-            ("the critic learns the old value", "returns).square(), (near - returns",
-             "old_values).square(), (near - old_values")]),
-        *by("flags_of_memory_change_no_result", [
-            ("the critic's loss divides by its own tokens",
-             "* torch.where(mask, torch.maximum(plain, clipped), 0.0).sum() / total",
-             "* torch.where(mask, torch.maximum(plain, clipped), 0.0).sum() / mask.sum()"),
-            ("the policy's loss divides by the micro-batch", ".clip, total", ".clip, int(b.mask.sum())")]),
-        *by("the_log_probs_are_those_of_the_tempered_softmax_that_was_sampled", [
-            ("sampled at another temperature than scored", ", cfg.temperature,", ", 1.0,"),
-            ("old log-probs without the temperature", ", cfg.temperature)  # (b, T'-1), (", ")  # (b, T'-1), ("),
-            ("the reference without the temperature", "reference, b.tokens, b.mask, cfg.temperature",
-             "reference, b.tokens, b.mask"),
-            ("the longest text of some rows loses its last token", "row in rows)", "row in rows) - 1")]),
-        *by("a_whole_run_is_the_loop_that_is_written_out_here[reward_model]", [
             ("the policy is read twice", "reference, b.", "policy, b."),
             ("the answers of a rollout share their chances", ", iteration, i", ", iteration"),
             ("sampling ignores the seed", 'cfg.seed, "ppo",', '0, "ppo",'),
@@ -184,6 +157,33 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("old values are recomputed", "b.values, b", "values.detach(), b"),
             ("the reference is the policy itself",
              "load_model(cfg.policy, torch.float32, desk.idle).requires_grad_(False)", "policy")]),
+        ("no guard of the ratio", "clamp(-20, 20).exp", "exp", "an_absurd_ratio_stays_finite"),
+        *by("poison_in_masked_cells_changes_neither_loss_nor_gradient", [
+            ("the policy's loss counts the padding", "= torch.where(mask, torch.maximum(plain, clipped), 0.0)",
+             "= torch.maximum(plain, clipped)"),
+            ("the critic's padding holds NaN",
+             "values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))  # "
+             "(B, T-1) each\n    near", "near")]),
+        *by("clipped_value_loss_by_hand", [
+            ("minimum of the two value errors", "* torch.where(mask, torch.maximum",
+             "* torch.where(mask, torch.minimum"),
+            ("the value clip is forgotten", "old_values + (values - old_values).clamp(-clip, clip)", "values"),
+            ("the value clip one-sided", "-clip, clip)  # (B", "max=clip)  # (B"),
+            ("the value loss without its half", "loss = 0.5 * torch", "loss = torch"),
+            ("the value clip around 0", "old_values + (values - old_values)", "values"),
+            ("the critic learns the old value", "returns).square(), (near - returns",
+             "old_values).square(), (near - old_values")]),
+        *by("flags_of_memory_change_no_result", [
+            ("the critic's loss divides by its own tokens",
+             "* torch.where(mask, torch.maximum(plain, clipped), 0.0).sum() / total",
+             "* torch.where(mask, torch.maximum(plain, clipped), 0.0).sum() / mask.sum()"),
+            ("the policy's loss divides by the micro-batch", ".clip, total", ".clip, int(b.mask.sum())")]),
+        *by("the_log_probs_are_those_of_the_tempered_softmax_that_was_sampled", [
+            ("sampled at another temperature than scored", ", cfg.temperature,", ", 1.0,"),
+            ("old log-probs without the temperature", ", cfg.temperature)  # (b, T'-1), (", ")  # (b, T'-1), ("),
+            ("the reference without the temperature", "reference, b.tokens, b.mask, cfg.temperature",
+             "reference, b.tokens, b.mask"),
+            ("the longest text of some rows loses its last token", "row in rows)", "row in rows) - 1")]),
         ("the critic has seen the token", "masked_values(critic, b.tokens, b.mask)  # (b, T'-1)\n        return",
          "critic(b.tokens)[:, 1:]\n        return", "a_value_has_seen_the_tokens_before_its_own_and_no_other"),
         ("rollouts of two iterations share their chances", ", iteration, i", ", i",
@@ -298,18 +298,17 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("scores read at the padding", "last_value(model(tokens), last).", "model(tokens)[:, -1]."),
             ("calibrated on the first samples", "[samples[i] for i in order]", "samples[: cfg.calibration_samples]"),
             ("bf16 weights", ".float32, device,", ".bfloat16, device,"),
-            ("confidence at the calibrated scale", "), std", "), 1.0")]),
-        *by("padding_and_tokens_after_the_end_do_not_change_a_score", [
-            ("responses are scored at the padding", "last_value(model(tokens), last)[", "model(tokens)[:, -1]["),
-            ("scores come in the order of their lengths", "(lengths, micro_tokens, reader, like)[0, :",
-             "(sorted(lengths), micro_tokens, reader, like)[0, sorted(range(len(lengths)), key=lengths.__getitem__)")]),
-        *by("the_students_finished_samples_have_mean_zero_and_deviation_one", [
+            ("confidence at the calibrated scale", "), std", "), 1.0"),
             ("cut-off responses calibrate", ' and row["finish"] == "stop"', ""),
             ("calibrated without the end token", "[tokenizer.response", "[tokenizer.encode"),
             ("the deviation is unbiased", "std(correction=0).", "std()."),
             ("the scale is forgotten", "model.score.weight /= std.to(model.score.weight.device)", "pass"),
             ("the mean is that before the scale", "(scores.mean() / std)", "scores.mean()"),
             ("the mean is forgotten", "    model.score_mean = (scores.mean() / std).item()\n", "")]),
+        *by("padding_and_tokens_after_the_end_do_not_change_a_score", [
+            ("responses are scored at the padding", "last_value(model(tokens), last)[", "model(tokens)[:, -1]["),
+            ("scores come in the order of their lengths", "(lengths, micro_tokens, reader, like)[0, :",
+             "(sorted(lengths), micro_tokens, reader, like)[0, sorted(range(len(lengths)), key=lengths.__getitem__)")]),
         ("a constant model becomes infinite", ".clamp(min=1e-6)", "", "a_constant_reward_model_stays_finite"),
         *by("without_a_reward_model_an_answer_scores_plus_or_minus_one", [
             ("votes and answers are opposites", "torch.tensor(right) * 2.0 - 1", "1.0 - torch.tensor(right) * 2"),

@@ -12,7 +12,7 @@ import sft
 from data import Tokenizer, write_jsonl
 from generate import generate
 from model import Llama, ModelConfig, load_model, save_model
-from runtime import steps
+from runtime import checkpoint, steps
 from sft import sft_loss
 
 
@@ -168,3 +168,27 @@ def test_a_run_that_diverges_stops_and_says_where(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"step 1: .*nan"):
         train(tmp_path, tiny, lr=1e30, warmup=0, batch_size=4)
     assert not (tmp_path / "out" / "done.json").exists()
+
+
+def test_out_of_memory_names_one_flag_and_goes_on_from_what_is_saved(tiny, tmp_path, monkeypatch, capsys):
+    """After two steps; with that flag it ends as a run that was not stopped, and is not done again without it."""
+    monkeypatch.setattr(checkpoint, "PAUSE", 0)
+    write_jsonl(tmp_path / "data.jsonl", [{"prompt": prompt, "response": response} for prompt, response in EXAMPLES])
+    flags = [f"--model={tiny}", f"--data={tmp_path}/data.jsonl", "--batch_size=2", "--micro_tokens=1024"]
+    real, calls = sft.masked_logprobs, []
+
+    def fail(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise MemoryError
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(sft, "masked_logprobs", fail)
+        runtime.launch(sft.main, sft.Config, [*flags, f"--out={tmp_path}/out"])
+    assert "--micro_tokens 512 " in capsys.readouterr().err
+    for out, more in (("out", ["--micro_tokens=512"]), ("whole", []), ("out", [])):
+        runtime.launch(sft.main, sft.Config, [*flags, *more, f"--out={tmp_path}/{out}"])
+    said = capsys.readouterr().out
+    assert "goes on after step 2" in said and said.count("skipped") == 1 and not list(tmp_path.glob("*.old*"))
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
