@@ -40,17 +40,11 @@ class Response:
 
 
 def generate(
-    model: Llama,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    stop_ids: Collection[int] = (),
-    seed: int | Sequence[int] = 0,
-    batch_size: int = 256,
-    ended: Callable[[list[int]], bool] = lambda tokens: False,
-    progress: Callable[[int], None] = lambda count: None,
+    model: Llama, prompts: list[list[int]], max_new_tokens: int, temperature: float = 1.0,
+    stop_ids: Collection[int] = (), seed: int | Sequence[int] = 0, batch_size: int = 256,
+    ended: Callable[[list[int]], bool] = lambda tokens: False, progress: Callable[[int], None] = lambda count: None,
     compile: bool = False,
-) -> list[Response]:
+) -> list[Response]:  # fmt: skip
     """Continue every prompt until a stop id or max_new_tokens; the answers come in the prompts' order.
 
     temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
@@ -212,10 +206,10 @@ def answer_in_parts(
     change nothing.
     """
     size = max(1, PART // samples)  # questions of a part
-    parts = [(index, start) for index in range(len(temperatures)) for start in range(0, len(prompts), size)]
-    for step in stage.steps(len(parts), units=size * samples):
-        index, start = parts[step]
-        asked = range(start, min(start + size, len(prompts)))
+    starts = range(0, len(prompts), size)
+    parts = [(t, range(i, min(i + size, len(prompts)))) for t in range(len(temperatures)) for i in starts]
+    for step in stage.steps(len(parts), units=[samples * len(asked) for _, asked in parts]):
+        index, asked = parts[step]
         seeds = [seed_of(cfg.seed, purpose, index, i, sample) for i in asked for sample in range(samples)]
         repeated = [prompts[i] for i in asked for _ in range(samples)]
         sampling = (cfg.max_new_tokens, cfg.batch_size, temperatures[index], seeds)

@@ -260,7 +260,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     reference = load_model(cfg.policy, torch.float32, desk.idle).requires_grad_(False)
     judge = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
     critic = load_scalar_model(judge or cfg.policy, torch.float32, desk.idle, new_head=None if judge else "zero")
-    prompts, _ = (prompts_of(policy.config, tokenizer, asked, cfg.max_new_tokens) for asked in (questions, valid))
+    prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
     policy, reference, critic = map(ranks.shard, (policy, reference, critic))
     adam, critic_adam = (
         AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
@@ -300,13 +300,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         stage.log(iteration, metrics)
         watch.check(iteration, metrics)  # warnings, and an error where the update disagrees with the rollout
 
-    log, parameters = stage.logged(), sum(p.numel() for p in policy.parameters())
-    last, seen = log[-1], sum(row["tokens"] for row in log)
-    results = {"score": last["objective/scores"], "kl": last["objective/kl"]}
-    print(f"score {results['score']:+.2f}, KL {results['kl']:.2f} nats per answer, {last['val/eos_share']:.1%} ended")
-    # per token: the sampler, three readers and the judge 2N each; policy and critic 6N each per epoch
-    flops = parameters * seen * (10 + 12 * cfg.epochs)
-    stage.save(policy, tokenizer, tokens=sum(row["sampled"] for row in log), flops=flops, **results)
+    conclude(cfg, stage, policy, tokenizer)
 
 
 def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:
@@ -333,6 +327,17 @@ def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score, desk)
         scores = score(valid, prompts, [tokenizer.response(text) for text in texts], texts)  # (valid,)
         found["valid/score"] = torch.where(ended, scores, cfg.unfinished_score).mean().item()
     return found
+
+
+def conclude(cfg: Config, stage: runtime.Stage, policy: Llama, tokenizer: Tokenizer) -> None:
+    """Save the policy, where it came to, and what it cost."""
+    log, parameters = stage.logged(), sum(p.numel() for p in policy.parameters())
+    last, seen = log[-1], sum(row["tokens"] for row in log)
+    results = {"score": last["objective/scores"], "kl": last["objective/kl"]}
+    print(f"score {results['score']:+.2f}, KL {results['kl']:.2f} nats per answer, {last['val/eos_share']:.1%} ended")
+    # per token: the sampler, three readers and the judge 2N each; policy and critic 6N each per epoch
+    flops = parameters * seen * (10 + 12 * cfg.epochs)
+    stage.save(policy, tokenizer, tokens=sum(row["sampled"] for row in log), flops=flops, **results)
 
 
 if __name__ == "__main__":

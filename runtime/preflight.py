@@ -1,7 +1,8 @@
 """Before a run of train_all.sh: can it succeed here, and what will it take? Answers within a second, without torch.
 
-Memory is estimated from the sizes in config.json, part by part, to within a fifth of what was measured (docs/running.md).
-V is the size of the vocabulary, D of a hidden state, F of the feed-forward, Q and K of all query and all key heads.
+Memory is estimated from the sizes in config.json, part by part, to within a fifth of what was measured
+(docs/running.md). V is the size of the vocabulary, D of a hidden state, F of the feed-forward, Q and K of all query and
+all key heads.
 """
 
 import dataclasses

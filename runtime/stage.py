@@ -25,7 +25,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from runtime import flags, ranks
@@ -197,14 +197,15 @@ class Stage:
         except OSError:  # a network's file system without locks
             os.close(handle)
 
-    def steps(self, total: int, note: str = "", units: int = 1, **parts: object) -> Iterator[int]:
+    def steps(self, total: int, note: str = "", units: Sequence[int] = (), **parts: object) -> Iterator[int]:
         """The steps that are left of a loop. `parts`, its networks and optimisers, are saved now and then and loaded
-        again, so that a run that was killed goes on with the same bits. `note` is filled with what `log` is given; a
-        step is `units` of the bar."""
+        again, so that a run that was killed goes on with the same bits. `note` is filled with what `log` is given;
+        `units` is how much of the bar each step is, else 1."""
         from runtime.checkpoint import Checkpoint
 
         state = Checkpoint(self, parts)
-        self.note, self.bar = note, Progress(self.folder.name, total * units, state.step * units)
+        units = units or [1] * total
+        self.note, self.bar = note, Progress(self.folder.name, sum(units), sum(units[: state.step]))
         for self.step in state.steps(total):
             yield self.step
         self.bar.close()

@@ -114,6 +114,8 @@ class Desk:
     def __init__(self, offload: bool):
         import torch
 
+        if offload and ranks.SIZE > 1:
+            raise ValueError("--offload: several ranks hold shards anyway, leave it out")
         self.device, self.offload = default_device(), offload
         self.idle = torch.device("cpu") if offload else self.device  # where networks are loaded
 

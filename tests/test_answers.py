@@ -19,151 +19,75 @@ from data import load_questions
 
 NUMBERS = [  # text, strict, lenient
     # the four announcements
-    ("3+4=7\n#### 7", "7", "7"), ("####7", "7", "7"), ("####\n7", "7", "7"), ("She has 3+4=7.\nA: 7", "7", "7"),
-    ("So the answer is 7.", "7", "7"), ("The answer is: 7", "7", "7"), ("The final answer is\n\n7", "7", "7"),
-    ("THE ANSWER IS 7", "7", "7"), ("Answer: 42", "42", "42"), ("**Answer:** 42", "42", "42"),
-    ("Therefore \\boxed{7}", "7", "7"), ("The answer is $\\boxed{7}$.", "7", "7"),
-    ("\\boxed{18\\text{ dollars}}", "18", "18"), ("The answer is **7**", "7", "7"),
+    ("3+4=7\n#### 7", "7", "7"), ("####7", "7", "7"), ("She has 3+4=7.\nA: 7", "7", "7"), ("Answer: 42", "42", "42"),
+    ("So the answer is 7.", "7", "7"), ("The final answer is\n\n7", "7", "7"), ("Therefore \\boxed{7}", "7", "7"),
     # how numbers are written
-    ("3+4=7\n#### 1,007.", "1007", "1007"), ("#### 1,234,567", "1234567", "1234567"), ("#### $18", "18", "18"),
-    ("The answer is: **$1,234**.", "1234", "1234"), ("\\boxed{\\$18}", "18", "18"), ("#### -5", "-5", "-5"),
-    ("#### - 5", "-5", "-5"), ("#### -$5", "-5", "-5"), ("#### $-5", "-5", "-5"),
-    ("#### −5", "-5", "-5"),  # the minus sign U+2212, which many models write
-    ("#### -0", "0", "0"), ("#### 2.50", "2.5", "2.5"), ("#### 100", "100", "100"), ("#### 007", "7", "7"),
-    ("#### .5", "0.5", "0.5"), ("A: 12.0", "12", "12"), ("#### 1/5", "0.2", "0.2"), ("#### 10%", "10", "10"),
-    ("#### 5 apples", "5", "5"), ("A: 7\nThank you!", "7", "7"),
+    ("3+4=7\n#### 1,007.", "1007", "1007"), ("The answer is: **$1,234**.", "1234", "1234"), ("#### - 5", "-5", "-5"),
+    ("#### -$5", "-5", "-5"), ("#### $-5", "-5", "-5"), ("#### −5", "-5", "-5"), ("#### -0", "0", "0"),
+    ("#### 2.50", "2.5", "2.5"), ("#### 007", "7", "7"), ("#### .5", "0.5", "0.5"), ("#### 1/5", "0.2", "0.2"),
+    ("#### 10%", "10", "10"), ("#### 5 apples", "5", "5"),
     # several numbers: the first announcement counts, without one the last number, and only if lenient
-    ("3+4=7\n#### 7\n\nQ: Tom has 5 more.\n#### 12", "7", "7"),
-    ("The answer is 7. Another: the answer is 9.", "7", "7"), ("#### 7 or 8", "7", "7"),
+    ("3+4=7\n#### 7\n\nQ: Tom has 5 more.\n#### 12", "7", "7"), ("#### 7 or 8", "7", "7"),
     ("3 apples and 4 pears are 7 fruits", None, "7"), ("He pays $1,250.75 in all.", None, "1250.75"),
-    ("It was -3 degrees.", None, "-3"),
-    ("It takes 5-10 days", None, "10"),  # a hyphen between numbers is no minus
-    ("(12) ok", None, "12"), ("answer = 5", None, "5"),
+    ("It was -3 degrees.", None, "-3"), ("It takes 5-10 days", None, "10"),  # a hyphen between numbers is no minus
+    ("answer = 5", None, "5"), ("DNA: 7 of 9", None, "9"),
     ("At job A: 2000 hours * $15 = 30000\n#### 8400", "8400", "8400"),  # a label within a line states nothing
-    ("DNA: 7 of 9", None, "9"),
     # what is no number of its own
     ("He comes at 12:30.", None, None), ("It is due on the 5th", None, None), ("Take 2 of H2O", None, "2"),
-    ("3 apples\n- 5 pears", None, "5"),  # the dash of a list
-    ("10 - 5", None, "5"), ("about 10^6", None, None), ("so -\\frac{3}{4}", None, "-0.75"),
+    ("3 apples\n- 5 pears", None, "5"), ("about 10^6", None, None), ("so -\\frac{3}{4}", None, "-0.75"),
     ("He needs 1 1/2 cups", None, "1.5"), ("It is 1 in 3, or 10 000 in all", None, "10000"),
-    ("1,234,567.50 and no more", None, "1234567.5"),
     # no answer
-    ("I do not know.", None, None), ("", None, None), ("####", None, None), ("#### seven", None, None),
-    ("The answer is five.", None, None), ("-,.$", None, None),
-]
+    ("I do not know.", None, None), ("", None, None), ("#### seven", None, None), ("-,.$", None, None)]
 CHOICES = [
-    ("The answer is (C).", "C", "C"), ("The answer is C.", "C", "C"), ("the answer is: B)", "B", "B"),
-    ("the answer is (c)", "C", "C"), ("The answer is **(B)**.", "B", "B"), ("Answer: B", "B", "B"),
-    ("Answer: (J)", "J", "J"), ("**Answer:** B", "B", "B"), ("A: F", "F", "F"), ("#### E", "E", "E"),
-    ("\\boxed{D}", "D", "D"), ("\\boxed{\\text{D}}", "D", "D"), ("The answer is A", "A", "A"),
+    ("The answer is (C).", "C", "C"), ("the answer is: B)", "B", "B"), ("the answer is (c)", "C", "C"),
+    ("**Answer:** B", "B", "B"), ("A: F", "F", "F"), ("#### E", "E", "E"), ("\\boxed{\\text{D}}", "D", "D"),
     ("The answer is I.", "I", "I"), ("The answer is (C).\n\nQ: next\nThe answer is (D).", "C", "C"),
-    ("A: Apple\nB: Bear\nThe answer is (B).", "B", "B"),
+    ("A: Apple\nB: Bear\nThe answer is (B).", "B", "B"), ("I think it is C.", None, "C"),
     ("The answer is a bit hard to see. The answer is (C).", "C", "C"),  # 'a' is English, not option A
-    ("We can solve for a: a = b^2. The answer is (G).", "G", "G"), ("I think it is C.", None, "C"),
-    ("Option B is wrong, so D", None, "D"), ("D", None, "D"), ("The answer is K.", None, None),
-    ("The answer is Blue", None, None),
-    ("CAB FAD BED", None, None),  # letters inside words
-    ("It is a guess", None, None),  # a small letter is a word
-    ("", None, None),
-]
-
-
-NUMBER_STYLES = [
+    ("Option B is wrong, so D", None, "D"), ("The answer is K.", None, None), ("The answer is Blue", None, None),
+    ("CAB FAD BED", None, None), ("It is a guess", None, None), ("", None, None)]
+NUMBER_STYLES = [  # text, strict
     # GPT-4: prose, LaTeX in \( \) and \[ \], bold
-    ("So, Janet makes **$18** every day.\n\nThe answer is **$18**.", "18"),
-    ("The total is \\( 5 + 3 = 8 \\).\n\n**Answer:** 8", "8"),
     ("\\[\n\\text{Total} = 9 \\times 2 = 18\n\\]\n\nThe answer is \\( 18 \\).", "18"),
-    ("### Step 1: Find the eggs\n16 - 3 = 13\n\n### Step 2: Sell\n13 - 4 = 9\n\n**Final Answer:** $18", "18"),
     ("#### 1. Add the eggs\n3 + 4 = 7\n\n#### 2. Double them\n14\n\nThe answer is 14.", "14"),
-    ("#### Step 1: Add\n3 + 4 = 7\n\n#### Final Answer: 7", "7"), ("**Final Answer**: \\(\\boxed{42}\\)", "42"),
-    ("Therefore, the answer is approximately 3.14.", "3.14"), ("The answer is **1,250 meters**.", "1250"),
-    ("The answer is \\(\\frac{3}{4}\\).", "0.75"), ("The answer is \\( -\\frac{1}{2} \\).", "-0.5"),
+    ("The answer is \\( -\\frac{1}{2} \\).", "-0.5"), ("The answer is: \\[ 12.5\\% \\]", "12.5"),
     ("**Answer:**\n1. Ava has 3 pens.\n2. She buys 4.\n\nThe answer is 7.", "7"),
-    ("Answer:\n\n1. Multiply 3 by 4.\n2. Add 5.\n\n**17**", None), ("The answer is: \\[ 12.5\\% \\]", "12.5"),
-    ("Hence, the final answer is $\\$1{,}234.50$.", "1234.5"), ("The correct answer is:\n\n**36**", "36"),
-    ("In total, they have 36 apples.", None), ("The answer to the question is 36.", "36"),
-    ("The final answer to this problem is: 36", "36"), ("The answer is 3 million.", "3000000"),
+    ("Answer:\n\n1. Multiply 3 by 4.\n2. Add 5.\n\n**17**", None), ("The answer to the question is 36.", "36"),
+    ("Hence, the final answer is $\\$1{,}234.50$.", "1234.5"), ("The answer is 3 million.", "3000000"),
     ("The answer is \\(2.5 \\times 10^{3}\\) joules.", "2500"), ("The answer is 1.5e3.", "1500"),
-    ("The answer is \u2212273.15 °C.", "-273.15"),
-    ("The answer is –5.", "-5"),  # an en dash
-    ("It takes 2½ hours. The answer is 2½.", "2.5"), ("The answer is €45.", "45"),
-    ("The answer is £1,500.00 per month.", "1500"), ("The answer is ₹2,500.", "2500"), ("The answer is 12:30.", None),
-    ("The answer is 3:4.", None), ("The answer is seven.", None),
-    ("I'm sorry, but I can't determine the answer from the 3 facts given.", None),
-    ("The answer is not 5 but depends on the price.", None), ("The answer is 5 * 3 = 15.", "15"),
-    ("The answer is 5 × 3 = 15.", "15"), ("The answer is x = 5.", "5"),
-    ("The answer is 20 + 15 - 5 = 30 apples.", "30"), ("The answer is 5 apples + 3 apples = 8 apples.", "8"),
-    ("The answer is $5 + $3 = $8.", "8"), ("The answer is (3 + 4) * 2 = 14.", "14"), ("The answer is 5 + 3.", None),
+    ("It takes 2½ hours. The answer is 2½.", "2.5"), ("The answer is €45.", "45"), ("The answer is 3:4.", None),
     # Llama 3: sentences, 'The final answer is: $\\boxed{}$', GSM8K's hashes from few shots
-    ("She sells 9 eggs.\n9 * 2 = 18\nThe final answer is: $\\boxed{18}$", "18"),
-    ("## Step 1: Calculate\n16-3-4 = 9\n\n## Step 2: Multiply\n9*2 = 18\n\nThe final answer is: $\\boxed{18}$", "18"),
-    ("Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\n#### 18", "18"), ("#### 5 + 3 = 8", "8"),
-    ("#### $18 per day", "18"), ("#### 18 dollars\n\nQ: Ben has 2 pens. How many?\n#### 2", "18"),
-    ("The final answer is 18. I hope it is correct.", "18"), ("The final answer is $18$. I hope it is correct.", "18"),
-    ("The answer is 18.\n\nQ: A car costs 5 dollars. The answer is 5.", "18"),
-    ("The answer is 2/3 of the cake.", "2/3"), ("A: She has 3 + 4 = 7 pens. The answer is 7.", "7"),
-    ("A: 3 + 4 = 7. Then 7 * 2 = 14. The answer is 14.", "14"), ("A: 14\n\nQ: next\nA: 3", "14"),
-    ("Answer: 18<|eot_id|>", "18"), ("I cannot provide an answer.", None), ("The answer is 1/2 * 8 = 4.", "4"),
-    ("#### 0.50", "0.5"), ("#### 1 1/2", "1.5"), ("####  75%", "75"), ("#### 10,000", "10000"),
-    ("#### 1, 2 and 3", "1"),
+    ("Janet sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\n#### 18", "18"), ("#### 5 + 3 = 8", "8"), ("#### 1 1/2", "1.5"),
+    ("The answer is 18.\n\nQ: A car costs 5 dollars. The answer is 5.", "18"), ("Answer: 18<|eot_id|>", "18"),
+    ("A: 14\n\nQ: next\nA: 3", "14"), ("The answer is 1/2 * 8 = 4.", "4"), ("#### 1, 2 and 3", "1"),
     # Qwen: everything in a box
-    ("Thus she makes \\(\\boxed{18}\\) dollars.", "18"), ("Therefore, the answer is \\[\n\\boxed{18}\n\\]", "18"),
-    ("\\boxed{\\frac{1}{2}}", "0.5"), ("\\boxed{\\dfrac{3}{4}}", "0.75"), ("\\boxed{\\tfrac13}", "1/3"),
-    ("\\boxed{1\\frac{1}{2}}", "1.5"), ("\\boxed{-\\frac{7}{2}}", "-3.5"), ("\\boxed{x = 5}", "5"),
-    ("\\boxed{x=-5}", "-5"), ("\\boxed{\\text{18 dollars}}", "18"), ("\\boxed{18 \\text{ dollars}}", "18"),
-    ("\\boxed{\\$18}", "18"), ("\\boxed{\\$1,234.56}", "1234.56"), ("\\boxed{1{,}234}", "1234"),
-    ("\\boxed{1,\\!234}", "1234"), ("\\boxed{10\\,000}", "10000"), ("\\boxed{25\\%}", "25"), ("\\boxed{ 42 }", "42"),
-    ("\\boxed{\\mathbf{42}}", "42"), ("\\boxed{3.0}", "3"), ("\\boxed{2\\sqrt{3}}", None), ("\\boxed{2\\pi}", None),
-    ("\\boxed{2^{10}}", None), ("\\boxed{\\text{No solution}}", None),
-    ("\\boxed{0.5 \\text{ or } \\frac{1}{2}}", "0.5"),
-    ("The answer is 5 at first sight, but the box says \\boxed{6}.", "6"), ("因此，答案是 \\boxed{18}。", "18"),
-    ("The answer is １８.", "18"),  # fullwidth digits
+    ("\\boxed{\\tfrac13}", "1/3"), ("\\boxed{1\\frac{1}{2}}", "1.5"), ("\\boxed{x=-5}", "-5"),
+    ("\\boxed{\\text{18 dollars}}", "18"), ("\\boxed{18 \\text{ dollars}}", "18"), ("\\boxed{\\$1,234.56}", "1234.56"),
+    ("\\boxed{1,\\!234}", "1234"), ("\\boxed{\\mathbf{42}}", "42"), ("\\boxed{2\\sqrt{3}}", None),
+    ("\\boxed{2^{10}}", None), ("\\boxed{0.5 \\text{ or } \\frac{1}{2}}", "0.5"), ("因此，答案是 \\boxed{18}。", "18"),
+    ("The answer is 5 at first sight, but the box says \\boxed{6}.", "6"), ("The answer is １８.", "18"),
     # Mistral: 'The answer is', often with a unit or an explanation behind it
-    ("The answer is 18 dollars per day.", "18"), ("The answer is $18 because 9 * 2 = 18.", "18"),
-    ("The answer is 25 km/h.", "25"), ("The answer is 5th.", "5"), ("The answer is about 20.", "20"),
-    ("The answer is only 4.", "4"), ('The answer is "4".', "4"), ("The answer is (4).", "4"),
-    ("THE ANSWER IS: 4", "4"), ("the answer is 1 000 000", "1000000"),
-    ("the answer is 1\u202f000\u202f000", "1000000"), ("the answer is 1_000_000", "1000000"),
-    ("the answer is 12,34", None),
-    ("the answer is 3,5", None),  # a decimal comma, or two answers
-    ("the answer is 2024-05-01", None), ("the answer is 5-10 days", None), ("the answer is .75", "0.75"),
-    ("the answer is 1.234.567", None),
-    # Gemma: bold everywhere, bullets, emphasis
-    ("Here's how to solve it:\n\n* 3 + 4 = **7**\n\n**Answer:** The total is **7**", None), ("**Answer: 7**", "7"),
-    ("**The answer is 7.** 🎉", "7"), ("*Answer*: 7", "7"), ("**Answer:** $7.50\n", "7.5"),
-    ("Final Answer: The final answer is $\\boxed{7}$", "7"), ("The answer is **7**\n* 3 apples\n* 4 pears", "7"),
-    ("The answer is 7\n- 3 apples\n- 4 pears", "7"), ("The answer is 7\n+ 3 points for style", "7"),
-    # DeepSeek-R1: thinking first, which is no answer
+    ('The answer is "4".', "4"), ("the answer is 1\u202f000\u202f000", "1000000"), ("the answer is 12,34", None),
+    ("the answer is 3,5", None), ("the answer is 2024-05-01", None), ("the answer is 1.234.567", None),
+    ("Here's how to solve it:\n\n* 3 + 4 = **7**\n\n**Answer:** The total is **7**", None), ("*Answer*: 7", "7"),
+    # DeepSeek-R1: thinking first, which is no answer; taking an answer back
     ("<think>\nSo the answer is 5? Wait, \\boxed{5} ignores the tax.\n</think>\n\nThe answer is \\boxed{6}.", "6"),
-    ("<think>\nThe answer is 5.\n</think>\n\n**Final Answer**\n\\boxed{6}", "6"),
     ("<think>3+4=7</think><answer>7</answer>", "7"), ("<think>\n#### 5\n</think>\n\nI am not sure.", None),
-    ("The answer is 5. Wait, I forgot the tax. The answer is 6.", "6"),
     ("The answer is 5.\n\nActually, let me correct that: the answer is 6.", "6"),
     ("#### 5\nWait, I made a mistake.\n#### 6", "6"), ("The answer is 5. Wait, that may be wrong.", "5"),
-    ("\\boxed{5}\n\nLet me check: 2 + 3 = 5, so \\boxed{5}.", "5"),
     # phi: 'Answer:' first, then exercises it makes up
-    ("Answer: 18\n\nExercise 2:\nTom has 3 pens.\nAnswer: 3", "18"), ("Solution: 9 * 2 = 18.\nAnswer: $18.\n\n", "18"),
-    ("Answer: 9 * 2 = 18", "18"), ("Answer: x = 7", "7"), ("Answer: -7", "-7"), ("Answer: (7)", "7"),
-    ("Answer: Alice has 7 pens", None), ("answer: 7/2", "3.5"), ("Answer: 7 or 8", "7"), ("Answer: 0", "0"),
-    ("The answer is 1/0.", None),
-]
+    ("Answer: 18\n\nExercise 2:\nTom has 3 pens.\nAnswer: 3", "18"), ("Answer: 9 * 2 = 18", "18"),
+    ("Answer: Alice has 7 pens", None), ("Answer: 7 or 8", "7"), ("The answer is 1/0.", None)]
 CHOICE_STYLES = [
-    ("The correct answer is C.", "C"), ("The correct answer is (C) 12 mV.", "C"),
-    ("The correct answer is **C. 12 mV**.", "C"), ("**Answer: C**", "C"), ("**Correct answer:** (C)", "C"),
-    ("answer: (c)", "C"), ("Answer: C) Paris", "C"), ("Answer: C. Paris", "C"), ("Answer:\n\nC", "C"),
-    ("The answer is option C.", "C"), ("The correct option is C.", "C"), ("The correct choice is (C).", "C"),
-    ("The best answer is C.", "C"), ("The answer is: **(C)**", "C"), ("The answer is $\\boxed{C}$.", "C"),
-    ("\\boxed{\\text{C}}", "C"), ("\\boxed{\\textbf{(C)}}", "C"), ("\\boxed{(C)}", "C"), ("\\boxed{C. 12}", "C"),
-    ("\\boxed{\\mathrm{C}}", "C"), ("The answer is \\(\\mathbf{C}\\).", "C"), ('The answer is "C".', "C"),
+    ("The correct answer is (C) 12 mV.", "C"), ("The correct answer is **C. 12 mV**.", "C"), ("answer: (c)", "C"),
+    ("Answer: C. Paris", "C"), ("Answer:\n\nC", "C"), ("The answer is option C.", "C"), ("The best answer is C.", "C"),
+    ("\\boxed{\\textbf{(C)}}", "C"), ("\\boxed{C. 12}", "C"), ("The answer is \\(\\mathbf{C}\\).", "C"),
     ("<think>It could be A. The answer is (A)?</think>\n\nThe answer is (B).", "B"), ("<answer>D</answer>", "D"),
-    ("#### C", "C"), ("Final answer: J", "J"), ("The answer is Apple.", None), ("The answer is Both A and B.", None),
-    ("The answer is not A.", None), ("The answer is 12.", None), ("The answer is K.", None),
-    ("Answer: Because the cell divides", None), ("I cannot answer that.", None),
+    ("The answer is Apple.", None), ("The answer is Both A and B.", None), ("The answer is not A.", None),
+    ("The answer is 12.", None), ("Answer: Because the cell divides", None),
     ("The answer is (B). Wait, B ignores friction. The answer is (D).", "D"),
     ("The answer is (B) or (D). The answer is (D).", "B"),  # the official rule: the first
-    ("The answer is (B).\n\nQuestion: Which is it?\nThe answer is (E).", "B"),
-    ("(A) is wrong.\n(B) is wrong.\nAnswer: (E)", "E"),
-]
+    ("(A) is wrong.\n(B) is wrong.\nAnswer: (E)", "E")]
 
 
 @pytest.mark.parametrize("kind, text, strict, lenient", [
@@ -180,20 +104,15 @@ def test_answers_as_models_write_them(kind, text, stated):
 
 
 @pytest.mark.parametrize("text, kind, expected", [
-    (" $1,234.50 ", "number", "1234.5"), ("7", "number", "7"), ("7.", "number", "7"), ("-0.0", "number", "0"),
-    ("1e6", "number", "1000000"), ("seven", "number", None), ("7 apples", "number", None), ("", "number", None),
-    ("1,23", "number", None), ("1.2.3", "number", None), ("--5", "number", None), ("5-3", "number", None),
-    ("$", "number", None),
+    (" $1,234.50 ", "number", "1234.5"), ("7.", "number", "7"), ("-0.0", "number", "0"), ("1e6", "number", "1000000"),
+    ("7 apples", "number", None), ("1,23", "number", None), ("1.2.3", "number", None), ("5-3", "number", None),
+    ("1/0", "number", None), ("9" * 100_000, "number", None), ("9" * 250 + "e99", "number", None),
     # one spelling of equal values: exact, as a decimal where that has an end
-    ("4/2", "number", "2"), ("1/2", "number", "0.5"), ("0.50", "number", "0.5"), ("\\frac{1}{2}", "number", "0.5"),
-    ("2/6", "number", "1/3"), ("-4/6", "number", "-2/3"), ("-1 1/2", "number", "-1.5"), ("7/80", "number", "0.0875"),
-    ("-3/1000", "number", "-0.003"), ("1/1024", "number", "0.0009765625"), ("100/1", "number", "100"),
-    ("0.1" + "0" * 40 + "1", "number", "0.1" + "0" * 40 + "1"), ("1/0", "number", None), ("0/7", "number", "0"),
+    ("4/2", "number", "2"), ("\\frac{1}{2}", "number", "0.5"), ("-4/6", "number", "-2/3"), ("-1 1/2", "number", "-1.5"),
+    ("-3/1000", "number", "-0.003"), ("0.1" + "0" * 40 + "1", "number", "0.1" + "0" * 40 + "1"),
     ("1.5e-3", "number", "0.0015"), ("2 \\times 10^{3}", "number", "2000"), ("-1.8 billion", "number", "-1800000000"),
-    ("7%", "number", "7"), ("\u2212$5", "number", "-5"), ("9" * 301, "number", None), ("9" * 100_000, "number", None),
-    ("9" * 250 + "e99", "number", None),
-    ("(c)", "choice", "C"), ("J.", "choice", "J"), ("K", "choice", None), ("AB", "choice", None), ("", "choice", None),
-])
+    ("7%", "number", "7"), ("\u2212$5", "number", "-5"), ("(c)", "choice", "C"), ("J.", "choice", "J"),
+    ("K", "choice", None), ("AB", "choice", None), ("", "choice", None)])
 def test_canonical_is_one_spelling_or_none(text, kind, expected):
     assert canonical(text, kind) == expected
 
@@ -206,10 +125,9 @@ def test_any_text_has_one_canonical_answer_or_none(kind):
     pieces = st.sampled_from([
         "####", "\\boxed{", "\\frac{", "\\frac12", "}{", "}", "A: ", "\nA:", "Answer: ", "answer is ", "Wait, ",
         "x = ", " + ", " = ", "\\times 10^{", "e9", " million", "1/", "1 1/2", "(C)", "B", "</think>", "12", ",345",
-        ".5", "-", "$", "%", " ", "\n", "½", "１", "٣",
-    ])
+        ".5", "-", "$", "%", " ", "\n", "½", "１", "٣"])
 
-    @hypothesis.settings(max_examples=300, deadline=None, derandomize=True, database=None)
+    @hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
     @hypothesis.given(st.lists(pieces | st.text(max_size=8), max_size=12).map("".join))
     def check(text):
         strict, lenient = extract_answer(text, kind), extract_answer(text, kind, lenient=True)
@@ -245,11 +163,9 @@ def test_fuzzed_numbers_are_read_from_every_spelling():
 
 
 @pytest.mark.parametrize("unit", [
-    "7", "1,", "1,234,", " 111", "111{,}", " ", "\n", "(", "####", "#### ", "answer is ", "answer: ", "answer to ",
-    "\\boxed{", "{", "\\frac{1}", "-", "- ", "$", "1/", "1.", "1+", "1 x ", "x ", "answer is 1 x ",
-    "answer is 1 + 1 + ", "answer is x = ", "*", "\nA:", "A ", "</think>", "answer is 5. wait ", "1 * 10^",
-    "1 million ", "1 1/", "#### 1. ", "answer:\n", "answer is option ", "−", "12:",
-], ids=repr)
+    "7", "1,", "1,234,", " 111", "111{,}", " ", "\n", "#### ", "answer is ", "answer: ", "answer to ", "\\boxed{",
+    "\\frac{1}", "- ", "$", "1/", "1 x ", "answer is 1 + 1 + ", "answer is x = ", "*", "\nA:", "</think>",
+    "answer is 5. wait ", "1 * 10^", "1 million ", "#### 1. ", "12:"], ids=repr)
 def test_the_time_is_linear_in_the_length_of_garbage(unit):
     """Four times the text takes about four times as long (sixteen if a pattern backtracks), and little in any case."""
 
@@ -269,13 +185,10 @@ def test_the_time_is_linear_in_the_length_of_garbage(unit):
 
 
 @pytest.mark.parametrize("answer, gold, kind, expected", [
-    ("7", "7", "number", True), ("7.0", "7", "number", True), ("$1,000", "1000", "number", True),
-    ("1/2", "0.5", "number", True), ("0.333", "1/3", "number", False), ("3 million", "3,000,000", "number", True),
-    ("7", "8", "number", False), ("-7", "7", "number", False), ("70", "7", "number", False),
-    ("c", "C", "choice", True), ("C", "D", "choice", False),
-    (None, "7", "number", False), ("7", None, "number", False), (None, None, "number", False),
-    ("pear", "plum", "number", False), ("", "", "choice", False),  # what is no answer is never right
-])
+    ("7.0", "7", "number", True), ("$1,000", "1000", "number", True), ("1/2", "0.5", "number", True),
+    ("0.333", "1/3", "number", False), ("-7", "7", "number", False), ("70", "7", "number", False),
+    ("c", "C", "choice", True), ("C", "D", "choice", False), (None, "7", "number", False), ("7", None, "number", False),
+    (None, None, "number", False), ("pear", "plum", "number", False), ("", "", "choice", False)])
 def test_is_correct(answer, gold, kind, expected):
     assert is_correct(answer, gold, kind) is expected
 
@@ -303,18 +216,16 @@ def test_verdicts_on_gsm8k_solutions_are_the_official_ones():
     assert wrong == []
 
 
-def mmlu_pro_outputs():
-    with gzip.open(real_data("mmlu_pro/llama-3.1-8b-instruct.jsonl.gz"), "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def test_letters_of_mmlu_pro_answers_are_the_official_ones():
+def test_letters_of_mmlu_pro_answers_and_the_accuracy_are_the_official_ones():
     """12,032 answers of Llama-3.1-8B. The three exceptions, by question: 840 says 'the closest answer is A1's share',
     where A1 is a name; 6414 'the correct answer is Elizabeth F. Loftus'; 3500 'the answer is (a) All Dd', where (a) is
-    the first part of the question. The official rule takes A, E, and, blind to small letters, the (G) further down."""
+    the first part of the question. MMLU-Pro counts a random letter where it finds none (694 times, 73 of them right):
+    44.19 %, and 43.58 % without."""
+    with gzip.open(real_data("mmlu_pro/llama-3.1-8b-instruct.jsonl.gz"), "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
     sentence, label = re.compile(r"answer is \(?([A-J])\)?"), re.compile(r"^.*[aA]nswer:\s*([A-J])", re.MULTILINE)
     lone = re.compile(r"(?s:.*)\b([A-J])\b")
-    rows, differ = mmlu_pro_outputs(), {}
+    differ, found = {}, []
     for row in rows:
         text = row["generated_text"]
         first = sentence.search(text)
@@ -322,29 +233,18 @@ def test_letters_of_mmlu_pro_answers_are_the_official_ones():
         official = tuple(match and match[1] for match in (first, second))
         assert official[1] in (None, row["pred"])  # the rule as written here is the one that made the file
         ours = extract_answer(text, "choice"), extract_answer(text, "choice", lenient=True)
+        found.append(ours[1])
         if ours != official:
             differ[row["question_id"]] = (official, ours)
-    assert len(rows) == 12032
     assert differ == {
         840: (("A", "A"), ("E", "E")), 6414: (("E", "E"), (None, "F")), 3500: (("G", "G"), ("A", "A"))}
-
-
-def test_the_published_accuracy_and_the_honest_one():
-    """MMLU-Pro counts a random letter where it finds none: 44.19 %. Without those 694 guesses (73 hit): 43.58 %."""
-    rows = mmlu_pro_outputs()
-    found = [extract_answer(row["generated_text"], "choice", lenient=True) for row in rows]
     published = sum(is_correct(a or row["pred"], row["answer"], "choice") for a, row in zip(found, rows))
     honest = sum(is_correct(a, row["answer"], "choice") for a, row in zip(found, rows))
-    assert (published, honest, found.count(None)) == (5317, 5244, 694)
-    assert (f"{published / len(rows):.2%}", f"{honest / len(rows):.2%}") == ("44.19%", "43.58%")
-
-
-# ---- bench ---------------------------------------------------------------------------------------------------------
+    assert (len(rows), published, honest, found.count(None)) == (12032, 5317, 5244, 694)
 
 
 def test_the_bench_runs_from_anywhere_without_data(tmp_path):
     script = Path(answers.__file__).parent / "bench" / "extract.py"
     environment = {name: value for name, value in os.environ.items() if name != "DATA_DIR"}
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"number +(strict|lenient) +([\d,]+) responses/s", done.stdout) and "official" in done.stdout
+    assert done.returncode == 0 and "responses/s" in done.stdout, done.stderr

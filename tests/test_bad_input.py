@@ -1,9 +1,8 @@
 """A table of what users get wrong, over all scripts: one sentence, exit code 2, no traceback, nothing overwritten.
 
 Each row names a script, what differs from a command that works, and words of the sentence. The output folder holds a
-finished stage, which must be there afterwards. What a reader of files refuses in detail stands in the tests of that
-reader: model folders in test_model.py, tokenizers in test_chat.py, questions in test_data.py. Here each kind of fault
-goes once through a script.
+finished stage, which must be there afterwards. What a reader of files refuses in detail stands in its own tests
+(test_model.py, test_chat.py, test_data.py); here each kind of fault goes once through a script.
 """
 
 import importlib
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from test_model import edit_config, edit_tensors
 
 import data
 import runtime
@@ -51,10 +49,6 @@ MAINS = {"data check": ("data", "check", "CheckConfig"), "data fetch": ("data", 
          "best_of_n": ("eval", "main", "Config")}
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, model_folder, make_chatml):
     """All that the commands read; every case gets a copy."""
@@ -66,11 +60,11 @@ def world(tmp_path_factory, model_folder, make_chatml):
     shutil.copytree(make_chatml(), folder / "other")  # a scorer of another family
     size = tokenizers.Tokenizer.from_file(str(folder / "other" / "tokenizer.json")).get_vocab_size(True)
     save_model(ScalarModel(replace(scorer.config, vocab_size=size)), folder / "other")
-    write(folder / "questions.jsonl", QUESTIONS)
-    write(folder / "samples.jsonl", ANSWERS)
-    write(folder / "sft.jsonl", [{"prompt": f"{i}?", "response": f"#### {i}"} for i in range(4)])
-    write(folder / "pairs.jsonl", PAIRS)
-    write(folder / "votes.jsonl", [{"id": f"q{i}", "vote": str(i)} for i in range(8)])
+    data.write_jsonl(folder / "questions.jsonl", QUESTIONS)
+    data.write_jsonl(folder / "samples.jsonl", ANSWERS)
+    data.write_jsonl(folder / "sft.jsonl", [{"prompt": f"{i}?", "response": f"#### {i}"} for i in range(4)])
+    data.write_jsonl(folder / "pairs.jsonl", PAIRS)
+    data.write_jsonl(folder / "votes.jsonl", [{"id": f"q{i}", "vote": str(i)} for i in range(8)])
     record = {"config": {}, "settings": {}, "inputs": {}, "seconds": 1, "peak_memory_mb": 1, "tokens": 1, "flops": 1.0,
               "results": {}, "outputs": {"precious.txt": 8}, "versions": {"torch": "2", "python": "3"}, "threads": 1}
     accuracy = {"strict": 0.5, "lenient": 0.5, "n": 2, "ci95": [0.1, 0.9], "no_answer": 0, "truncated": 0,
@@ -78,7 +72,7 @@ def world(tmp_path_factory, model_folder, make_chatml):
     for name in ("sft", "ppo"):
         stage = folder / "run" / "7_eval" / "test" / name
         stage.mkdir(parents=True)
-        write(stage / "transcripts.jsonl", [
+        data.write_jsonl(stage / "transcripts.jsonl", [
             {"id": f"q{i}", "question": "?", "gold": "1", "response": "1", "correct": i == 0} for i in range(2)])
         (stage / "done.json").write_text(json.dumps(record | {"results": {"accuracy": accuracy}, "outputs": {}}))
     (folder / "out").mkdir()
@@ -98,11 +92,9 @@ def here(world, tmp_path, monkeypatch):
 
 
 def run(command, changes=""):
-    """Run a command of COMMANDS in this process, with flags replaced or added; the exit code."""
+    """Run a command of COMMANDS in this process, with flags added, or ("~...") others instead; the exit code."""
     module, main, config = MAINS.get(command, (command, "main", "Config"))
-    words = COMMANDS[command].split() + changes.split("~")[0].split()
-    if changes.startswith("~"):  # instead of all
-        words = changes[1:].split()
+    words = changes[1:].split() if changes.startswith("~") else (COMMANDS[command] + " " + changes).split()
     script = importlib.import_module(module)
     try:
         runtime.launch(getattr(script, main), getattr(script, config), words)
@@ -119,12 +111,9 @@ def refuses(here, capsys, command, flags, words):
     before = tree(here / "out")
     code = run(command, flags)
     error = capsys.readouterr().err
-    *usage, sentence = error.strip().split("\n")
-    assert code == 2, error
-    assert ("error: " in sentence) and "Traceback" not in error, error
-    assert not usage or usage[0].startswith("usage: ")  # argparse shows the flags first
-    assert all(word in sentence for word in words), sentence
-    assert len(sentence) < 600
+    *usage, sentence = error.strip().split("\n")  # argparse shows the flags first
+    assert code == 2 and "error: " in sentence and not (usage and not usage[0].startswith("usage: ")), error
+    assert all(word in sentence for word in words) and len(sentence) < 600, sentence
     kept = [folder for folder in (here / "out", here / "out.old1") if folder.exists() and tree(folder) == before]
     assert kept, "what was there is overwritten"
 
@@ -138,26 +127,22 @@ def test_the_commands_work_as_long_as_nothing_is_wrong_with_them(here, command, 
 
 FLAGS = [  # what one script alone refuses, and of the ranges, which the types of the flags know, one a script
     ("data", "--test 1.5", ["--test"]), ("data", "--train 7", ["8 different questions", "--train 7"]),
-    ("data", "--questions arith:exam", ["exam", "train, valid, test"]),
-    ("data", "--questions gsm8k", ["gsm8k", "DATA_DIR"]), ("data", "--questions mmlu_pro", ["DATA_DIR"]),
-    ("data", "--questions out", ["'out'"]), ("data", "--out questions.jsonl", ["--out questions.jsonl"]),
+    ("data", "--questions gsm8k", ["gsm8k", "DATA_DIR"]), ("data", "--questions out", ["'out'"]),
+    ("data", "--out questions.jsonl", ["--out questions.jsonl"]),
     ("data", "--out questions.jsonl/x", ["questions.jsonl"]),
     ("data check", "nowhere.jsonl", ["nowhere.jsonl"]), ("data check", "~", ["files"]),
     ("data fetch", "~../gsm8k --to out", ["../gsm8k", "only gsm8k"]),
     *[("generate", f"--{flag} {value}", [f"--{flag}", value.split(",")[-1]]) for flag, value in [
-        ("samples", "many"), ("source", "me"), ("temperatures", "1,cold"), ("temperatures", "1e9"), ("seed", "-1")]],
+        ("samples", "many"), ("source", "me"), ("temperatures", "1,cold"), ("seed", "-1")]],
     ("generate", "--shots 9", ["--shots 9", "8 examples"]), ("generate", "--model out", ["out/config.json"]),
     ("generate", "--max_new_tokens 500", ["context of 256", "--max_new_tokens 500"]),
-    ("generate", "--questions arith:", ["arith"]), ("generate", "--modle x", ["--modle"]),
-    ("generate", "~--model model", ["--questions", "--ask"]), ("generate", "~--questions questions.jsonl", ["--model"]),
-    ("generate", "~--model model --ask", ["--ask"]), ("generate", "--lenient=maybe", ["--lenient"]),
-    ("sft", "--lr nan", ["--lr", "nan"]), ("sft", f"--seed {2**64}", ["--seed"]),
-    ("sft", "--max_tokens 3", ["none of its 4 examples", "--max_tokens 3"]),
+    ("generate", "--modle x", ["--modle"]), ("generate", "~--model model", ["--questions", "--ask"]),
+    ("generate", "~--questions questions.jsonl", ["--model"]), ("generate", "~--model model --ask", ["--ask"]),
+    ("sft", "--lr nan", ["--lr", "nan"]), ("sft", "--max_tokens 3", ["none of its 4 examples", "--max_tokens 3"]),
     ("sft", "--model nowhere", ["nowhere"]), ("sft", "--data out", ["out", "not"]),
     ("pseudo_reward", "--voters nobody", ["--voters"]), ("pseudo_reward", "--min_share nan", ["--min_share"]),
     *[(command, f"--{flag} nowhere", ["nowhere"]) for command, flag in [
-        ("pseudo_reward", "teacher"), ("reward", "pairs"), ("reward", "calibrate"), ("reward", "questions"),
-        ("ppo", "valid")]],
+        ("pseudo_reward", "teacher"), ("reward", "pairs"), ("reward", "calibrate"), ("ppo", "valid")]],
     ("reward", "--held_out 1.5", ["--held_out"]),
     *[("ppo", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
         ("kl_coef", "inf"), ("minibatches", "5"), ("unfinished_score", "nan"), ("max_new_tokens", "300")]],
@@ -170,12 +155,10 @@ FLAGS = [  # what one script alone refuses, and of the ranges, which the types o
         ("x=nowhere", ["nowhere"]), ("x=scorer", ["scorer"]), ("model", ["NAME=FOLDER"]),
         ("x=samples.jsonl --shots 1", ["samples.jsonl", "recorded answers"])]],
     ("best_of_n", "--temperature 0", ["--temperature 0"]), ("best_of_n", "--shots 1", ["--shots"]),
-    ("best_of_n", "--reward_model other", ["tokenizer"]),
     ("report", "~nowhere", ["nowhere", "7_eval"]), ("report", "~run run", ["2 runs"]),
     ("preflight", "--questions nowhere", ["QUESTIONS=nowhere"]),
     ("preflight", "--student out", ["STUDENT=out", "config.json"]),
-    ("preflight", "--run questions.jsonl/x", ["OUT=", "questions.jsonl is no folder"]),
-]
+    ("preflight", "--run questions.jsonl/x", ["OUT=", "questions.jsonl is no folder"])]
 
 
 @pytest.mark.parametrize(("command", "flags", "words"), FLAGS, ids=lambda value: value if type(value) is str else "")
@@ -193,29 +176,24 @@ READS = {  # command -> the file it reads, a good line of it
     "report": ("run/7_eval/test/ppo/transcripts.jsonl", {"id": "q0", "correct": True}),
 }
 LINES = {  # a bad line, words
-    "half an object": (b'{"id": "a", "question', ["line 2", "JSON"]),
-    "a list": (b'["a"]', ["line 2", "object"]),
-    "two objects": (b"{} {}", ["line 2", "JSON"]),
-    "NULs, as after a crash": (b"\x00" * 64, ["line 2", "JSON"]),
-    "not UTF-8": (b'{"id": "\xff\xfe"}', ["line 2", "UTF-8"]),
-    "deeply nested": (b"[" * 100_000, ["line 2", "JSON"]),
-    "half a surrogate pair": (b'{"id": "\\ud800"}', ["line 2", "surrogates"]),
-    "an endless number": (b'{"id": ' + b"9" * 5000 + b"}", ["line 2", "JSON"]),
-}
+    "half an object": (b'{"id": "a", "question', "JSON"), "a list": (b'["a"]', "object"),
+    "NULs, as after a crash": (b"\x00" * 64, "JSON"), "not UTF-8": (b'{"id": "\xff\xfe"}', "UTF-8"),
+    "deeply nested": (b"[" * 100_000, "JSON"), "half a surrogate pair": (b'{"id": "\\ud800"}', "surrogates"),
+    "an endless number": (b'{"id": ' + b"9" * 5000 + b"}", "JSON")}
 
 
 @pytest.mark.parametrize(("command", "name"), [
-    (command, name) for i, command in enumerate(READS) for j, name in enumerate(LINES) if (i + j) % 3 == 0])
+    (command, name) for i, command in enumerate(READS) for j, name in enumerate(LINES) if (i + j) % 4 == 0])
 def test_a_bad_line(here, capsys, command, name):
     path, good = READS[command]
-    bad, words = LINES[name]
+    bad, word = LINES[name]
     (here / path).write_bytes(json.dumps(good).encode() + b"\n" + bad + b"\n")
-    refuses(here, capsys, command, "", [Path(path).name, *words])
+    refuses(here, capsys, command, "", [Path(path).name, "line 2", word])
 
 
 ROWS = [  # command, file, rows or bytes, words
     ("sft", "sft.jsonl", [], ["sft.jsonl", "0 examples"]), ("votes", "votes.jsonl", [], ["votes.jsonl"]),
-    ("reward", "pairs.jsonl", [], ["pairs.jsonl", "0 pairs"]), ("reward", "pairs.jsonl", PAIRS[:1], ["pairs.jsonl"]),
+    ("reward", "pairs.jsonl", PAIRS[:1], ["pairs.jsonl"]),
     *[("reward", "pairs.jsonl", [*PAIRS, PAIRS[0] | {"weight": weight}], ["pairs.jsonl", "weight"])
       for weight in (-1, "x", 0, None, [1], float("nan"), float("inf"))],
     *[("reward", "pairs.jsonl", [PAIRS[0], PAIRS[1] | {key: value}], ["pairs.jsonl", "line 2", f"'{key}'"])
@@ -223,25 +201,19 @@ ROWS = [  # command, file, rows or bytes, words
     ("sft", "sft.jsonl", [{"prompt": "1?"}], ["sft.jsonl", "line 1", "'response'"]),
     ("votes", "votes.jsonl", [{"id": "q0", "vote": 1}], ["votes.jsonl", "line 1", "'vote'"]),
     ("data", "questions.jsonl", [{"question": None}], ["questions.jsonl", "line 1", "'question'"]),
-    ("reward", "samples.jsonl", [], ["samples.jsonl", "too few"]),
-    ("reward", "samples.jsonl", [row | {"finish": "length"} for row in ANSWERS], ["0 finished responses"]),
-    ("reward", "samples.jsonl", [row | {"id": "other"} for row in ANSWERS], ["0 finished responses"]),
-    ("reward", "samples.jsonl", [row | {"response": None} for row in ANSWERS], ["line 1", "'response'"]),
+    *[("reward", "samples.jsonl", [row | change for row in ANSWERS], ["0 finished responses"])
+      for change in ({"finish": "length"}, {"id": "other"})],
     ("reward", "pairs.jsonl", [row | {"chosen": "1 " * 500} for row in PAIRS], ["context", "256"]),
     ("sft", "sft.jsonl", [{"prompt": "1 " * 300, "response": "1"}], ["context", "256"]),
     *[(command, "questions.jsonl", [{"question": "1 " * 300, "answer": "1"}], ["questions-1", "context of 256"])
       for command in ("generate", "ppo", "eval")],
     ("eval", "questions.jsonl", [{"question": "How many?"}], ["no gold answer"]),
-    ("eval", "questions.jsonl", b"", ["no question"]),
-    ("generate", "questions.jsonl", b"PK\x03\x04" + bytes(range(256)), ["line 1"]),
     ("generate", "questions.jsonl", b"\x1f\x8b" + bytes(30), ["line 1"]),
     ("generate", "questions.jsonl", json.dumps(QUESTIONS, indent=1).encode(), ["line 1", "JSON"]),
     ("pseudo_reward", "samples.jsonl", [{"id": "q0", "responses": [1]}], ["line 1", "responses"]),
-    ("pseudo_reward", "samples.jsonl", [{"id": ["q0"], "response": "1"}], ["ids match"]),
     ("votes", "votes.jsonl", [{"id": "other", "vote": "1"}], ["votes.jsonl", "no answer to any question"]),
     ("votes", "votes.jsonl", [{"id": "q0", "vote": "1"}, {"id": "q0", "vote": "2"}], ["votes.jsonl", "q0"]),
-    *[("report", "run/7_eval/test/ppo/done.json", content, ["done.json"]) for content in (b"{", b"[]", b"{}", b"\xff")],
-]
+    *[("report", "run/7_eval/test/ppo/done.json", content, ["done.json"]) for content in (b"{", b"[]", b"{}")]]
 
 
 @pytest.mark.parametrize(("command", "path", "content", "words"), ROWS)
@@ -249,61 +221,27 @@ def test_bad_rows(here, capsys, command, path, content, words):
     if isinstance(content, bytes):
         (here / path).write_bytes(content)
     else:
-        write(here / path, content)
+        data.write_jsonl(here / path, content)
     refuses(here, capsys, command, "", words)
 
 
-def test_a_line_of_100_megabytes(here, capsys):
-    with (here / "questions.jsonl").open("w") as file:
-        file.write(json.dumps(QUESTIONS[0]) + '\n{"question": "')
-        for _ in range(100):
-            file.write("x" * 10**6)
-        file.write('"}\n')
+def test_a_line_without_end(here, capsys, monkeypatch):
+    monkeypatch.setattr("runtime.files.LONGEST_LINE", 1000)
+    (here / "questions.jsonl").write_text(json.dumps(QUESTIONS[0]) + '\n{"question": "' + 1000 * "x" + '"}\n')
     refuses(here, capsys, "generate", "", ["questions.jsonl, line 2", "longer than"])
 
 
 def test_empty_answers_are_answers(here):
     """A model may say nothing: no vote, no reward, and training on it is training on the end token."""
-    write(here / "samples.jsonl", [*ANSWERS, *(row | {"response": ""} for row in ANSWERS)])
-    write(here / "sft.jsonl", [{"prompt": "", "response": ""}])
-    write(here / "pairs.jsonl", [row | {"rejected": ""} for row in PAIRS])
+    data.write_jsonl(here / "samples.jsonl", [*ANSWERS, *(row | {"response": ""} for row in ANSWERS)])
+    data.write_jsonl(here / "sft.jsonl", [{"prompt": "", "response": ""}])
+    data.write_jsonl(here / "pairs.jsonl", [row | {"rejected": ""} for row in PAIRS])
     assert [run(command) for command in ("pseudo_reward", "sft", "reward")] == [0, 0, 0]
-
-
-# ---- model folders -------------------------------------------------------------------------------------------------
-
-
-def file(name, content):
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-MODELS = {
-    "NaN": (edit_tensors(lambda t: [x.fill_(float("nan")) for x in t.values()]), ["model.safetensors", "NaN"]),
-    "NaN in a matrix": (edit_tensors(lambda t: t["model.layers.1.mlp.up_proj.weight"].fill_(float("nan"))), ["nan"]),
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json", "not found"]),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors", "not found"]),
-    "text as weights": (file("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n" * 9), ["damaged"]),
-    "another template": (file("tokenizer_config.json", b'{"eos_token": "<|eot_id|>", "chat_template": "{{ x }}"}'),
-                         ["template"]),
-    "another family": (edit_config(model_type="gemma"), ["model_type", "gemma"]),
-    "a size beyond memory": (edit_config(vocab_size=10**12), ["vocab_size"]),
-    "a size that does not fit the weights": (edit_config(intermediate_size=64), ["shape", "config.json"]),
-}
-USERS = {"generate": "--model bad", "sft": "--model bad", "reward": "--model bad", "ppo": "--policy bad",
-         "eval": "~x=bad --questions questions.jsonl --out out"}
-
-
-@pytest.mark.parametrize(("command", "name"), [(list(USERS)[i % len(USERS)], name) for i, name in enumerate(MODELS)])
-def test_a_bad_model_folder(here, capsys, name, command):
-    damage, words = MODELS[name]
-    shutil.copytree("model", "bad")
-    damage(here / "bad")
-    refuses(here, capsys, command, USERS[command], words)
 
 
 # ---- fuzzing -------------------------------------------------------------------------------------------------------
 
-CASES = [pytest.param(200, id="few"), pytest.param(10_000, id="many", marks=pytest.mark.slow)]
+CASES = [pytest.param(60, id="few"), pytest.param(10_000, id="many", marks=pytest.mark.slow)]
 
 
 def fuzz(cases, strategy, check):
@@ -345,7 +283,7 @@ def test_any_lines_are_read_or_refused_with_file_and_line(tmp_path, cases):
 
 @pytest.mark.parametrize("cases", CASES)
 def test_any_damage_to_a_safetensors_file_is_refused_or_harmless(tmp_path, model_folder, cases):
-    """Bytes cut off, changed, inserted or dropped: the same shapes load, or one sentence names the file."""
+    """Some bytes replaced by others, or all behind them cut: the same shapes load, or one sentence names the file."""
     shutil.copytree(model_folder, tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
     whole = path.read_bytes()
@@ -353,27 +291,20 @@ def test_any_damage_to_a_safetensors_file_is_refused_or_harmless(tmp_path, model
     shapes = {name: tensor.shape for name, tensor in load_model(model_folder).state_dict().items()}
 
     def edits(st):
-        place = st.one_of(st.integers(0, 7), st.integers(0, header - 1), st.integers(0, len(whole) - 1))
-        kind = st.sampled_from(["cut", "change", "insert", "drop", "digit"])
-        return st.lists(st.tuples(place, kind, st.binary(min_size=1, max_size=4)), min_size=1, max_size=3)
+        place = st.integers(0, 7) | st.integers(0, header - 1) | st.integers(0, len(whole) - 1)
+        dropped = st.integers(0, 4) | st.just(len(whole))
+        return st.lists(st.tuples(place, dropped, st.binary(max_size=4) | st.just(b"7")), min_size=1, max_size=3)
 
     def check(edits):
         content = bytearray(whole)
-        for at, kind, new in edits:
-            if kind == "cut":
-                del content[at:]
-            elif kind == "drop":
-                del content[at : at + len(new)]
-            elif kind == "digit":
-                content[at : at + 1] = b"%d" % (new[0] % 10)
-            else:
-                content[at : at + len(new) * (kind == "change")] = new
+        for at, dropped, new in edits:
+            content[at : at + dropped] = new
         fresh = tmp_path / "model" / "new"  # under a name of its own: the old one may still be mapped
         fresh.write_bytes(content)
         fresh.replace(path)
         try:
-            model = load_model(tmp_path / "model")
-            assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+            found = load_model(tmp_path / "model").state_dict()
+            assert {name: tensor.shape for name, tensor in found.items()} == shapes
         except ValueError as error:
             assert "model" in str(error) and "\n" not in str(error)
 

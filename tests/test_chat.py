@@ -1,5 +1,6 @@
 """hf/tokenizer.py: text to token ids and back, chat templates token for token as transformers renders them."""
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -20,14 +21,12 @@ LLAMA3_TEMPLATE = (
     "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
 LLAMA31_TEMPLATE = (
-    "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string = \"26 Jul 2024\" %}\n"
-    "{%- endif %}\n{%- if messages[0]['role'] == 'system' %}\n"
-    "    {%- set system_message = messages[0]['content']|trim %}\n    {%- set messages = messages[1:] %}\n"
-    "{%- else %}\n    {%- set system_message = \"\" %}\n{%- endif %}\n"
-    "{{- \"<|start_header_id|>system<|end_header_id|>\\n\\n\" }}\n"
-    "{{- \"Cutting Knowledge Date: December 2023\\n\" }}\n{{- \"Today Date: \" + date_string + \"\\n\\n\" }}\n"
-    "{{- system_message }}\n{{- \"<|eot_id|>\" }}\n{%- for message in messages %}\n"
-    "    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
+    "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string = \"26 Jul 2024\" %}\n{%- endif %}"
+    "\n{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content']|trim %}\n"
+    "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = \"\" %}\n{%- endif %}\n"
+    "{{- \"<|start_header_id|>system<|end_header_id|>\\n\\n\" }}\n{{- \"Cutting Knowledge Date: December 2023\\n\" }}\n"
+    "{{- \"Today Date: \" + date_string + \"\\n\\n\" }}\n{{- system_message }}\n{{- \"<|eot_id|>\" }}\n"
+    "{%- for message in messages %}\n    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
     " + message['content'] | trim + '<|eot_id|>' }}\n{%- endfor %}\n"
     "{%- if add_generation_prompt %}\n    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n{%- endif %}\n")
 LLAMA32_TEMPLATE = LLAMA31_TEMPLATE.replace(
@@ -39,14 +38,12 @@ QWEN_TEMPLATE = (
     "        {{- messages[0]['content'] }}\n    {%- else %}\n        {{- 'You are Qwen.' }}\n    {%- endif %}\n"
     "    {{- '# Tools<|im_end|>\\n' }}\n{%- else %}\n    {%- if messages[0]['role'] == 'system' %}\n"
     "        {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n    {%- else %}\n"
-    "        {{- '<|im_start|>system\\nYou are Qwen.\\nAnswer within \\\\boxed{}, it\\'s \"ok\" für 東京."
-    "<|im_end|>\\n' }}\n"
+    "        {{- '<|im_start|>system\\nYou are Qwen.\\nUse \\\\boxed{}, it\\'s \"ok\" für 東京.<|im_end|>\\n' }}\n"
     "    {%- endif %}\n{%- endif %}\n{%- for message in messages %}\n"
     "    {%- if (message.role == \"user\") or (message.role == \"system\" and not loop.first) or"
     " (message.role == \"assistant\") %}\n"
-    "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n"
-    "    {%- endif %}\n{%- endfor %}\n"
-    "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n")
+    "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n    {%- endif %}\n"
+    "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n")
 SMOLLM_TEMPLATE = (  # its newlines are real ones, not '\' and 'n'
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n' }}{% endif %}"
@@ -58,22 +55,22 @@ TEMPLATES = {  # name: template, its family
     "chatml": (CHATML_TEMPLATE, "chatml"), "qwen2.5": (QWEN_TEMPLATE, "chatml"),
     "smollm2": (SMOLLM_TEMPLATE, "chatml")}
 
-TEXTS = ["What is 12*7?", "", " ", "\n", "  spaces  around  ", "\n\nnewlines first", "ends so\n\n",
-         "two\n\n\nlines\n x", "\t\ttabs\r\nand returns\r", "naïve Größe 東京 😀", "\u00a0no-break\u3000wide\u2028",
-         "e\u0301 is not é", "'s 're it's", "12345678 + 0.5 = $1,234", "    def f(x):\n        return x\n",
+TEXTS = ["What is 12*7?", "", " ", "\n", "  spaces  around  ", "\n\nnewlines\n\n\nlines\n x\n\n",
+         "\t\ttabs\r\nreturns\r", "naïve Größe 東京 😀", "\u00a0no-break\u3000wide\u2028", "e\u0301 is not é",
+         "'s 're 12345678 + 0.5 = $1,234",
          "]]>.\n{%- if x %}{{ bos_token }}", "user\nassistant\n\n"]
-SHAPES = ["u", "su", "uau", "suau", "ua", "sua", "s", "uu", "usu", "ssu", "suauau", "a"]
+SHAPES = ["u", "su", "uau", "suau", "s", "uu", "usu", "ssu", "suauau", "a"]
 ROLE = {"u": "user", "s": "system", "a": "assistant"}
 
 
 def conversations():
-    """Every text in the first, in the last and in every place; every shape with mixed texts. 2 * (51 + 36) in all."""
+    """Every text as the only turn, in the second and in every place; every shape with mixed texts."""
     turns = lambda shape, texts: [{"role": ROLE[r], "content": text} for r, text in zip(shape, texts)]
     rng = random.Random(0)
     found = [turns("u", [text]) for text in TEXTS]
     found += [turns("suau", ["Be brief.", text, "I see.", "Go on"]) for text in TEXTS]
     found += [turns("suau", [text] * 4) for text in TEXTS]
-    found += [turns(shape, rng.choices(TEXTS, k=6)) for shape in SHAPES for _ in range(3)]
+    found += [turns(shape, rng.choices(TEXTS, k=6)) for shape in SHAPES]
     return [(messages, opened) for messages in found for opened in (True, False)]
 
 
@@ -81,7 +78,6 @@ def compare(folder, template=None):
     """Our ids of all conversations are those of transformers' apply_chat_template."""
     transformers = pytest.importorskip("transformers")
     ours, theirs = Tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
-    assert len(conversations()) >= 30
     for messages, opened in conversations():
         expected = theirs.apply_chat_template(messages, chat_template=template, add_generation_prompt=opened,
                                               return_dict=False, date_string="26 Jul 2024")
@@ -89,22 +85,18 @@ def compare(folder, template=None):
     return ours, theirs
 
 
-def variant(source: Path, folder: Path, tokenizer_json=None, **files) -> Path:
+def variant(source: Path, folder: Path, tokenizer_json=lambda content: None, config=None, **files) -> Path:
     """A copy of a tokenizer's folder: config={...} changes tokenizer_config.json (None drops a key), generation={...}
     and model={...} are the other two files whole, tokenizer_json a function that changes the parsed tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer_json:
-        content = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-        tokenizer_json(content)
-        (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    else:
-        (folder / "tokenizer.json").symlink_to((source / "tokenizer.json").resolve())
-    config = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8")) | files.pop("config", {})
-    config = {key: value for key, value in config.items() if value is not None}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    content, settings = (json.loads((source / f"{name}.json").read_text(encoding="utf-8"))
+                         for name in ("tokenizer", "tokenizer_config"))
+    tokenizer_json(content)
+    settings = {key: value for key, value in (settings | (config or {})).items() if value is not None}
+    names = {"generation": "generation_config", "model": "config"}
+    files = {names[name]: files[name] for name in files} | {"tokenizer": content, "tokenizer_config": settings}
     for name, content in files.items():
-        file = {"generation": "generation_config.json", "model": "config.json"}[name]
-        (folder / file).write_text(json.dumps(content), encoding="utf-8")
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 
@@ -122,16 +114,14 @@ def test_conversations_equal_transformers(name, llama_folder, chatml_folder, tmp
     folder = chatml_folder if style == "chatml" else llama_folder
     ours, _ = compare(variant(folder, tmp_path, config={"chat_template": template}), template)
     assert ours.style == style
-    assert style == "chatml" or all(ours.render(messages).count(0) == 1 for messages, _ in conversations())
 
 
 def test_a_chat_of_llama_3_written_out(llama_folder):
-    """One beginning of the text, headers in special tokens, an end to each turn: by hand, without transformers."""
+    """By hand, without transformers: one beginning, headers in special tokens, an end to each turn."""
     tokenizer = Tokenizer(llama_folder)
     user, assistant = ([2, *tokenizer.encode(role), 3, *tokenizer.encode("\n\n")] for role in ("user", "assistant"))
     assert tokenizer.chat("?") in (  # a token may span the line ends and the text
         [0, *user, *tokenizer.encode("?"), 4, *assistant], [0, *user[:-1], *tokenizer.encode("\n\n?"), 4, *assistant])
-    assert tokenizer.chat("3+4?").count(0) == 1
 
 
 def test_the_date_is_the_folders_else_fixed(llama_folder, tmp_path):
@@ -150,39 +140,35 @@ def test_chat_template_in_its_own_file_comes_first(make_chatml, tmp_path):
     assert compare(own)[0].chat("hi") == Tokenizer(folder).chat("hi") != Tokenizer(make_chatml()).chat("hi")
 
 
-@pytest.mark.parametrize("content", ["{{ x }}[INST] y [/INST]", 7, [{"name": "a", "template": CHATML_TEMPLATE}], *(
+@pytest.mark.parametrize("content", [
+    "{{ x }}[INST] y [/INST]", 7, [{"name": "a", "template": CHATML_TEMPLATE}],
     # relatives: one newline after the header, no trimming, a system turn of their own, thoughts, a BOS, no last newline
     LLAMA3_TEMPLATE.replace("\n\n", "\n"), LLAMA3_TEMPLATE.replace(" | trim", ""),
     LLAMA31_TEMPLATE.replace('system_message = ""', 'system_message = "Be kind."'),
     LLAMA3_TEMPLATE + "<|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>",
     LLAMA31_TEMPLATE.replace("Today", "{{ '<think>' }}Today"),
     CHATML_TEMPLATE.replace("message['content']", "message['content'] | trim"),
-    CHATML_TEMPLATE.replace("message['content']", "message.content.split('</think>')[-1].strip()"),
     CHATML_TEMPLATE + "{{ '<think>' }}", "{{ bos_token }}" + CHATML_TEMPLATE,
     "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_TEMPLATE,
     "{% set system_message = 'Be kind.' %}{{ '<|im_start|>system\n' + system_message }}" + CHATML_TEMPLATE,
-    "x<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_TEMPLATE,
-    CHATML_TEMPLATE.replace("<|im_end|>\\n", "<|im_end|>"))])
+    CHATML_TEMPLATE.replace("<|im_end|>\\n", "<|im_end|>")])
 def test_a_template_that_is_not_written_out_here_is_refused(content, make_chatml, tmp_path):
     """Nearly right would be silently wrong."""
     assert family(content) is None
     folder = variant(make_chatml(), tmp_path, config={"chat_template": content})
-    with pytest.raises(ValueError, match=r"Llama 3, Llama 3.1, Llama 3.2, SmolLM2, Qwen2.5"):
+    with pytest.raises(ValueError, match="unknown chat_template"):
         Tokenizer(folder)
 
 
-@pytest.mark.parametrize("role", ["tool", "<|eot_id|>"])
-def test_other_roles_are_refused(role, tokenizer):
+@pytest.mark.parametrize("roles", [["user", "tool"], ["<|eot_id|>"], []])
+def test_other_roles_are_refused(roles, tokenizer):
     with pytest.raises(ValueError, match="system, user"):
-        tokenizer.render([{"role": "user", "content": "x"}, {"role": role, "content": "x"}])
-    with pytest.raises(ValueError, match="system, user"):
-        tokenizer.render([])
+        tokenizer.render([{"role": role, "content": "x"} for role in roles])
 
 
 # ---- responses and plain texts -------------------------------------------------------------------------------------
 
-ANSWERS = [
-    "Ben has 3+4=7.\n#### 7", "7", "", "#### 7", "**Step 1**: é 東京\n\n 😀", "'s", "\u0301x", "12345", "{\"a\": 1}"]
+ANSWERS = ["Ben has 3+4=7.\n#### 7", "", "**Step 1**: é 東京\n\n 😀", "'s", "\u0301x", "12345", "{\"a\": 1}"]
 
 
 def check_responses(tokenizer):
@@ -199,8 +185,7 @@ def test_prompt_and_response_are_the_rendered_conversation(tokenizer):
     check_responses(tokenizer)
     assert tokenizer.end_id == tokenizer.id("<|eot_id|>" if tokenizer.style == "llama3" else "<|im_end|>")
     assert tokenizer.decode(tokenizer.response("#### 7")) == "#### 7"
-    # not trimmed: it may be a sample
-    assert tokenizer.response(" 7\n\n") == [*tokenizer.encode(" 7\n\n"), tokenizer.end_id]
+    assert tokenizer.response(" 7\n") == [*tokenizer.encode(" 7\n"), tokenizer.end_id]  # not trimmed: it is a sample
 
 
 def test_a_plain_text_begins_with_one_bos_if_any(llama_folder, chatml_folder):
@@ -211,33 +196,29 @@ def test_a_plain_text_begins_with_one_bos_if_any(llama_folder, chatml_folder):
 
 def test_base_models_are_plain(llama_folder, chatml_folder, tmp_path):
     """No template, and an end token that closes no turn: text, newline, answer, end; the headers stay unused."""
-    base = {"chat_template": None, "eos_token": "<|end_of_text|>"}
-    tokenizer = Tokenizer(variant(llama_folder, tmp_path / "a", config=base, generation={"eos_token_id": 1}))
-    assert (tokenizer.style, tokenizer.end_id, tokenizer.stop_ids) == ("plain", 1, {1})
-    assert tokenizer.chat("2+2?") == tokenizer.text("2+2?\n") == [0, *tokenizer.encode("2+2?\n")]
-    check_responses(tokenizer)
-    base = {"chat_template": None, "eos_token": {"content": "<|endoftext|>"}}
-    tokenizer = Tokenizer(variant(chatml_folder, tmp_path / "b", config=base))
-    assert (tokenizer.style, tokenizer.end_id) == ("plain", tokenizer.id("<|endoftext|>"))
-    assert tokenizer.chat("2+2?") == tokenizer.encode("2+2?\n")
-    named = Tokenizer(variant(chatml_folder, tmp_path / "bos", config=base | {"bos_token": "<|endoftext|>"}))
-    assert named.chat("2+2?") == [named.end_id, *named.encode("2+2?\n")]
-    unnamed = {"chat_template": None, "eos_token": None, "bos_token": None}
-    tokenizer = Tokenizer(variant(llama_folder, tmp_path / "c", config=unnamed, model={"eos_token_id": 1}))
-    assert (tokenizer.style, tokenizer.end_id) == ("plain", 1)
+    bare = {"chat_template": None, "eos_token": None, "bos_token": None}
+    for i, (folder, config, files, end, begun) in enumerate([
+            (llama_folder, {"eos_token": "<|end_of_text|>"}, {}, "<|end_of_text|>", True),
+            (llama_folder, {}, {"model": {"eos_token_id": 1}}, "<|end_of_text|>", True),
+            (chatml_folder, {"eos_token": {"content": "<|endoftext|>"}}, {}, "<|endoftext|>", False),
+            (chatml_folder, {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}, {}, "<|endoftext|>", True)]):
+        tokenizer = Tokenizer(variant(folder, tmp_path / str(i), config=bare | config, **files))
+        assert (tokenizer.style, tokenizer.end_id) == ("plain", tokenizer.id(end))
+        begin = [tokenizer.id(config.get("bos_token", "<|begin_of_text|>"))] if begun else []
+        assert tokenizer.chat("2+2?") == [*begin, *tokenizer.encode("2+2?\n")]
+        check_responses(tokenizer)
 
 
 def test_without_a_template_the_end_token_tells_the_style(llama_folder, chatml_folder, tmp_path):
     """So does, where no file names an end token, the vocabulary."""
     for folder in (llama_folder, chatml_folder):
-        for i, config in enumerate(({"chat_template": None}, {"chat_template": None, "eos_token": None})):
-            bare = variant(folder, tmp_path / folder.name / str(i), config=config)
+        for i, config in enumerate(({}, {"eos_token": None})):
+            bare = variant(folder, tmp_path / folder.name / str(i), config={"chat_template": None} | config)
             assert Tokenizer(bare).chat(" 2+2? ") == Tokenizer(folder).chat(" 2+2? ")
 
 
-def test_stop_ids_are_those_of_every_file(llama_folder, chatml_folder, tmp_path):
+def test_stop_ids_are_those_of_every_file(llama_folder, tmp_path):
     assert Tokenizer(llama_folder).stop_ids == {1, 4}
-    assert Tokenizer(chatml_folder).stop_ids == {Tokenizer(chatml_folder).id("<|im_end|>")}
     folder = variant(llama_folder, tmp_path, config={"eos_token": "<|end_of_text|>"},
                      generation={"eos_token_id": [2, 9]}, model={"eos_token_id": 3})
     assert (Tokenizer(folder).stop_ids, Tokenizer(folder).end_id) == ({1, 2, 3, 4, 9}, 4)
@@ -260,7 +241,6 @@ def check_text_is_text(tokenizer, names):
     render = lambda text: tokenizer.render([{"role": role, "content": text} for role in roles])
     assert count(render(attack)) == count(render("hi"))
     assert tokenizer.decode(render(attack)).count(attack) == 4
-    assert tokenizer.decode(tokenizer.chat("hi")).count("hi") == 1
 
 
 def test_text_never_becomes_a_special_token(tokenizer):
@@ -269,7 +249,7 @@ def test_text_never_becomes_a_special_token(tokenizer):
     check_text_is_text(tokenizer, names)
     h = pytest.importorskip("hypothesis")
 
-    @h.settings(max_examples=200, deadline=None)
+    @h.settings(max_examples=50, deadline=None)
     @h.given(h.strategies.text())
     def check(text):
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -280,28 +260,21 @@ def test_text_never_becomes_a_special_token(tokenizer):
 
 def test_text_never_becomes_an_added_token_however_it_is_flagged(llama_folder, tmp_path):
     """special false, normalized, stripping: each combination; decoding still shows what is no special token."""
-    flags = [(s, n, l, r) for s in (0, 1) for n in (0, 1) for l in (0, 1) for r in (0, 1)]
+    flags = list(itertools.product((False, True), repeat=4))
 
     def add(content):
         start = 1 + max(max(content["model"]["vocab"].values()), *(token["id"] for token in content["added_tokens"]))
         content["normalizer"] = {"type": "NFC"}
-        for i, (s, n, l, r) in enumerate(flags):
+        for i, (special, normalized, left, right) in enumerate(flags):
             content["added_tokens"].append({
-                "id": start + i, "content": f"<tool{i}>", "single_word": False, "lstrip": bool(l), "rstrip": bool(r),
-                "normalized": bool(n), "special": bool(s)})
+                "id": start + i, "content": f"<tool{i}>", "single_word": False, "lstrip": left, "rstrip": right,
+                "normalized": normalized, "special": special})
 
     tokenizer = Tokenizer(variant(llama_folder, tmp_path, add))
     names = [f"<tool{i}>" for i in range(len(flags))]
     check_text_is_text(tokenizer, LLAMA_SPECIAL + names)
     shown = [name for name, (special, *_) in zip(names, flags) if not special]
     assert tokenizer.decode(tokenizer.id(name) for name in names).replace(" ", "") == "".join(shown)
-
-
-def test_the_templates_own_tokens_are_special_even_where_the_file_calls_them_ordinary(chatml_folder, tmp_path):
-    ordinary = lambda content: [token.update(special=False) for token in content["added_tokens"]]
-    tokenizer = Tokenizer(variant(chatml_folder, tmp_path, ordinary))
-    check_text_is_text(tokenizer, CHATML_SPECIAL)
-    assert tokenizer.decode(tokenizer.response("#### 7")) == "#### 7"
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -318,11 +291,10 @@ def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(make_chatml, tmp
     assert (theirs.eos_token, theirs.pad_token) == ("<|im_end|>", "<|endoftext|>")
 
 
-@pytest.mark.parametrize("more", [0, 100])
-def test_an_embedding_may_have_more_rows_than_tokens(more, llama_folder, chatml_folder, tmp_path):
+def test_an_embedding_may_have_more_rows_than_tokens(llama_folder, chatml_folder, tmp_path):
     for folder in (llama_folder, chatml_folder):  # one counts its special tokens first, one last
         size = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
-        assert Tokenizer(variant(folder, tmp_path / folder.name, model={"vocab_size": size + more})).vocab_size == size
+        assert Tokenizer(variant(folder, tmp_path / folder.name, model={"vocab_size": size + 9})).vocab_size == size
         with pytest.raises(ValueError, match=f"{size} tokens.* {size - 1}"):
             Tokenizer(variant(folder, tmp_path / f"{folder.name} small", model={"vocab_size": size - 1}))
 
@@ -334,7 +306,7 @@ def no_turns(content):
 BAD = [  # folder, what is changed in its copy, words of the sentence
     *[("llama", {file: {"eos_token_id": ids}}, [name, "end token"])
       for file, name in (("generation", "generation_config.json"), ("model", "config.json"))
-      for ids in (-1, 10**6, [1, 10**6], True, [1.0])],
+      for ids in (-1, [1, 10**6], True)],
     ("llama", dict(config={"eos_token": "</s>"}), ["tokenizer_config.json", "'</s>'"]),
     ("llama", dict(config={"eos_token": ["nope"]}), ["tokenizer_config.json", "nope"]),
     ("chatml", dict(config={"chat_template": LLAMA_TEMPLATE}), ["no token '<|begin_of_text|>'", "llama3"]),
@@ -342,25 +314,20 @@ BAD = [  # folder, what is changed in its copy, words of the sentence
     ("chatml", dict(tokenizer_json=no_turns, config={"chat_template": None, "eos_token": None}), ["no end token"]),
     *[("llama", {"raw": (name, content)}, [f"/{name}"])
       for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
-      for content in (b"{", b"", b"[1]", b"\xff{}")],
+      for content in (b"{", b"[1]", b"\xff{}")],
     ("llama", {"raw": ("tokenizer.json", b'{"model": null}')}, ["/tokenizer.json"]),
 ]
 
 
 @pytest.mark.parametrize("folder, changes, words", BAD)
 def test_a_bad_tokenizer_folder_is_refused_by_name(folder, changes, words, llama_folder, chatml_folder, tmp_path):
-    name, content = changes.get("raw", (None, b""))
+    name, content = changes.get("raw", ("nothing", b""))
     rest = {key: value for key, value in changes.items() if key != "raw"}
     folder = variant(llama_folder if folder == "llama" else chatml_folder, tmp_path, **rest)
-    if name:
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).write_bytes(content)
+    (folder / name).write_bytes(content)
     with pytest.raises(ValueError) as error:
         Tokenizer(folder)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
-        Tokenizer(folder)
 
 
 # ---- published folders ---------------------------------------------------------------------------------------------
@@ -375,7 +342,6 @@ def check_a_real_folder(tokenizer, theirs, bos):
     added = json.loads((tokenizer.folder / "tokenizer.json").read_text("utf-8"))["added_tokens"]
     names = [token["content"] for token in added]  # Qwen2.5 flags its <tool_call> as an ordinary one
     check_text_is_text(tokenizer, names[:20] + names[-5:])
-    assert not {tokenizer.id(name) for name in names} & set(tokenizer.encode("".join(names) + " ".join(names)))
 
 
 @pytest.mark.parametrize("name", ["llama3", "llama3.1", "llama3.2"])
@@ -384,8 +350,7 @@ def test_real_llama_vocabulary_equals_transformers(name, tmp_path):
     template, _ = TEMPLATES[name]
     folder = variant(real_model("llama3-tokenizer"), tmp_path, config={"chat_template": template})
     ours, theirs = compare(folder, template)
-    ids = ours.chat("Hi")
-    assert (ids[0], ids.count(128000), ours.end_id) == (128000, 1, 128009)
+    assert (ours.chat("Hi").count(128000), ours.end_id) == (1, 128009)
     if name == "llama3":  # the others have system turns of their own, and response() knows none
         check_a_real_folder(ours, theirs, [128000])
 

@@ -3,15 +3,16 @@
 import contextlib
 import gzip
 import hashlib
-import http.server
+import http.client
+import io
 import json
 import random
 import re
 import runpy
 import sys
-import threading
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from conftest import real_data
 
 import data
 import runtime
-from data import Question, collate, extract_answer, load_questions, read_jsonl, write_jsonl
+from data import Question, collate, load_questions, read_jsonl, write_jsonl
 from runtime.steps import micro_batches, rows_of_step
 from tasks import arith, published
 from tasks.arith import SPLITS, arith_problems
@@ -72,16 +73,14 @@ def test_a_users_own_choices_load(tmp_path):
 
 @pytest.mark.parametrize("rows, words", [
     *[([{"question": "fine"}, row], ["line 2", word]) for row, word in [
-        ({"answer": "7"}, "question"), ({"question": "\u2003"}, "question"), ({"question": 3}, "question"),
+        ({"answer": "7"}, "question"), ({"question": "\u2003"}, "question"),
         ({"question": "q", "kind": "essay"}, "essay"), ({"question": "q", "answer": "seven"}, "seven"),
-        ({"question": "q", "options": "abc"}, "options"), ({"question": "q", "options": [1, 2]}, "options"),
+        ({"question": "q", "options": [1, 2]}, "options"),
         ({"question": "q", "instruction": {}}, "instruction"), ({"question": "q", "category": 1}, "subject"),
         ({"question": "q", "options": ["x", "y"]}, "a 'choice' question after 'number' ones")]],
     ([{"question": "q", "options": ["x", "y"], "answer": "C"}], ["line 1", "gold answer C", "2 options"]),
     ([{"question": "q", "options": ["o"] * 11}], ["line 1", "11 options"]),
-    ([{"question_id": 3, "question": "q"}, {"id": "3", "question": "r"}], ["1 and 2", "'3'"]),
-    ([], ["no question"]),
-])
+    ([{"question_id": 3, "question": "q"}, {"id": "3", "question": "r"}], ["1 and 2", "'3'"]), ([], ["no question"])])
 def test_a_bad_question_file_is_refused_with_file_and_line(rows, words, tmp_path):
     path = write(tmp_path / "bad.jsonl", *map(json.dumps, rows))
     with pytest.raises(ValueError) as error:
@@ -91,17 +90,14 @@ def test_a_bad_question_file_is_refused_with_file_and_line(rows, words, tmp_path
 
 
 @pytest.mark.parametrize("spec, words", [
-    *[(spec, [f"'{spec}'", "gsm8k:train|test", "mmlu_pro:train|valid|test|all"])
-      for spec in ("nowhere.jsonl", "gsm8k:dev", "mmlu_pro")],
-    ("gsm8k:test", ["test.jsonl", "DATA_DIR", "python data.py fetch gsm8k"]),
-    ("mmlu_pro:valid", ["test.jsonl", "DATA_DIR", "TIGER-Lab/MMLU-Pro", "read_parquet"]),
-])
+    *[(spec, [f"'{spec}'", "gsm8k:train|test"]) for spec in ("nowhere.jsonl", "gsm8k:dev", "mmlu_pro")],
+    ("arith:exam", ["exam"]), ("gsm8k:test", ["test.jsonl", "DATA_DIR", "python data.py fetch gsm8k"]),
+    ("mmlu_pro:valid", ["test.jsonl", "DATA_DIR", "TIGER-Lab/MMLU-Pro"])])
 def test_a_set_that_is_not_there_is_named(spec, words, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     with pytest.raises((FileNotFoundError, ValueError)) as error:
         load_questions(spec)
     assert all(word in str(error.value) for word in words), error.value
-    assert "\n" not in str(error.value)
 
 
 # ---- MMLU-Pro --------------------------------------------------------------------------------------------------------
@@ -137,17 +133,15 @@ def test_mmlu_pro_is_split_by_what_is_asked(mmlu):
         assert abs(len(split) - 2000 * share) < 4 * (2000 * share * (1 - share)) ** 0.5
         assert [int(q.id) for q in split] == sorted(int(q.id) for q in split)
     assert load_questions("mmlu_pro:valid", limit=3) == splits["valid"][:3]
-    first = splits["train"][0]
-    assert (first.subject, first.answer, first.kind) == ("law", "BA"[int(first.id) % 2], "choice")
     mmlu([row | {"question_id": i, "question": "what  IS" + row["question"].strip()[7:]} for i, row in enumerate(rows)])
     for name, split in splits.items():
         assert [int(q.id) + 70 for q in load_questions(f"mmlu_pro:{name}")] == [int(q.id) for q in split]
 
 
-@pytest.mark.parametrize("text, split", [  # in buckets 0, 69, 70, 74, 75 and 99
-    *zip("115? 108? 65? 16? 309? 46?".split(), ["train", "train", "valid", "valid", "test", "test"])])
+@pytest.mark.parametrize("text, split", [
+    ("115?", "train"), ("108?", "train"), ("65?", "valid"), ("16?", "valid"), ("309?", "test"), ("46?", "test")])
 def test_the_borders_of_the_hash_split(text, split):
-    """Buckets 0 to 69 of 100 are train, 70 to 74 valid, 75 to 99 test; a split that moves would leak between runs."""
+    """In buckets 0, 69, 70, 74, 75 and 99 of 100; a split that moves would leak between runs."""
     assert hash_split(Question("id", text)) == split
 
 
@@ -163,53 +157,33 @@ def test_only_fillers_at_the_end_are_dropped(mmlu):
     row = mmlu_rows(1)[0]
     mmlu([row | {"options": ["x", "N/A", "y", "N/A", "N/A"]}])
     assert [q.options for q in load_questions("mmlu_pro:all")] == [("x", "N/A", "y")]
-    mmlu([row | {"options": ["x", "N/A"]}])
-    with pytest.raises(ValueError, match="line 1: the gold answer B is beyond the 1 options"):
-        load_questions("mmlu_pro:all")
 
 
 def test_the_script_splits_mmlu_pro(mmlu, tmp_path):
-    """Each part from its own hash split, shuffled over the subjects by the seed, copies left out."""
-    rows = mmlu_rows(600)
-    mmlu([*rows, rows[0] | {"question_id": 9999}])
-    data.main(data.Config("mmlu_pro", str(tmp_path / "a"), 200, 10, 50, "Name a letter."))
+    """Each part from its own hash split, shuffled over the subjects by the seed."""
+    mmlu(mmlu_rows(600))
+    data.main(data.Config("mmlu_pro", str(tmp_path / "a"), 200, 10, 50))
     for name, count in (("train", 200), ("valid", 10), ("test", 50)):
         questions = load_questions(str(tmp_path / "a" / f"{name}.jsonl"))
         assert len({q.key for q in questions}) == count and {hash_split(q) for q in questions} == {name}
-        assert all(q.kind == "choice" and q.prompt.endswith("C. none\nName a letter.") for q in questions)
         assert name == "valid" or 0.3 < sum(q.subject == "law" for q in questions) / count < 0.7
-    with pytest.raises(ValueError, match=r"mmlu_pro:valid holds \d+ different questions, fewer than --valid 500"):
-        data.main(data.Config("mmlu_pro", str(tmp_path / "d"), 10, 500, 10))
-
-
-def test_recorded_mmlu_pro_results_are_questions():
-    """The published outputs of a model: 12,032 rows of 14 subjects, 11,873 different questions."""
-    questions = load_questions(str(real_data("mmlu_pro/llama-3.1-8b-instruct.jsonl.gz")))
-    assert len(questions) == len({q.id for q in questions}) == 12032
-    assert {q.kind for q in questions} == {"choice"} and len({q.subject for q in questions}) == 14
-    assert len({q.key for q in questions}) == 11873
-    counts = {name: sum(hash_split(q) == name for q in questions) for name in ("train", "valid", "test")}
-    assert counts == {"train": 8437, "valid": 593, "test": 3002}
 
 
 # ---- worked examples -------------------------------------------------------------------------------------------------
 
 
 def test_gsm8k_examples_word_for_word():
-    """Against a checksum of the prompt that lm-evaluation-harness 0.4.13 makes (gsm8k_cot), and by eye."""
+    """Against a checksum of the prompt that lm-evaluation-harness 0.4.13 makes (gsm8k_cot)."""
     prompt = few_shot_prompt(Question("i", "How many?", "7", instruction="Be brief."), 8)
     digest = hashlib.sha256(prompt.encode()).hexdigest()
     assert digest == "6b14c4d235e15899ca784c8336c2a28e008b360e4b21d34391bc0dd1c2da78a2"
-    assert prompt.endswith("23 - 15 is 8. The answer is 8.\n\nQ: How many?\nA:")
     assert prompt.count(published.STOP_TEXT["number"]) == 9  # where a model would go on with a question of its own
     assert few_shot_prompt(Question("i", "How many?"), 1) == prompt[: prompt.index("Q: If")] + "Q: How many?\nA:"
-    answers = [extract_answer(block, "number") for block in prompt.split("\n\n")[:-1]]
-    assert answers == ["6", "5", "39", "8", "9", "29", "33", "8"]
-    with pytest.raises(ValueError, match=r"--shots 9: question 'i' has only 8 examples"):
+    with pytest.raises(ValueError, match="--shots 9"):
         few_shot_prompt(Question("i", "How many?"), 9)
 
 
-def test_mmlu_pro_examples_by_hand(mmlu, monkeypatch, tmp_path):
+def test_mmlu_pro_examples_by_hand(mmlu):
     """The first k of the same subject, in order; the question as published, spaces and all, and no instruction."""
     mmlu(mmlu_rows(1), [
         {"question_id": i, "question": f" Worked {i}?", "options": ["x", f"y{i}", "N/A"], "answer": "A",
@@ -225,43 +199,31 @@ def test_mmlu_pro_examples_by_hand(mmlu, monkeypatch, tmp_path):
         "The answer is (A).\n\n"
         "Question:\nWhich? \nOptions:\nA. one\nB. two\nAnswer: Let's think step by step.")
     assert few_shot_prompt(question, 2).count(published.STOP_TEXT["choice"]) == 3
-    with pytest.raises(ValueError, match=r"--shots 6: question 'q' has only 5 examples .*'math'"):
+    with pytest.raises(ValueError, match="--shots 6"):
         few_shot_prompt(question, 6)
-    monkeypatch.setenv("DATA_DIR", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match=r"validation\.jsonl not found: set DATA_DIR .*TIGER-Lab/MMLU-Pro"):
-        few_shot_prompt(question, 5)
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("files, fault", [
-    (["a"], None), (["a", "c"], None), (["x", "y"], None),  # other options: another question
-    (["a", "b"], r"^1 error .*: \S*b\.jsonl, line 3: the same question as \S*a\.jsonl, line 2, a leak$"),
-    (["x", "y", "z"], r"z\.jsonl, line 1: the same question as .*x\.jsonl, line 1"),
-    (["a", "bad", "empty"], r"^2 errors in the files; the first: \S*bad\.jsonl, line 2: not JSON"),
-    (["empty"], "holds no question"),
-])
+    ("a", None), ("xy", None),  # other options: another question
+    ("ab", r"^1 error .*: \S*b\.jsonl, line 3: the same question as \S*a\.jsonl, line 2, a leak$"),
+    ("xyz", r"z\.jsonl, line 1: the same question as .*x\.jsonl, line 1"),
+    ("ade", r"^2 errors in the files; the first: \S*d\.jsonl, line 2: not JSON")])
 def test_check_finds_faults_leaks_and_copies(files, fault, tmp_path, capsys):
-    """Counts and lengths by hand; a copy within a file is a note, a question of two files an error with both lines."""
+    """A copy within a file is a note, a question of two files an error with both lines."""
     write(tmp_path / "a.jsonl", GOOD, '{"id": "x", "question": "What is  up?"}', '{"question": "3+4?", "id": "y"}')
     write(tmp_path / "b.jsonl", "", '{"id": "y", "question": "What?"}', '{"id": "x", "question": " what is up? "}')
-    write_jsonl(tmp_path / "c.jsonl", [{"question": "Q?", "options": ["x", "y"], "answer": "A"}])
-    write(tmp_path / "bad.jsonl", GOOD, "{broken", '{"question": ""}')
-    write(tmp_path / "empty.jsonl", "")
+    write(tmp_path / "d.jsonl", GOOD, "{broken")
+    write(tmp_path / "e.jsonl")
     for name, options in (("x", ["x", "y"]), ("y", ["x", "z"]), ("z", ["y", "x"])):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"question": "Which?", "options": options}])
-    cfg = CheckConfig(tuple(str(tmp_path / f"{name}.jsonl") for name in files))
-    if fault:
-        with pytest.raises(ValueError, match=fault):
-            check(cfg)
-    else:
-        check(cfg)
+    with pytest.raises(ValueError, match=fault) if fault else contextlib.nullcontext():
+        check(CheckConfig(tuple(str(tmp_path / f"{name}.jsonl") for name in files)))
     said = capsys.readouterr().out
     assert ("fine" in said) == (fault is None) and said.count("note:") == ("a" in files)
     assert "a" not in files or "a.jsonl: 3 questions (number), 1 with a gold answer" in said
-    assert "a" not in files or "characters: min 4, median 4, max 12" in said
-    assert "c" not in files or "c.jsonl: 1 questions (choice), 1 with a gold answer" in said
 
 
 def test_the_commands_of_the_script(tmp_path, capsys, monkeypatch):
@@ -278,60 +240,46 @@ def test_the_commands_of_the_script(tmp_path, capsys, monkeypatch):
 
 # ---- fetch -----------------------------------------------------------------------------------------------------------
 
-FILES = {"train.jsonl": b'{"question": "3+4?", "answer": "#### 7"}\n' * 5000, "test.jsonl": b'{"question": "1+1?"}\n'}
+FILES = {"train.jsonl": b'{"question": "3+4?", "answer": "#### 7"}\n', "test.jsonl": b'{"question": "1+1?"}\n'}
 
 
 @pytest.fixture
-def server(monkeypatch):
-    """A web server of FILES that can misbehave: cut an answer short, send an error or another text."""
+def web(monkeypatch):
+    """A web of FILES that notes what is asked for; `trouble` is raised or sent instead of a file."""
+    web = SimpleNamespace(asked=[], trouble=None)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            web.asked.append(Path(self.path).name)
-            body = web.body or FILES[Path(self.path).name]
-            self.send_response(web.status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[: web.cut])
+    def urlopen(url, timeout):
+        web.asked.append(Path(url).name)
+        if isinstance(web.trouble, Exception):
+            raise web.trouble
+        return io.BytesIO(web.trouble or FILES[web.asked[-1]])
 
-        def log_message(self, *_):
-            pass
-
-    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.asked, web.cut, web.status, web.body = [], None, 200, b""
-    threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setattr(published, "GSM8K_URL", f"http://127.0.0.1:{web.server_port}/gsm8k")
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
     monkeypatch.setattr(published, "GSM8K_SHA256", {name: hashlib.sha256(FILES[name]).hexdigest() for name in FILES})
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield web
-    web.shutdown()
-    web.server_close()
+    return web
 
 
 def fetched(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "gsm8k").iterdir()}
 
 
-def test_fetch_gets_what_is_missing(server, tmp_path, monkeypatch):
+def test_fetch_gets_what_is_missing(web, tmp_path, monkeypatch):
     """Both files and nothing else, in --to or $DATA_DIR; whole files are left alone, others fetched again."""
     fetch(FetchConfig(("gsm8k",), str(tmp_path)))
-    assert fetched(tmp_path) == FILES and server.asked == ["train.jsonl", "test.jsonl"]
+    assert fetched(tmp_path) == FILES and web.asked == ["train.jsonl", "test.jsonl"]
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     (tmp_path / "gsm8k" / "test.jsonl").write_bytes(b"half")
     fetch(FetchConfig(("gsm8k",)))
-    assert server.asked[2:] == ["test.jsonl"] and fetched(tmp_path) == FILES
+    assert web.asked[2:] == ["test.jsonl"] and fetched(tmp_path) == FILES
     assert load_questions("gsm8k:test")[0].question == "1+1?"
 
 
 @pytest.mark.parametrize(("trouble", "words"), [
-    ({"status": 404}, ["404"]), ({"cut": 50_000}, ["50000 bytes"]), ({"no network": True}, ["refused"]),
-    ({"body": b"<html>Sign in"}, [hashlib.sha256(x).hexdigest() for x in (b"<html>Sign in", FILES["train.jsonl"])])])
-def test_fetch_gets_a_whole_file_or_says_what_to_do(trouble, words, server, tmp_path, capsys):
+    (OSError("no network"), ["no network"]), (http.client.IncompleteRead(b"", 9), ["9 more"]),
+    (b"<html>Sign in", [hashlib.sha256(x).hexdigest() for x in (b"<html>Sign in", FILES["train.jsonl"])])])
+def test_fetch_gets_a_whole_file_or_says_what_to_do(trouble, words, web, tmp_path, capsys):
     """The address and the place of the file, in one sentence, exit code 2; nothing half done stands anywhere."""
-    vars(server).update(trouble)
-    if "no network" in trouble:
-        server.shutdown()
-        server.server_close()
+    web.trouble = trouble
     with pytest.raises(SystemExit) as stop:
         runtime.launch(fetch, FetchConfig, ["gsm8k", "--to", str(tmp_path)])
     said = capsys.readouterr().err
@@ -390,24 +338,24 @@ def test_an_instruction_suits_the_kind_and_never_replaces_a_questions_own(more, 
 # ---- the built-in task ---------------------------------------------------------------------------------------------
 
 
+CHANGES = {"gives": 1, "buys": 1, "loses": -1, "sells": -1, "doubles": 2, "triples": 3}
+
+
 def solve(text: str) -> tuple[int, int]:
     """Answer a word problem by reading its English, sentence by sentence: (answer, number of steps)."""
     first, *events, question = re.findall(r"[^.?]+[.?]", text)
     who, count, things = re.fullmatch(r"(\w+) has (\d+) (\w+)\.", first).groups()
-    assert re.fullmatch(f"How many {things} does {who} have( now)?\\?", question.strip())
+    assert question == f" How many {things} does {who} have?"
     count = int(count)
     for event in events:
-        actor, verb, *rest = re.sub(r"^On \w+day ", "", event.strip(" .")).split()
+        actor, verb, *rest = re.fullmatch(r" On \w+day (.+)\.", event)[1].split()
         number = next((int(word) for word in rest if word.isdigit()), None)
-        if verb == "gives":
-            count += number if rest[0] == who and actor != who else -number
-        elif rest == ["half"]:
-            assert (actor, verb, count % 2) == (who, "loses", 0)  # half a thing is never left over
+        assert (actor == who) != (verb == "gives") and (verb != "gives" or rest[0] == who)
+        if rest == ["half"]:
+            assert verb == "loses" and count % 2 == 0  # half a thing is never left over
             count //= 2
         else:
-            assert actor == who
-            count = {"buys": lambda c, n: c + n, "loses": lambda c, n: c - n, "sells": lambda c, n: c - n,
-                     "doubles": lambda c, n: 2 * c, "triples": lambda c, n: 3 * c}[verb](count, number)
+            count = count + CHANGES[verb] * number if number else count * CHANGES[verb]
         assert count > 0
     return count, len(events)
 
@@ -446,14 +394,11 @@ def test_splits_share_no_question_even_in_a_small_world(monkeypatch):
 
 
 def test_arith_question_sets():
-    """Ids, kind and gold; a longer set begins with the shorter one; no text twice; an unknown split is refused."""
+    """Ids and gold; a longer set begins with the shorter one; no text twice."""
     questions = load_questions("arith:test", 400)
-    assert [q.id for q in questions] == [f"arith-test-{i}" for i in range(400)]
-    assert all(q.kind == "number" and q.answer == str(solve(q.question)[0]) for q in questions)
-    assert all(q.prompt == q.question for q in questions)
+    assert [(q.id, q.answer) for q in questions] == [
+        (f"arith-test-{i}", str(solve(q.question)[0])) for i, q in enumerate(questions)]
     assert load_questions("arith:test", 30) == questions[:30] and len({q.key for q in questions}) == 400
-    with pytest.raises(ValueError, match="exam"):
-        load_questions("arith:exam")
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------
@@ -465,21 +410,19 @@ def test_collate_by_hand():
     assert tokens.tolist() == [[5, 6, 7, 8, 0], [0, 0, 0, 0, 4], [1, 2, 3, 9, 0]]
     assert mask.int().tolist() == [[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 0]]
     assert lengths.tolist() == [4, 5, 4]
-    assert mask.dtype == torch.bool and tokens.dtype == torch.long
-    with pytest.raises(ValueError):
-        collate([[1]], [[2], [3]])
+    assert mask.dtype == torch.bool
 
 
-@pytest.mark.parametrize("n, size", [(1, 4), (97, 1), (97, 4), (128, 8), (5, 9)])
+@pytest.mark.parametrize("n, size", [(97, 4), (128, 8), (5, 9)])
 def test_a_pass_has_every_row_once(n, size):
     """Each row once, full batches but for the last; the order follows from pass, seed and purpose, and differs."""
     steps = -(-n // size)
     draw = lambda epoch, *purpose: [rows_of_step(epoch * steps + i, n, size, *purpose) for i in range(steps)]
-    for epoch in (0, 1):
-        assert sorted(row for batch in draw(epoch, 0, "sft") for row in batch) == list(range(n))
-        assert [len(batch) for batch in draw(epoch, 0, "sft")][:-1] == [size] * (steps - 1)
-    assert draw(0, 0, "sft") == draw(0, 0, "sft")
     drawn = [draw(0, 0, "sft"), draw(1, 0, "sft"), draw(0, 1, "sft"), draw(0, 0, "reward")]
+    for batches in drawn:
+        assert sorted(row for batch in batches for row in batch) == list(range(n))
+        assert [len(batch) for batch in batches][:-1] == [size] * (steps - 1)
+    assert draw(0, 0, "sft") == drawn[0]
     assert n < 90 or len(set(map(str, drawn))) == 4
 
 
@@ -489,7 +432,7 @@ def test_micro_batches_by_hand():
     assert list(micro_batches([0, 1], [7, 6], 5)) == [[0], [1]] and not list(micro_batches([], [1], 5))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(5))
 def test_micro_batches_have_every_row_once_and_keep_to_their_size(seed):
     """Each row once; rows x longest fits, or the row is alone; none could have taken the next row too."""
     rng = random.Random(seed)
@@ -501,4 +444,3 @@ def test_micro_batches_have_every_row_once_and_keep_to_their_size(seed):
     longest = [lengths[rows[0]] for rows in parts]
     assert longest == sorted(longest, reverse=True)
     assert all((len(rows) + 1) * most > tokens for rows, most in zip(parts[:-1], longest))
-    assert all(lengths[row] >= lengths[after[0]] for rows, after in pairwise(parts) for row in rows)

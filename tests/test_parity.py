@@ -6,38 +6,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import real_data, real_model
+from test_model import CASES as SHAPES
+from test_model import random_tokens
 
 from generate import generate
-from model import KVCache, ModelConfig, ScalarModel, load_model, load_scalar_model, save_model
+from model import ScalarModel, load_model, load_scalar_model, save_model
 
-LLAMA3_ROPE = dict(rope_type="llama3", rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
-                   rope_original_max_position_embeddings=32, head_dim=16)
-QWEN2 = dict(model_type="qwen2", attention_bias=True)
 CASES = {  # changes to conftest's config, number of tokens
-    "gqa": ({}, 13),
+    "gqa": (SHAPES["gqa"], 13),
     "one token": ({}, 1),
     "one layer, odd sizes": (dict(num_hidden_layers=1, vocab_size=67, hidden_size=30, intermediate_size=37,
                                   num_attention_heads=3, num_key_value_heads=1, head_dim=10), 15),
-    "mha, theta 500000": (dict(num_key_value_heads=4, rope_theta=500000.0), 33),
-    "mqa, tied": (dict(num_key_value_heads=1, tie_word_embeddings=True), 7),
-    "wide heads": (dict(head_dim=12, num_attention_heads=5, num_key_value_heads=5, hidden_size=40), 9),
-    "narrow heads": (dict(head_dim=6, num_key_value_heads=4), 17),
-    "llama3 rope": (dict(LLAMA3_ROPE, rope_theta=5000.0), 61),
-    "llama3 rope, ten contexts long": (dict(LLAMA3_ROPE, rope_theta=5000.0, max_position_embeddings=512), 333),
-    "llama3 rope, tied, factor 32": (dict(LLAMA3_ROPE, rope_factor=32.0, tie_word_embeddings=True), 50),
-    "attention bias": (dict(attention_bias=True), 11),
-    "attention bias, tied": (dict(attention_bias=True, tie_word_embeddings=True, num_key_value_heads=4), 21),
-    "mlp bias": (dict(mlp_bias=True, num_hidden_layers=3), 5),
-    "both biases, large eps": (dict(attention_bias=True, mlp_bias=True, rms_norm_eps=0.1), 8),
-    "qwen2": (dict(QWEN2, rms_norm_eps=1e-6, rope_theta=1e6), 19),
-    "qwen2, tied": (dict(QWEN2, tie_word_embeddings=True), 23),
-    "qwen2, llama3 rope": (dict(QWEN2, **LLAMA3_ROPE), 45),
-}
+    "mha, wide heads, theta 500000": (dict(num_key_value_heads=4, head_dim=12, rope_theta=500000.0), 33),
+    "mqa, tied": (SHAPES["mqa, tied"], 7),
+    "llama3 rope, ten contexts long": (SHAPES["llama3 rope"] | dict(max_position_embeddings=512), 333),
+    "both biases, large eps": (SHAPES["both biases"], 8),
+    "qwen2, tied": (SHAPES["qwen2, tied"], 23),
+    "qwen2, llama3 rope": (SHAPES["llama3 rope"] | dict(model_type="qwen2", attention_bias=True), 45)}
 each_case = pytest.mark.parametrize("name", CASES)
-
-
-def random_tokens(config: ModelConfig, rows: int, length: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def read_by_transformers(folder, kind="AutoModelForCausalLM", dtype=torch.float32, attention="eager"):
@@ -66,7 +52,6 @@ def test_logits_and_gradients(name, make_model, tmp_path):
     tokens = random_tokens(ours.config, 3, length)
     targets = random_tokens(ours.config, 3, length, seed=1)
     logits, expected = ours(tokens), theirs(tokens).logits
-    assert logits.shape == (3, length, ours.config.vocab_size) and logits.dtype == torch.float32
     assert expected.std() > 0.1  # else a small difference would mean nothing
     assert (logits - expected).abs().max() <= 1e-4
     F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
@@ -80,43 +65,14 @@ def test_logits_and_gradients(name, make_model, tmp_path):
 
 
 @each_case
-@torch.no_grad()
-def test_padded_batches_and_cached_steps(name, make_model, tmp_path):
-    """Rows of unequal length: a padded batch, then prefill and single steps from the cache, against transformers."""
-    changes, length = CASES[name]
-    ours = make_model(**changes)
-    theirs = to_transformers(ours, tmp_path)
-    prompts, steps = sorted({1, (length + 1) // 2, length}), 4
-    texts = random_tokens(ours.config, len(prompts), length + steps)
-    rows = torch.arange(len(prompts))
-    lengths = torch.tensor(prompts)
-    real = torch.arange(length) < lengths[:, None]  # (B, T)
-    padded = torch.where(real, texts[:, :length], 0)
-    masked = theirs(padded, attention_mask=real.long()).logits
-    assert (ours(padded) - masked)[real].abs().max() <= 1e-4
-
-    alone = [theirs(texts[row : row + 1, : n + steps]).logits[0] for row, n in enumerate(prompts)]
-    cache = KVCache(ours.config, len(prompts), length + steps, torch.float32, torch.device("cpu"))
-    logits = ours(padded, cache)
-    assert (logits - masked)[real].abs().max() <= 1e-4
-    cache.lengths = lengths
-    for step in range(steps):
-        logits = ours(texts[rows, lengths + step][:, None], cache)[:, 0]
-        expected = torch.stack([alone[row][n + step] for row, n in enumerate(prompts)])
-        assert (logits - expected).abs().max() <= 1e-4
-
-
-@each_case
 def test_folder_written_by_transformers_is_read(name, make_model, tmp_path):
     """transformers' save_pretrained -> load_model gives back the very same numbers and settings."""
-    changes, length = CASES[name]
-    ours = make_model(seed=1, bos_token_id=3, eos_token_id=(5, 6), **changes)
+    ours = make_model(seed=1, bos_token_id=3, eos_token_id=(5, 6), **CASES[name][0])
     to_transformers(ours, tmp_path / "ours").save_pretrained(tmp_path / "theirs", max_shard_size="10KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
     again = load_model(tmp_path / "theirs")
-    tokens = random_tokens(ours.config, 2, length)
     assert again.config == ours.config
-    assert torch.equal(again(tokens), ours(tokens))
+    assert all(map(torch.equal, again.state_dict().values(), ours.state_dict().values()))
 
 
 @pytest.mark.parametrize("ids", [(None, None, None), (1, 2, 0), (7, (8, 9), None)])
@@ -144,22 +100,18 @@ def test_one_file_comes_before_shards(make_model, tmp_path):
 
 # ---- the scalar model ----------------------------------------------------------------------------------------------
 
-SCALAR_CASES = ["gqa", "mqa, tied", "llama3 rope", "attention bias, tied", "qwen2", "qwen2, tied"]
-
-
-@pytest.mark.parametrize("name", SCALAR_CASES)
+@pytest.mark.parametrize("name", ["gqa", "mqa, tied", "qwen2, tied"])
 @torch.no_grad()
 def test_scores_of_sequence_classification(name, make_config, randomize, tmp_path):
     """transformers' score of a text is ours at its last token, before score_mean is subtracted; in a batch too."""
-    changes, _ = CASES[name]
-    ours = randomize(ScalarModel(make_config(**changes, eos_token_id=2, pad_token_id=0)))
+    ours = randomize(ScalarModel(make_config(**SHAPES[name], eos_token_id=2, pad_token_id=0)))
     ours.score_mean = 0.75
     theirs = to_transformers(ours, tmp_path, "AutoModelForSequenceClassification")
     lengths = torch.tensor([1, 4, 9])
     tokens = 1 + random_tokens(ours.config, 3, 9) % (ours.config.vocab_size - 1)  # 0 is padding
     tokens[1, 3] = 2  # a text that ends as it should
     scores = ours(tokens)[torch.arange(3), lengths - 1]
-    assert ours(tokens).shape == (3, 9) and scores.std() > 0.1
+    assert scores.std() > 0.1
     batch = torch.where(torch.arange(9) < lengths[:, None], tokens, 0)
     expected = theirs(batch, attention_mask=(batch != 0).long()).logits[:, 0]
     assert (scores + 0.75 - expected).abs().max() <= 1e-5
@@ -183,18 +135,14 @@ def test_an_end_token_is_never_taken_for_padding(eos, make_config, randomize, tm
 # ---- bf16 ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gqa", "llama3 rope", "qwen2"])
 @torch.no_grad()
-def test_bf16_is_as_close_to_the_truth_as_transformers(name, make_config, make_model, tmp_path):
-    """Root mean square of the error of all logits over 8 models: at most 1.1 times that of transformers.
-
-    The truth is transformers in fp32 on the same bf16 weights.
-    """
+def test_bf16_is_as_close_to_the_truth_as_transformers(make_model, tmp_path):
+    """Error (RMS) of all logits over 8 models, against fp32 on the same weights: at most 1.1 times transformers'."""
     ours_squared = theirs_squared = 0.0
     for seed in range(8):
         shape = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=8, head_dim=16)
         folder = tmp_path / str(seed)
-        save_model(make_model(seed, **CASES[name][0] | shape).bfloat16(), folder)
+        save_model(make_model(seed, **SHAPES["llama3 rope"] | shape).bfloat16(), folder)
         ours = load_model(folder)
         tokens = random_tokens(ours.config, 4, 47, seed)
         truth = read_by_transformers(folder)(tokens).logits
@@ -217,17 +165,6 @@ def chatml_prompts(folder, n: int) -> list[list[int]]:
             for question in questions]
 
 
-@torch.no_grad()
-def test_two_forms_of_real_weights_are_one_model():
-    """Qwen2.5 as qwen2, and as llama with attention_bias and a zero bias on o: the same logits."""
-    folder = real_model("Qwen2.5-Coder-0.5B-Instruct")
-    tokens = torch.tensor([chatml_prompts(folder, 1)[0][:24]])
-    logits = load_model(folder, torch.float32)(tokens)
-    assert logits.std() > 1
-    twin = load_model(real_model("Qwen2.5-Coder-0.5B-Instruct-qwen2"), torch.float32)(tokens)
-    assert (logits - twin).abs().max() <= 1e-4
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct-qwen2"])
 def test_greedy_tokens_of_real_weights(name):
@@ -244,10 +181,5 @@ def test_greedy_tokens_of_real_weights(name):
     setting = transformers.GenerationConfig(do_sample=False, max_new_tokens=new, eos_token_id=stop, pad_token_id=stop)
     text = theirs.generate(left_padded, attention_mask=mask, generation_config=setting)[:, width:].tolist()
     expected = [row[: row.index(stop) + 1] if stop in row else row for row in text]
-    for index, (prompt, a, b) in enumerate(zip(prompts, ours, expected)):
-        if a != b:
-            at = next(i for i, (x, y) in enumerate(zip([*a, -1], [*b, -1])) if x != y)
-            with torch.no_grad():
-                top = theirs(torch.tensor([prompt + b[:at]])).logits[0, -1].topk(2)
-            pytest.fail(f"question {index}, token {at}: {a[at : at + 1]} for {b[at : at + 1]}, top two {top}")
+    assert ours == expected
     assert sum(map(len, ours)) > 20 * new / 2

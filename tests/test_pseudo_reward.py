@@ -1,10 +1,7 @@
 """pseudo_reward.py: the vote, the rewards, the pairs, recorded responses, and that no gold answer is read."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from itertools import permutations
 from pathlib import Path
@@ -13,40 +10,27 @@ import pytest
 
 import pseudo_reward
 from pseudo_reward import Sample, majority_vote, make_pairs, pseudo_rewards, winners
+from runtime.files import write_jsonl
 from tasks.question import Question
 from tasks.recorded import load_samples
-
-ROOT = Path(pseudo_reward.__file__).resolve().parent
-
 
 # ---- the vote ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("answers", "logprobs", "vote", "share"), [
-    (["7", "8", "7", None], None, "7", 0.5),  # the docstring's example: None counts in the share
-    (["7", None, None, None, None], None, "7", 0.2),  # and never wins
-    ([None, None], None, None, 0.0), ([], None, None, 0.0),
-    (["7", "8"], None, None, 0.0),  # a tie that nothing breaks
-    (["7", "8"], [-1.0, None], None, 0.0),  # nor half of the log-probs
-    (["7", "8"], [-1.0, -2.0], "7", 0.5),
-    (["7", "8"], [-2.0, -1.0], "8", 0.5),
-    (["7", "8"], [-1.0, -1.0], None, 0.0),  # a tie of the log-probs too
+    (["7", "8", "7", None], None, "7", 0.5),  # None counts in the share and never wins
+    (["7", None, None], None, "7", 1 / 3), ([None, None], None, None, 0.0), ([], None, None, 0.0),
+    (["7", "8"], None, None, 0.0), (["7", "8"], [-1.0, None], None, 0.0),  # a tie that nothing breaks
+    (["7", "8"], [-1.0, -2.0], "7", 0.5), (["7", "8"], [-2.0, -1.0], "8", 0.5), (["7", "8"], [-1.0, -1.0], None, 0.0),
     (["7", "7", "8", "8"], [-0.1, -3.0, -1.0, -1.0], "8", 0.5),  # the sum decides, not the best single vote
     (["7", "7", "8"], [-9.0, -9.0, -0.1], "7", 2 / 3),  # log-probs matter in ties only
     (["7", "8", "9", "9", "8"], [0.0, -1.0, -0.5, -0.5, -0.5], "9", 0.4),  # 7 has the best log-prob, but is not tied
-    (["7", "8", None], [-1.0, -2.0, -3.0], "7", 1 / 3),
-])
+    (["7", "8", "7", "8", "7", "8"], [-0.1, -0.3, -0.2, -0.1, -0.3, -0.2], None, 0.0)])  # the sums are the same exactly
 def test_majority_vote(answers, logprobs, vote, share):
-    assert majority_vote(answers, logprobs) == (vote, pytest.approx(share))
-
-
-@pytest.mark.parametrize(("answers", "logprobs", "vote"), [
-    (["7", "8", "9", "8", "7"], [-0.3, -0.2, -0.1, -0.3, -0.4], "8"),
-    (["7", "8"] * 3, [-0.1, -0.3, -0.2, -0.1, -0.3, -0.2], None),  # the same three numbers: exactly a tie
-])
-def test_the_order_of_the_answers_does_not_matter(answers, logprobs, vote):
-    orders = permutations(list(zip(answers, logprobs)))
-    assert {majority_vote(*zip(*order))[0] for order in orders} == {vote}
+    """In whatever order the answers come."""
+    for order in permutations(range(len(answers))):
+        drawn = logprobs and [logprobs[i] for i in order]
+        assert majority_vote([answers[i] for i in order], drawn) == (vote, pytest.approx(share))
 
 
 # ---- rewards, pairs, SFT targets -----------------------------------------------------------------------------------
@@ -70,16 +54,15 @@ def responses():
             sample("8", "student", "s-cut", ended=False)]
 
 
-def pairs_of(samples, most=99, seed=0, vote="7"):
-    pairs = make_pairs(samples, pseudo_rewards(samples, vote), most, random.Random(seed))
+def pairs_of(samples, most=99, seed=0):
+    pairs = make_pairs(samples, pseudo_rewards(samples, "7"), most, random.Random(seed))
     return [(chosen.response, rejected.response) for chosen, rejected in pairs]
 
 
 def test_pairs_are_all_combinations_of_an_ended_winner_and_an_ended_loser():
     pairs = pairs_of(responses())
     assert set(pairs) == {(c, r) for c in ("t+1", "t+2", "s+1") for r in ("t-1", "t-2", "s-1", "s-2")}
-    assert len(pairs) == 12
-    assert pairs_of(responses(), 3) == pairs[:3]
+    assert len(pairs) == 12 and pairs_of(responses(), 3) == pairs[:3]
 
 
 def test_pairs_with_a_response_of_the_student_come_first():
@@ -89,22 +72,13 @@ def test_pairs_with_a_response_of_the_student_come_first():
 
 
 def test_no_pair_comes_twice_and_none_without_both_sides():
-    twice = responses() + responses()
-    assert Counter(pairs_of(twice)) == Counter(set(pairs_of(responses())))
-    assert pairs_of([sample("7"), sample("7", "student")]) == []
-    assert pairs_of([sample("8"), sample("8", "student")]) == []
+    assert Counter(pairs_of(responses() + responses())) == Counter(set(pairs_of(responses())))
+    assert pairs_of([sample("7"), sample("7", "student")]) == pairs_of([sample("8"), sample("8", "student")]) == []
 
 
 def test_pairs_repeat_with_the_seed_and_differ_without():
     assert pairs_of(responses(), 4, seed=1) == pairs_of(responses(), 4, seed=1)
     assert len({tuple(pairs_of(responses(), 4, seed=seed)) for seed in range(10)}) > 5
-
-
-def test_a_text_that_was_sampled_often_is_met_often():
-    """Nine times the text 'often', once 'rare': as the single pair, 'often' is drawn nine times in ten."""
-    samples = [sample("7", "student")] + [sample("8", response="often")] * 9 + [sample("9", response="rare")]
-    drawn = Counter(pairs_of(samples, 1, seed)[0][1] for seed in range(500))
-    assert 420 < drawn["often"] < 475  # expected 450, deviation 6.7
 
 
 def test_winners_are_the_teachers_different_winning_texts():
@@ -113,7 +87,6 @@ def test_winners_are_the_teachers_different_winning_texts():
     rewards = pseudo_rewards(samples, "7")
     assert winners(samples, rewards, 9) == ["b", "a", "c"]
     assert winners(samples, rewards, 2) == ["b", "a"]
-    assert winners(samples, rewards, 9, keep_duplicates=True) == ["b", "a", "b", "c"]
     assert winners(samples, rewards, 3, keep_duplicates=True) == ["b", "a", "b"]
 
 
@@ -123,9 +96,8 @@ QUESTIONS = {"a": Question("a", " What is 3+4?", "7"), "b": Question("b", "Which
 
 
 def recorded(tmp_path, *rows):
-    path = tmp_path / "recorded.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    write_jsonl(tmp_path / "recorded.jsonl", rows)
+    return tmp_path / "recorded.jsonl"
 
 
 def choices(*texts, **more):
@@ -133,17 +105,14 @@ def choices(*texts, **more):
 
 
 @pytest.mark.parametrize("row", [
-    {"id": "a", "responses": ["#### 7", "#### 8"]},
-    {"question": "What is 3+4?", "responses": ["#### 7", "#### 8"]},
+    {"question": " What is 3+4? ", "id": "idea-9", "responses": ["#### 7", "#### 8"]},
     {"custom_id": "a", "choices": choices("#### 7", "#### 8")},
     {"custom_id": "a", "response": {"body": {"choices": choices("#### 7", "#### 8", finish_reason="stop")}}},
     {"custom_id": "a#5", "error": None, "response": {"status_code": 200, "body": {"choices": [
         {"text": "#### 7"}, {"text": "#### 8", "finish_reason": "stop", "logprobs": None}]}}},
-    {"id": "idea-9", "question": " What is 3+4? ", "responses": ["#### 7", "#### 8"]},
-    {"id": 5, "responses": ["#### 7", "#### 8"]},  # question ids are texts
-])
+    {"id": 5, "responses": ["#### 7", "#### 8"]}])  # question ids are texts
 def test_every_recorded_form_gives_the_same_samples(tmp_path, row):
-    key, questions = str(row.get("id")) if row.get("id") == 5 else "a", QUESTIONS | {"5": Question("5", "How many?")}
+    key, questions = "5" if row.get("id") == 5 else "a", QUESTIONS | {"5": Question("5", "How many?")}
     assert load_samples(recorded(tmp_path, row), "teacher", questions, False) == [
         Sample(key, "teacher", "#### 7", "7"), Sample(key, "teacher", "#### 8", "8")]
 
@@ -158,23 +127,23 @@ def test_our_own_form_carries_the_end_and_the_log_prob_per_token(tmp_path):
         Sample("b", "student", "The answer is (B).", "B"), Sample("b", "student", "No idea.", None)]
 
 
-def test_a_failed_request_is_left_out_and_a_refusal_is_a_response_without_an_answer(tmp_path, capsys):
-    path = recorded(tmp_path, {"custom_id": "a", "response": {"status_code": 500, "body": {"error": "busy"}}},
-                    {"custom_id": "a", "response": None, "error": {"code": "expired"}},
-                    {"custom_id": "a", "choices": choices(None)}, {"custom_id": "a", "choices": choices("#### 7")})
-    samples = load_samples(path, "teacher", QUESTIONS, False)
-    assert [(s.response, s.answer) for s in samples] == [("", None), ("#### 7", "7")]
-    assert majority_vote([s.answer for s in samples]) == ("7", 0.5)
-    assert "2 lines hold a failed request" in capsys.readouterr().out
+@pytest.mark.parametrize("rows, found", [
+    ([{"custom_id": "a", "response": {"status_code": 500, "body": {"error": "busy"}}}, *(
+        {"custom_id": "a", "choices": choices(text)} for text in (None, "#### 7"))], [("", None), ("#### 7", "7")]),
+    ([{"custom_id": "a", "response": None, "error": {"code": "expired"}}, {"id": "a", "response": "3"}], [("3", None)]),
+    ([{"id": "z", "responses": ["1"]}, {"id": "a", "responses": ["2"]}, {"question": "?", "responses": ["3"]}],
+     [("2", None)])])
+def test_a_failed_request_is_left_out_and_so_is_another_question(tmp_path, rows, found):
+    """A refusal, which has no text, is a response without an answer."""
+    samples = load_samples(recorded(tmp_path, *rows), "teacher", QUESTIONS, False)
+    assert [(s.response, s.answer) for s in samples] == found
 
 
-def test_recorded_log_probs_are_per_token_and_break_ties(tmp_path):
+def test_recorded_log_probs_are_per_token(tmp_path):
     content = lambda *values: {"content": [{"token": "x", "logprob": value} for value in values]}
     path = recorded(tmp_path, {"custom_id": "a", "choices": [
         choices("#### 7", logprobs=content(-1.0, -3.0))[0], choices("#### 8", logprobs=content(-2.5))[0]]})
-    samples = load_samples(path, "teacher", QUESTIONS, False)
-    assert [s.logprob for s in samples] == [-2.0, -2.5]
-    assert majority_vote([s.answer for s in samples], [s.logprob for s in samples]) == ("7", 0.5)
+    assert [s.logprob for s in load_samples(path, "teacher", QUESTIONS, False)] == [-2.0, -2.5]
 
 
 def test_a_text_that_two_questions_share_identifies_neither(tmp_path):
@@ -195,10 +164,7 @@ def test_lenient_reads_the_last_number_of_a_response_that_ended(tmp_path):
     assert [s.ended for s in read[True]] == [False, False, True, False, True]
 
 
-def test_responses_to_other_questions_are_left_out(tmp_path):
-    path = recorded(tmp_path, {"id": "z", "responses": ["1"]}, {"id": "a", "responses": ["2"]},
-                    {"question": "Unknown?", "responses": ["3"]})
-    assert [s.response for s in load_samples(path, "teacher", QUESTIONS, False)] == ["2"]
+def test_responses_to_other_questions_alone_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="do the ids match"):
         load_samples(recorded(tmp_path, {"id": "z", "responses": ["1"]}), "teacher", QUESTIONS, False)
 
@@ -206,9 +172,8 @@ def test_responses_to_other_questions_are_left_out(tmp_path):
 @pytest.mark.parametrize("row", [
     {"id": "a"}, {"id": "a", "response": 7}, {"id": "a", "responses": ["text", 7]}, {"responses": ["text"]},
     {"id": "a", "choices": "x"}, {"id": "a", "choices": choices(7)}, {"id": "a", "response": {"body": None}},
-    {"id": "a", "response": "text", "tokens": "two", "logprob": -1}, {"id": "a", "response": {"status_code": "200"}},
-    {"id": "a", "choices": [{"text": "1", "logprobs": {"content": [1]}}]},
-])
+    {"id": "a", "response": "text", "tokens": "two", "logprob": -1},
+    {"id": "a", "choices": [{"text": "1", "logprobs": {"content": [1]}}]}])
 def test_a_bad_record_is_named_by_file_and_line(tmp_path, row):
     path = recorded(tmp_path, {"id": "a", "responses": ["fine"]}, row)
     with pytest.raises(ValueError, match=r"recorded\.jsonl, line 2"):
@@ -220,7 +185,6 @@ def test_a_bad_record_is_named_by_file_and_line(tmp_path, row):
 
 def write_run(folder, gold=str):
     """Twelve questions 'What is i+1?'; the teacher is right 3 times in 5, the student 1 time in 3."""
-    folder.mkdir()
     files = {"questions": [], "teacher": [], "student": []}
     for i in range(12):
         right = i + 1
@@ -230,7 +194,7 @@ def write_run(folder, gold=str):
         for source, texts in (("teacher", teacher), ("student", student)):
             files[source] += [{"id": f"q{i}", "response": text, "finish": "stop"} for text in texts]
     for name, rows in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_jsonl(folder / f"{name}.jsonl", rows)
     return {name: str(folder / f"{name}.jsonl") for name in files} | {"out": str(folder / "out")}
 
 
@@ -268,53 +232,34 @@ def test_gold_answers_are_never_read(tmp_path):
     """With nonsense for gold every output is the same to the byte."""
     pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "gold")))
     pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "nonsense", gold=lambda right: str(1000 - right))))
-    pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / "none", gold=lambda right: None)))
-    assert written(tmp_path / "gold") == written(tmp_path / "nonsense") == written(tmp_path / "none")
-
-
-def test_it_starts_without_torch():
-    """Plain Python: a mistake in a flag is told at once, not after the seconds that importing torch takes."""
-    code = "import sys; sys.modules['torch'] = None; import pseudo_reward"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    assert written(tmp_path / "gold") == written(tmp_path / "nonsense")
 
 
 def test_voters_both_lets_the_student_vote(tmp_path):
-    """One vote of the teacher for 7, two of the student for 8."""
+    """The teacher's three votes of five and the student's one of three: four of eight."""
     paths = write_run(tmp_path / "run")
-    Path(paths["questions"]).write_text('{"id": "a", "question": "3+4?"}\n')
-    Path(paths["teacher"]).write_text('{"id": "a", "responses": ["#### 7"]}\n')
-    Path(paths["student"]).write_text('{"id": "a", "responses": ["#### 8", "#### 8"]}\n')
-    votes = {}
-    for voters in ("teacher", "both"):
-        pseudo_reward.main(pseudo_reward.Config(**paths | {"out": str(tmp_path / voters)}, voters=voters))
-        [row] = rows((tmp_path / voters / "rewards.jsonl").read_bytes())
-        votes[voters] = row["vote"], row["share"]
-    assert votes == {"teacher": ("7", 1.0), "both": ("8", 0.6667)}
+    pseudo_reward.main(pseudo_reward.Config(**paths, voters="both"))
+    assert {row["share"] for row in rows(written(tmp_path / "run")["rewards"])} == {0.5}
 
 
 def test_main_passes_every_flag_and_field_on(tmp_path):
-    """A tie that log-probs break, one target and two pairs that share a weight, the prompt with its instruction."""
+    """A tie that log-probs break, one target and three pairs that share a weight, the prompt with its instruction."""
     paths = write_run(tmp_path / "run")
-    question = {"id": "a", "question": "3+4?", "instruction": "Be brief."}
-    Path(paths["questions"]).write_text(json.dumps(question) + "\n", encoding="utf-8")
-    rows_of = [("so #### 7", -1.0), ("so #### 7", -1.0), ("#### 8", -3.0), ("so #### 8", -3.0)]
-    Path(paths["teacher"]).write_text("".join(json.dumps(
-        {"id": "a", "response": text, "finish": "stop", "logprob": logprob, "tokens": 2}) + "\n"
-        for text, logprob in rows_of), encoding="utf-8")
-    Path(paths["student"]).write_text('{"id": "a", "responses": ["#### 9"]}\n', encoding="utf-8")
+    teacher = [{"id": "a", "response": text, "finish": "stop", "logprob": logprob, "tokens": 2} for text, logprob in [
+        ("so #### 7", -1.0), ("so #### 7", -1.0), ("#### 8", -3.0), ("so #### 8", -3.0)]]
+    write_jsonl(paths["questions"], [{"id": "a", "question": "3+4?", "instruction": "Be brief."}])
+    write_jsonl(paths["teacher"], teacher)
+    write_jsonl(paths["student"], [{"id": "a", "responses": ["#### 9"]}])
     target = {"id": "a", "prompt": "3+4?\nBe brief.", "response": "so #### 7"}
-    for kept, targets in ((False, [target]), (True, [target, target])):
-        cfg = pseudo_reward.Config(**paths, sft_per_question=2, pairs_per_question=9, keep_duplicates=kept)
+    for most, kept, targets in ((2, False, [target]), (2, True, [target, target]), (1, True, [target])):
+        cfg = pseudo_reward.Config(**paths, sft_per_question=most, pairs_per_question=9, keep_duplicates=kept)
         pseudo_reward.main(cfg)
-        assert rows(written(tmp_path / "run")["sft"]) == targets
-    files = written(tmp_path / "run")
+        files = written(tmp_path / "run")
+        assert rows(files["sft"]) == targets
     assert [(row["vote"], row["share"]) for row in rows(files["rewards"])] == [("7", 0.5)]
     pairs = rows(files["pairs"])
     assert [(row["prompt"], row["weight"]) for row in pairs] == [("3+4?\nBe brief.", 1 / 3)] * 3
     assert pairs[0]["rejected"] == "#### 9"  # the student's first
-    one = paths | {"out": str(tmp_path / "run" / "one")}
-    pseudo_reward.main(pseudo_reward.Config(**one, sft_per_question=1, keep_duplicates=True))
-    assert len(rows((tmp_path / "run" / "one" / "sft.jsonl").read_bytes())) == 1
 
 
 def test_without_the_filter_the_teachers_finished_answers_are_the_targets(tmp_path):
@@ -336,22 +281,16 @@ def test_without_the_filter_the_teachers_finished_answers_are_the_targets(tmp_pa
 
 
 def test_another_seed_draws_other_pairs_and_nothing_else(tmp_path):
-    """The same seed the same bytes, in any process."""
     for seed in (0, 1):
         pseudo_reward.main(pseudo_reward.Config(**write_run(tmp_path / str(seed)), seed=seed))
-    flags = [word for name, value in write_run(tmp_path / "2").items() for word in (f"--{name}", value)]
-    subprocess.run([sys.executable, str(ROOT / "pseudo_reward.py"), *flags], check=True, capture_output=True,
-                   env=os.environ | {"PYTHONHASHSEED": "7"})
-    first, second, third = (written(tmp_path / name) for name in "012")
-    assert first["pairs"] != second["pairs"] and first["sft"] == second["sft"]
-    assert first["rewards"] == second["rewards"] and first == third
+    first, second = (written(tmp_path / name) for name in "01")
+    assert [name for name in first if first[name] != second[name]] == ["pairs"]
 
 
 def test_questions_under_the_minimum_share_are_dropped_and_none_left_is_an_error(tmp_path):
     paths = write_run(tmp_path / "run")
-    extra = "".join(json.dumps({"id": "q0", "responses": ["#### 1"]}) + "\n" for _ in range(5))  # q0: share 8/10
     with Path(paths["teacher"]).open("a") as file:
-        file.write(extra)
+        file.write(json.dumps({"id": "q0", "responses": ["#### 1"] * 5}) + "\n")  # q0: share 8/10
     pseudo_reward.main(pseudo_reward.Config(**paths, min_share=0.8))
     assert [row["id"] for row in rows(written(tmp_path / "run")["rewards"])] == ["q0"]
     assert {row["id"] for row in rows(written(tmp_path / "run")["pairs"])} == {"q0"}
