@@ -92,7 +92,7 @@ def parts_of(said):
 
 @pytest.mark.parametrize("changes", [
     {}, {"tie_word_embeddings": False}, {"attention_bias": True}, {"attention_bias": True, "model_type": "qwen2"},
-    {"mlp_bias": True}, {"num_hidden_layers": 7, "vocab_size": 31}, {"head_dim": 8, "num_key_value_heads": 6},
+    {"mlp_bias": True, "head_dim": 8, "num_hidden_layers": 7, "vocab_size": 31},
 ])
 def test_parameters_are_counted(changes):
     config = replace(SMALL, **changes)
