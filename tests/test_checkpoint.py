@@ -1,7 +1,6 @@
 """runtime/checkpoint.py: a loop that was cut off goes on with the same bits; a damaged state gives way to the one
 before."""
 
-import json
 import os
 import signal
 from dataclasses import dataclass, replace
@@ -124,22 +123,12 @@ def flip(path, place):
 
 @pytest.mark.parametrize("kind", ["json", "safetensors"])
 @pytest.mark.parametrize("damage", [
-    lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    lambda path: path.write_bytes(b""),
-    lambda path: path.unlink(),
-    *(lambda path, place=place: flip(path, place) for place in (0.0, 0.03, 0.5, 0.9)),
-], ids=["half", "empty", "gone", "flip0", "flip3", "flip50", "flip90"])
+    lambda path: os.truncate(path, path.stat().st_size // 2), Path.unlink,
+    *(lambda path, place=place: flip(path, place) for place in (0.03, 0.9))], ids=["half", "gone", "start", "end"])
 def test_a_damaged_state_gives_way_to_the_one_before(cut_off, whole, kind, damage):
     damage(Path(cut_off.out) / "resume" / f"{5:09}.{kind}")
     again = train(cut_off)
     assert again[0] == 4 and same(again, whole)
-
-
-def test_two_damaged_states_begin_anew(cut_off, whole):
-    for step in (4, 5):
-        flip(Path(cut_off.out) / "resume" / f"{step:09}.safetensors", 0.7)
-    again = train(cut_off)
-    assert again[0] == 0 and same(again, whole)
 
 
 def test_a_file_that_lost_its_end_is_not_continued_and_half_a_line_is_cut_off(cut_off, whole):
@@ -231,13 +220,3 @@ def test_the_same_signal_twice_stops_at_once(tmp_path):
     with pytest.raises(SystemExit) as stop:
         launch(main, Config, ["--out", str(tmp_path / "run")])
     assert stop.value.code == 143 and not (tmp_path / "run" / "resume").exists()
-
-
-def test_every_value_comes_back_as_it_was():
-    """Keys that are numbers, None, infinities, empty nests, tensors of every type and of no dimension."""
-    value = {0: [1, -0.0, float("inf"), None, True, "ü\u2028"], "a": {}, "b": [], 7: {"x": torch.tensor(2.5)},
-             "half": torch.ones(2, 0, dtype=torch.bfloat16), "bytes": torch.arange(3, dtype=torch.uint8)}
-    tensors = {}
-    packed = json.loads(json.dumps(module._pack(value, "v", tensors)))
-    back = module._unpack(packed, tensors)
-    assert list(back) == list(value) and str(back) == str(value)

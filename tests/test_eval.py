@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from test_sft import on_the_cpu, tiny_folder  # noqa: F401 (a fixture)
@@ -12,7 +11,6 @@ import generate
 import quality
 from data import Question, Tokenizer, write_jsonl
 from model import load_model, load_scalar_model, save_model
-from reward import score_responses
 from runtime.files import read_jsonl
 
 
@@ -45,15 +43,6 @@ def scorer(tiny, tmp_path_factory):
 def test_wilson_interval_examples():
     assert evaluation.wilson_interval(8, 10) == pytest.approx((0.490, 0.943), abs=5e-4)
     assert evaluation.wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=5e-4)
-    assert evaluation.wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=5e-4)
-
-
-@pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (1, 3), (83, 100), (999, 1000)])
-def test_wilson_interval_is_where_the_score_test_just_rejects(right, n):
-    """Independent: the two p with (share - p)^2 = z^2 p (1 - p) / n, as roots of that quadratic."""
-    share, z = right / n, 1.96
-    roots = sorted(np.roots([1 + z * z / n, -(2 * share + z * z / n), share * share]).real)
-    assert evaluation.wilson_interval(right, n) == pytest.approx(roots, abs=1e-6)
 
 
 def test_every_answer_is_graded_strictly_and_leniently():
@@ -96,19 +85,6 @@ def test_confidence_is_that_of_the_margin_that_was_trained(tmp_path):
     assert quality.trained_scale(str(tmp_path)) == 1.0  # a reward model of someone else
     (tmp_path / "done.json").write_text('{"results": {"score_std": 2.5}}')
     assert quality.trained_scale(str(tmp_path)) == 2.5
-
-
-def test_scores_are_read_at_the_last_token_in_the_order_of_the_rows(scorer):
-    """Against one unpadded row at a time; any --micro_tokens; a row's score does not depend on its neighbours."""
-    model = load_scalar_model(scorer)
-    prompts = [[0, 5, 6], [0, 7], [0, 2, 3, 4, 5], [0, 9]]
-    responses = [[3, 1], [8, 8, 8, 8, 1], [1], [4, 1]]
-    alone = torch.stack([model(torch.tensor([p + r]))[0, -1] for p, r in zip(prompts, responses)]).detach()
-    assert alone.std() > 0.1
-    for micro_tokens in (1, 18, 99):
-        scores = score_responses(model, prompts, responses, micro_tokens)
-        torch.testing.assert_close(scores, alone, atol=1e-5, rtol=0)
-    assert not scores.requires_grad
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -166,7 +142,7 @@ def test_a_model_that_was_answered_is_skipped_and_a_new_one_is_not(tiny, other, 
 def test_best_of_n_keeps_the_answer_that_its_reward_model_likes_best(tiny, scorer, tmp_path, monkeypatch):
     """All samples' scores are kept, the best one's transcript; the same for any --batch_size and in parts."""
     found = []
-    for part, batch_size in ((512, 256), (16, 8), (16, 16), (16, 512)):
+    for part, batch_size in ((512, 256), (16, 8)):
         monkeypatch.setattr(generate, "PART", part)
         found += run(tmp_path / f"{part} {batch_size}", f"n={tiny}", reward_model=scorer, samples=8,
                      batch_size=batch_size, max_new_tokens=20)
@@ -256,31 +232,14 @@ def test_a_model_may_be_asked_with_shots(tiny, tmp_path, monkeypatch):
         assert transcript["response"] == tokenizer.decode(said).split("#")[0]
 
 
-def test_a_question_set_may_be_named_and_cut(tiny, tmp_path, monkeypatch):
-    """'arith:test' is a question set to every script, as load_questions says."""
-    questions = [Question("a", "3+4?", "7"), Question("b", "1+1?", "2"), Question("c", "2*3?", "6")]
-    monkeypatch.setattr(evaluation, "load_questions", lambda spec, limit: questions[:limit])
-    for limit, n in ((0, 3), (2, 2)):  # 0: all
-        evaluation.main(evaluation.Config((f"m={tiny}",), "arith:test", str(tmp_path), max_new_tokens=1, limit=limit))
-        assert json.loads((tmp_path / "m" / "done.json").read_text())["results"]["accuracy"]["n"] == n
-
-
-@pytest.mark.parametrize(("questions", "recorded", "words"), [
-    ([], "0", "questions.jsonl holds no question"),
-    (sums(2), "other", "recorded.jsonl: no response to any of the 2 questions"),
-    ([{"question": "3+4?", "answer": "7"}, {"question": "1+1?"}], "0", "1 questions have no gold answer"),
-])
-def test_a_set_that_cannot_be_graded_is_an_error(questions, recorded, words, tmp_path):
-    write_jsonl(tmp_path / "recorded.jsonl", [{"id": recorded, "responses": ["#### 1"]}])
-    with pytest.raises(ValueError, match=words):
-        list(run(tmp_path, f"m={tmp_path}/recorded.jsonl", questions=questions))
-
-
 @pytest.mark.parametrize(("models", "flags", "named"), [
     ("m=m", {"samples": 2}, "--samples"), ("m=m", {"reward_model": "x"}, "--reward_model"),
     ("m=m", {"reward_model": "r", "samples": 2, "shots": 5}, "--shots"), ("m=FILE", {"shots": 5}, "FILE"),
     ("m", {}, "'m'"), ("=m", {}, "'=m'"), ("a/b=m", {}, "'a/b=m'"), ("..=m", {}, "'..=m'"), (".=m", {}, "'.=m'"),
     ("a=m a=n", {}, "'a=m'"), ("seed=m", {}, "'seed=m'"), ("m=nowhere", {}, "nowhere"),
+    ("m=FILE", {"questions": []}, "questions.jsonl holds no question"),
+    ("m=FILE", {"questions": sums(9)}, "3 of 9 questions"),
+    ("m=FILE", {"questions": [{"question": "1+1?"}]}, "1 questions have no gold answer"),
 ])
 def test_words_and_flags_that_make_no_sense_are_named(models, flags, named, tmp_path):
     file = tmp_path / "recorded.jsonl"

@@ -1,12 +1,8 @@
-"""ppo.py: every number of the algorithm by hand, two tasks with a known optimum, and what one update must leave alone.
-
-The hand numbers and invariants follow a checklist of PPO's implementation details: reward shaping, GAE, whitening, the
-two clipped losses and their denominators, the rollout's bookkeeping, and toy tasks whose optimum is known.
-"""
+"""ppo.py: every number of the algorithm by hand, a known optimum, whole runs against a plain loop, and
+what an update must leave alone."""
 
 import json
 import math
-import random
 import re
 from dataclasses import replace
 
@@ -20,7 +16,7 @@ import ppo
 from answers import extract_answer
 from data import Question, Tokenizer, read_jsonl, write_jsonl
 from generate import generate, prompts_of
-from model import Llama, ScalarModel, load_model, load_scalar_model, save_model, token_logprobs
+from model import Llama, ScalarModel, load_model, load_scalar_model, save_model
 from ppo import gae, policy_loss, shape_rewards, value_loss, whiten
 from runtime import Desk, seed_of, steps
 
@@ -61,22 +57,6 @@ def test_rewards_of_rows_of_different_length_and_with_a_prompt():
     assert shape_rewards(scores, zeros - 1, zeros, mask, 0.1).sum(1).tolist() == near(1.2, 2.5, 3.1)
 
 
-@pytest.mark.parametrize("poison", [NAN, 1e6])
-def test_garbage_outside_the_mask_earns_nothing(poison):
-    logprobs, reference = row(poison, -1, -2, poison), row(poison, -2, -1, -poison)
-    rewards = shape_rewards(torch.tensor([1.0]), logprobs, reference, mask_of("0110"), 0.1)
-    assert rewards[0].tolist() == near(0, -0.1, 1.1, 0)
-
-
-def test_the_penalty_is_the_unbiased_estimate_of_the_kl():
-    """p = [.5, .5], reference [.75, .25]: the expected penalty is KL(p || reference) = .143841; one token may earn."""
-    logprobs = torch.log(torch.tensor([[0.5], [0.5]], dtype=torch.float64))
-    reference = torch.log(torch.tensor([[0.75], [0.25]], dtype=torch.float64))
-    rewards = shape_rewards(torch.zeros(2), logprobs, reference, torch.ones(2, 1, dtype=torch.bool), 1.0)
-    assert -rewards.mean().item() == pytest.approx(0.143841, abs=1e-6)
-    assert rewards[:, 0].tolist() == near(0.405465, -0.693147)
-
-
 # ---- advantages ----------------------------------------------------------------------------------------------------
 
 
@@ -110,24 +90,6 @@ def test_gae_does_not_see_the_padding():
                                   1, 0.95)
         assert advantages[0].tolist() == near(0, *expected, 0)
         assert returns[0].tolist() == near(0, 0.95125, 0.975, 1, 0)
-
-
-def test_gae_equals_plain_python_row_by_row():
-    rng = random.Random(0)
-    mask = torch.zeros(20, 9, dtype=torch.bool)
-    for b in range(20):
-        start = rng.randrange(9)
-        mask[b, start : rng.randint(start + 1, 9)] = True
-    rewards, values = torch.randn(2, 20, 9, dtype=torch.float64)
-    advantages, returns = gae(rewards, values, mask, 0.9, 0.8)
-    for b in range(20):
-        cells = mask[b].nonzero().squeeze(1).tolist()
-        r, v = [rewards[b, t].item() for t in cells], [values[b, t].item() for t in cells] + [0.0]
-        deltas = [r[t] + 0.9 * v[t + 1] - v[t] for t in range(len(r))]
-        expected = [sum(0.72 ** (k - t) * deltas[k] for k in range(t, len(r))) for t in range(len(r))]
-        assert advantages[b, cells].tolist() == near(*expected)
-        assert returns[b, cells].tolist() == near(*(a + x for a, x in zip(expected, v)))
-        assert advantages[b, ~mask[b]].abs().sum() == returns[b, ~mask[b]].abs().sum() == 0
 
 
 def test_whitening_gives_mean_zero_and_biased_variance_one_over_the_mask():
@@ -165,13 +127,6 @@ def test_clipped_surrogate_by_hand(advantage, ratio, loss, slope, clipped):
     assert logprobs.grad.item() == pytest.approx(slope, abs=1e-6)
 
 
-def test_clipped_tokens_are_those_whose_clipped_branch_is_larger():
-    """Counting all ratios outside 1 +- .2 would say four of five; two are clipped."""
-    logprobs = row(*(math.log(ratio) for ratio in (1.5, 1.5, 0.5, 0.5, 1)))
-    _, count = policy_loss(logprobs, row(0, 0, 0, 0, 0), row(1, -1, 1, -1, 1), mask_of("11111"), 0.2, 5)
-    assert count.item() / 5 == pytest.approx(0.4)
-
-
 @pytest.mark.parametrize("log_ratio", [100.0, -100.0, 1e4])
 def test_an_absurd_ratio_stays_finite(log_ratio):
     logprobs = row(log_ratio, -1, grad=True)
@@ -180,39 +135,6 @@ def test_an_absurd_ratio_stays_finite(log_ratio):
     assert value.isfinite() and logprobs.grad.isfinite().all()
     assert value.item() == pytest.approx((math.exp(20) if log_ratio > 0 else 0.8) / 2 - 0.5)
     assert logprobs.grad[0, 1].item() == pytest.approx(-0.5)  # the other token is not disturbed
-
-
-def test_the_loss_divides_by_the_tokens_of_the_whole_step():
-    """Lengths 1 and 3 with advantages +1 and -1 at ratio 1: .5; the mean of the two rows' means would be 0."""
-    advantages = torch.tensor([[1.0, 0, 0], [-1.0, -1, -1]], dtype=torch.float64)
-    mask, zeros = torch.cat([mask_of("100"), mask_of("111")]), torch.zeros(2, 3, dtype=torch.float64)
-    assert policy_loss(zeros, zeros, advantages, mask, 0.2, 4)[0].item() == pytest.approx(0.5)
-    parts = [policy_loss(zeros[b : b + 1], zeros[b : b + 1], advantages[b : b + 1], mask[b : b + 1], 0.2, 4)[0].item()
-             for b in range(2)]
-    assert parts == near(-0.25, 0.75)  # micro-batches add up
-    assert policy_loss(zeros, zeros, advantages, torch.zeros_like(mask), 0.2, 4)[0].item() == 0  # nothing sampled
-
-
-def test_before_any_step_the_whitened_loss_is_zero_and_the_critics_is_half_the_squared_advantage():
-    """Rewards [0, 0, 1], values .5: half the mean square of [.45125, .475, .5] is .113209."""
-    mask, values = mask_of("111"), row(0.5, 0.5, 0.5)
-    advantages, returns = gae(row(0, 0, 1), values, mask, 1, 0.95)
-    loss, _ = policy_loss(row(-1, -2, -3), row(-1, -2, -3), whiten(advantages, mask), mask, 0.2, 3)
-    assert loss.item() == pytest.approx(0, abs=1e-6)
-    assert value_loss(values, values, returns, mask, 0.2, 3)[0].item() == pytest.approx(0.113209, abs=1e-6)
-
-
-def test_the_end_token_is_trained_and_nothing_after_it():
-    """Gradient in the logits: none at the prompt, some where the end token is predicted, exactly none later."""
-    tokens = torch.tensor([[5, 6, 7, 1, 0, 0], [5, 7, 7, 7, 7, 1]])  # 1 ends; the prompt is [5]
-    mask = torch.cat([mask_of("11100"), mask_of("11111")])
-    logits = torch.randn(2, 6, 9, dtype=torch.float64, requires_grad=True)
-    logprobs = token_logprobs(logits, tokens)
-    rewards = shape_rewards(torch.tensor([1.0, -1.0]), logprobs.detach(), logprobs.detach(), mask, 0.1)
-    advantages, _ = gae(rewards, torch.zeros(2, 5, dtype=torch.float64), mask, 1, 0.95)
-    policy_loss(logprobs, logprobs.detach(), advantages, mask, 0.2, int(mask.sum()))[0].backward()
-    assert (logits.grad.abs().sum(-1) > 0).tolist() == [[True] * 3 + [False] * 3, [True] * 5 + [False]]
-    assert logits.grad[0, 2, 1] < 0 < logits.grad[1, 4, 1]  # the good end becomes likelier, the bad one less likely
 
 
 # ---- the critic's loss ---------------------------------------------------------------------------------------------
@@ -232,26 +154,12 @@ def test_clipped_value_loss_by_hand(old, value, target, clip, loss, slope, clipp
     assert values.grad.item() == pytest.approx(slope, abs=1e-6)
 
 
-def test_the_value_loss_divides_by_the_tokens_of_the_whole_step():
-    """Token losses [4] and [1, 1, 1]: the token mean is 1.75, the mean of the rows' means 2.5."""
-    mask = torch.cat([mask_of("100"), mask_of("111")])
-    values = torch.tensor([[8.0, 9, 9], [2.0, 2, 2]], dtype=torch.float64).sqrt()
-    zeros = torch.zeros_like(values)
-    assert value_loss(values, zeros, zeros, mask, math.inf, 4)[0].item() == pytest.approx(1.75)
-    parts = [value_loss(values[b : b + 1], zeros[:1], zeros[:1], mask[b : b + 1], math.inf, 4)[0] for b in range(2)]
-    assert [part.item() for part in parts] == near(1.0, 0.75)
-    assert value_loss(values, zeros, zeros, torch.zeros_like(mask), math.inf, 4)[0].item() == 0
-
-
-@pytest.mark.parametrize("poison", [NAN, 1e6, -1e6])
-@pytest.mark.parametrize("poisoned", range(3))
+@pytest.mark.parametrize("poison", [NAN, 1e6])
 @pytest.mark.parametrize("loss_of", [policy_loss, value_loss])
-def test_poison_in_masked_cells_changes_neither_loss_nor_gradient(loss_of, poison, poisoned):
-    clean, mask = [(0.5, 1.0, -0.5), (0.4, 0.1, -0.6), (1.0, -1.0, 2.0)], mask_of("01110")
-    results = []
+def test_poison_in_masked_cells_changes_neither_loss_nor_gradient(loss_of, poison):
+    clean, results, mask = [(0.5, 1.0, -0.5), (0.4, 0.1, -0.6), (1.0, -1.0, 2.0)], [], mask_of("01110")
     for filler in (0.0, poison):
-        tensors = [row(filler if i == poisoned else 0.0, *numbers, filler if i == poisoned else 0.0)
-                   for i, numbers in enumerate(clean)]
+        tensors = [row(filler, *numbers, filler) for numbers in clean]
         tensors[0].requires_grad_()
         loss, count = loss_of(*tensors, mask, 0.2, 3)
         loss.backward()
@@ -260,7 +168,8 @@ def test_poison_in_masked_cells_changes_neither_loss_nor_gradient(loss_of, poiso
     assert results[1][2][0][0] == results[1][2][0][4] == 0
 
 
-# ---- tasks with a known optimum ------------------------------------------------------------------------------------
+# ---- a task with a known optimum -----------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(("kl_coef", "optimum"), [(1.0, 0.4754), (0.5, 0.7112)])
 def test_a_bandit_converges_to_its_closed_form_optimum(kl_coef, optimum):
@@ -273,7 +182,7 @@ def test_a_bandit_converges_to_its_closed_form_optimum(kl_coef, optimum):
     optimizer = torch.optim.Adam([logits], lr=0.02)
     mask, reference = torch.ones(512, 1, dtype=torch.bool), torch.full((512, 1), -math.log(4))
     good = []
-    for _ in range(200):
+    for _ in range(120):
         old = logits.detach().log_softmax(0)
         tokens = torch.multinomial(old.exp(), 512, replacement=True)  # (512,)
         rewards = shape_rewards((tokens == 0).float(), old[tokens][:, None], reference, mask, kl_coef)
@@ -286,44 +195,7 @@ def test_a_bandit_converges_to_its_closed_form_optimum(kl_coef, optimum):
             loss.backward()
             optimizer.step()
         good.append(logits.detach().softmax(0)[0].item())
-    assert sum(good[-100:]) / 100 == pytest.approx(optimum, abs=0.015)
-
-
-def test_credit_goes_to_the_token_that_earned_it():
-    """Two tokens; the score depends on the first alone. It must be learned, and the second must stay free.
-
-    An index that is off by one, in log-probs, values, or the place of the score, moves the wrong token.
-    """
-    torch.manual_seed(0)
-    table = torch.zeros(2, 4, requires_grad=True)  # logits of the first and the second token
-    critic = torch.zeros(5, requires_grad=True)  # value before the first token, and after each first token
-    optimizer = torch.optim.Adam([table, critic], lr=0.03)
-    mask = torch.ones(256, 2, dtype=torch.bool)
-    for _ in range(20):
-        with torch.no_grad():
-            tokens = torch.multinomial(table.softmax(1), 256, replacement=True).T  # (256, 2)
-            tokens = torch.cat([torch.zeros(256, 1, dtype=torch.long), tokens], dim=1)  # (256, 3), with a prompt
-
-        def read(tokens=tokens):
-            logits = torch.cat([table, torch.zeros(1, 4)]).expand(256, 3, 4)
-            values = torch.stack([critic[0].expand(256), critic[1 + tokens[:, 1]], torch.full((256,), 9.0)], dim=1)
-            return token_logprobs(logits, tokens), values[:, :-1]  # (256, 2) each
-
-        with torch.no_grad():
-            old, old_values = read()
-            rewards = shape_rewards((tokens[:, 1] == 0).float(), old, old, mask, 0.0)
-            advantages, returns = gae(rewards, old_values, mask, 1.0, 0.95)
-            white = whiten(advantages, mask)
-        for _ in range(4):
-            logprobs, values = read()
-            loss = policy_loss(logprobs, old, white, mask, 0.2, 512)[0]
-            loss = loss + value_loss(values, old_values, returns, mask, 0.2, 512)[0]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    first, second = table.detach().softmax(1)
-    assert first[0] > 0.9
-    assert -(second * second.log()).sum() > 1.1  # ln 4 = 1.386 is quite free
+    assert sum(good[-50:]) / 50 == pytest.approx(optimum, abs=0.015)
 
 
 # ---- a rollout of real models --------------------------------------------------------------------------------------
@@ -363,20 +235,9 @@ def models(tiny, scorer):
 
 
 def sample(cfg, tiny, scorer, score=by_position, iteration=3):
-    """A rollout with its advantages and returns."""
     networks, tokenizer = models(tiny, scorer), Tokenizer(tiny)
     asked = list(zip(QUESTIONS, prompts_of(networks[0].config, tokenizer, QUESTIONS, cfg.max_new_tokens)))
-    r = ppo.rollout(cfg, *networks, score, tokenizer, asked, iteration, Desk(False))
-    rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, cfg.kl_coef)
-    advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)
-    return replace(r, advantages=whiten(advantages, r.mask), returns=returns)
-
-
-def step(cfg, r, tiny, scorer, lr=1.0):
-    """One update by SGD from the models on disk: the metrics, the policy and the critic after it."""
-    policy, _, critic = models(tiny, scorer)
-    optimizers = (torch.optim.SGD(model.parameters(), lr=lr) for model in (policy, critic))
-    return ppo.update(cfg, policy, critic, *optimizers, r, 0, Desk(False)), policy, critic
+    return ppo.rollout(cfg, *networks, score, tokenizer, asked, iteration, Desk(False))
 
 
 def test_the_rollout_mask_is_the_sampled_tokens_with_the_end_token_and_nothing_after_it(tiny, scorer):
@@ -393,8 +254,7 @@ def test_the_rollout_mask_is_the_sampled_tokens_with_the_end_token_and_nothing_a
         assert r.texts[b] == tokenizer.decode(response) and r.lengths[b] == len(prompt) + len(response)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_log_probs_are_those_of_the_tempered_softmax_that_was_sampled(tiny, scorer, monkeypatch, temperature):
+def test_the_log_probs_are_those_of_the_tempered_softmax_that_was_sampled(tiny, scorer, monkeypatch, temperature=0.6):
     """Against the sampler's own numbers, and against one unpadded row at a time; the reference likewise."""
     sampled, real = [], ppo.answers_to
     monkeypatch.setattr(ppo, "answers_to", lambda *args, **named: sampled.extend(real(*args, **named)) or sampled)
@@ -436,74 +296,6 @@ def test_nothing_in_a_rollout_carries_a_gradient_and_its_iteration_repeats_it(ti
     assert r.texts == again.texts != later.texts
 
 
-# ---- one update of real models -------------------------------------------------------------------------------------
-
-
-def test_one_step_is_the_policy_gradient_and_the_value_gradient(tiny, scorer):
-    """At ratio 1 -mean(A * grad log pi) for the policy, mean((V - R) * grad V) for the critic; each row unpadded."""
-    cfg = config()
-    r = sample(cfg, tiny, scorer)
-    metrics, policy, critic = step(cfg, r, tiny, scorer)
-    start, _, start_critic = models(tiny, scorer)
-    total, loss, value_error = int(r.mask.sum()), 0.0, 0.0
-    for b in range(8):
-        row = r.tokens[b, : int(r.mask[b].nonzero()[-1]) + 2][None]
-        cells = r.mask[b, : row.shape[1] - 1]
-        logp = start(row)[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0]
-        loss = loss - (r.advantages[b, : len(cells)] * logp)[cells].sum() / total
-        error = start_critic(row)[0, :-1] - r.returns[b, : len(cells)]
-        value_error = value_error + 0.5 * error[cells].square().sum() / total
-    loss.backward()
-    value_error.backward()
-    for before, after, name in ((start, policy, "policy"), (start_critic, critic, "critic")):
-        gradient = torch.cat([p.grad.flatten() for p in before.parameters()])
-        torch.testing.assert_close(change(before, after), -gradient, atol=2e-6, rtol=1e-3)
-        assert metrics[f"{name}/grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-3)
-        assert gradient.norm() > 1e-2
-    assert metrics["loss/value_avg"] == pytest.approx(value_error.item(), rel=1e-4)
-    assert metrics["loss/policy_avg"] == pytest.approx(0, abs=1e-5)  # whitened advantages at ratio 1
-
-
-def test_on_the_first_minibatch_the_ratio_is_one_and_in_the_second_epoch_it_has_moved(tiny, scorer):
-    cfg = config(temperature=0.7)
-    r = sample(cfg, tiny, scorer)
-    metrics, _, _ = step(cfg, r, tiny, scorer)
-    assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] < 1e-10
-    assert metrics["policy/clipfrac_avg"] == metrics["val/clipfrac_avg"] == 0
-    metrics, _, _ = step(replace(cfg, epochs=2), r, tiny, scorer, lr=0.1)
-    assert metrics["val/ratio_first"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] > 1e-6
-
-
-def test_clipping_is_around_the_log_probs_and_values_of_the_rollout(tiny, scorer):
-    """A policy 1.5 times as sure and a critic 1 higher than at the rollout: clipped where that is an improvement."""
-    cfg = config()
-    r = sample(cfg, tiny, scorer)
-    moved = replace(r, logprobs=r.logprobs - math.log(1.5), values=r.values - 1)
-    metrics, policy, _ = step(cfg, moved, tiny, scorer)
-    good, error = r.advantages[r.mask] > 0, (r.values - r.returns)[r.mask]
-    assert metrics["policy/clipfrac_avg"] == pytest.approx(good.float().mean().item())
-    assert metrics["val/clipfrac_avg"] == pytest.approx(((error - 0.8).abs() > error.abs()).float().mean().item())
-    still, _, _ = models(tiny, scorer)
-    _, unmoved, _ = step(cfg, replace(moved, advantages=r.advantages.clamp(min=0)), tiny, scorer)
-    assert change(still, unmoved).abs().max() == 0 < change(still, policy).abs().max()  # clipped: no gradient
-
-
-@pytest.mark.parametrize("poison", [NAN, 1e6])
-def test_columns_of_padding_leave_an_update_as_it_was(tiny, scorer, poison):
-    """Five more columns, and whatever is in masked cells, in the prompt too, change neither gradient nor metrics."""
-    cfg = config()
-    r = sample(cfg, tiny, scorer)
-    mask = torch.cat([r.mask, torch.zeros(8, 5, dtype=torch.bool)], dim=1)
-    names = ("logprobs", "ref_logprobs", "values", "entropy", "advantages", "returns")
-    wider = {name: torch.where(mask, torch.cat([getattr(r, name), torch.zeros(8, 5)], dim=1), poison) for name in names}
-    padded = replace(r, mask=mask, tokens=torch.cat([r.tokens, torch.randint(0, 20, (8, 5))], dim=1),
-                     lengths=[length + 5 for length in r.lengths], **wider)
-    first, second = step(cfg, r, tiny, scorer), step(cfg, padded, tiny, scorer)
-    for one, other in zip(first[1:], second[1:]):
-        assert change(one, other).abs().max() < 1e-5
-    assert first[0] == pytest.approx(second[0], rel=1e-4, abs=1e-5)
-
-
 # ---- the script ----------------------------------------------------------------------------------------------------
 
 
@@ -518,40 +310,50 @@ def run(folder, tiny, scorer, answer=None, **flags):
     return list(read_jsonl(folder / "out" / "metrics.jsonl"))
 
 
-@pytest.mark.parametrize("judged_by", ["reward_model", "votes", "gold"])
-def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path, monkeypatch, judged_by):
-    """Four iterations of two epochs of two minibatches: policy, critic, schedule, rewards, advantages and clips.
+def read(model, tokens, start):
+    """Log-probs at temperature .8 of the sampled tokens of one answer (t,)."""
+    logp = (model(torch.tensor([tokens]))[0, start - 1 : -1] / 0.8).log_softmax(-1)
+    return logp[range(len(logp)), tokens[start:]]
 
-    Every answer is read alone and every token's reward, advantage and loss is plain Python; the policy's and the
-    critic's updates are written out. Seven answers to six questions, so that minibatches and epochs are uneven.
-    With gold answers the critic is a folder of its own. Held-out questions are asked and never trained.
+
+def values_of(critic, tokens, start):
+    return critic(torch.tensor([tokens]))[0, start - 1 : -1]  # (t,)
+
+
+@torch.no_grad()
+def keep(policy, reference, critic, tokens, start, score):
+    """Of one answer: log-probs, values, advantages and returns, token by token from the right."""
+    old, frozen = read(policy, tokens, start).tolist(), read(reference, tokens, start).tolist()
+    values, advantages, next_value, next_advantage = values_of(critic, tokens, start).tolist(), [], 0.0, 0.0
+    for t in reversed(range(len(old))):
+        reward = -0.3 * (old[t] - frozen[t]) + (score if t == len(old) - 1 else 0.0)
+        next_advantage = reward + 0.9 * next_value - values[t] + 0.9 * 0.8 * next_advantage
+        next_value = values[t]
+        advantages.insert(0, next_advantage)
+    return old, values, advantages, [a + v for a, v in zip(advantages, values)]
+
+
+def learn(policy, critic, minibatch, clipped):
+    """The gradients of both losses: (tokens, start, old, values, white, returns) of each answer, read alone."""
+    count, loss, error = sum(len(white) for *_, white, _ in minibatch), 0.0, 0.0
+    for tokens, start, old, old_values, white, returns in minibatch:
+        old, old_values, white, target = map(torch.tensor, (old, old_values, white, returns))
+        ratio = (read(policy, tokens, start) - old).exp()
+        values = values_of(critic, tokens, start)
+        near = old_values + (values - old_values).clamp(-0.03, 0.03)
+        loss = loss - torch.minimum(white * ratio, white * ratio.clamp(0.95, 1.05)).sum() / count
+        error = error + torch.maximum((values - target) ** 2, (near - target) ** 2).sum() / 2 / count
+        clipped.append(((ratio - 1).abs() > 0.05).any().item())
+    loss.backward()
+    error.backward()
+
+
+def loop(tiny, networks, score_of):
+    """Four iterations of two epochs of two minibatches; seven answers to six questions: both uneven.
+
+    The norms of the gradients, the scores, and whether a token of an answer was clipped.
     """
-    asked, critics, real = plain_sgd(monkeypatch, ppo), [], ppo.rollout
-    monkeypatch.setattr(ppo, "rollout", lambda *args, **named: critics.append(args[3]) or real(*args, **named))
-    flags = dict(iterations=4, rollout_size=7, minibatches=2, epochs=2, lr=0.5, critic_lr=0.2, warmup=2, kl_coef=0.3,
-                 temperature=0.8, gamma=0.9, lam=0.8, clip=0.05, value_clip=0.03, unfinished_score=-1.5,
-                 max_grad_norm=0.4, seed=3)
-    if judged_by == "votes":
-        write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7"} for i in range(6)])
-        flags |= {"reward_model": "", "votes": str(tmp_path / "votes.jsonl"), "lenient": True}
-    if judged_by == "gold":
-        flags |= {"reward_model": "", "gold": True, "critic": scorer, "lenient": True}
-    write_jsonl(tmp_path / "valid.jsonl", [{"question": f"{i}-1?", "answer": "1"} for i in range(3)])
-    metrics = run(tmp_path, tiny, scorer, answer=lambda i: "7", valid=str(tmp_path / "valid.jsonl"), **flags)
-    recipe = {"betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}
-    assert [{name: settings[name] for name in recipe} for settings in asked] == [recipe, recipe]
-
-    tokenizer, order, judge = Tokenizer(tiny), [], load_scalar_model(scorer)
-    policy, reference, critic = models(tiny, scorer)
-    if judged_by == "votes":
-        critic = load_scalar_model(tiny, new_head="zero")
-    norms, clipped, scores_seen = [], [], []
-
-    def read(model, tokens, start):
-        """Log-probs of the sampled tokens of one answer (t,)."""
-        logp = (model(torch.tensor([tokens]))[0, start - 1 : -1] / 0.8).log_softmax(-1)
-        return logp[range(len(logp)), tokens[start:]]
-
+    tokenizer, (policy, _, critic), order, norms, scores, clipped = Tokenizer(tiny), networks, [], [], [], []
     for iteration, share in enumerate((0.5, 1.0, 1.0, 0.5)):
         while len(order) < 7 * (iteration + 1):
             order += steps.permutation(6, 3, "questions", len(order) // 6)
@@ -559,54 +361,63 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
         seeds = [seed_of(3, "ppo", iteration, i) for i in range(7)]
         sampled = generate(policy, prompts, 8, 0.8, tokenizer.stop_ids, seeds, 7)
         answers = [(prompt + s.tokens, len(prompt)) for prompt, s in zip(prompts, sampled)]
-        old, old_values, advantages, returns = [], [], [], []
-        for tokens, start in answers:
-            with torch.no_grad():
-                old.append(read(policy, tokens, start).tolist())
-                frozen = read(reference, tokens, start).tolist()
-                old_values.append(critic(torch.tensor([tokens]))[0, start - 1 : -1].tolist())
-                score = judge(torch.tensor([tokens]))[0, -1].item()
-            if judged_by != "reward_model":
-                score = 1.0 if extract_answer(tokenizer.decode(tokens[start:]), "number", True) == "7" else -1.0
-            scores_seen.append(score if tokens[-1] == 1 else -1.5)
-            next_value = next_advantage = 0.0
-            row = []
-            for t in reversed(range(len(frozen))):
-                reward = -0.3 * (old[-1][t] - frozen[t]) + (scores_seen[-1] if t == len(frozen) - 1 else 0.0)
-                next_advantage = reward + 0.9 * next_value - old_values[-1][t] + 0.9 * 0.8 * next_advantage
-                next_value = old_values[-1][t]
-                row.insert(0, next_advantage)
-            advantages.append(row)
-            returns.append([a + v for a, v in zip(row, old_values[-1])])
-        flat = [a for row in advantages for a in row]
+        scores += [score_of(*answer) if answer[0][-1] == 1 else -1.5 for answer in answers]
+        kept = [keep(*networks, *answer, score) for answer, score in zip(answers, scores[-7:])]
+        flat = [a for _, _, advantages, _ in kept for a in advantages]
         mean = sum(flat) / len(flat)
         deviation = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat))
+        rows = [(*answer, old, values, [(a - mean) / deviation for a in advantages], returns)
+                for answer, (old, values, advantages, returns) in zip(answers, kept)]
         for epoch in range(2):
             shuffled = steps.permutation(7, 3, "minibatches", iteration, epoch)
-            for rows in (shuffled[:4], shuffled[4:]):
-                count, loss, error = sum(len(advantages[b]) for b in rows), 0.0, 0.0
-                for b in rows:
-                    tokens, start = answers[b]
-                    white = (torch.tensor(advantages[b]) - mean) / deviation
-                    ratio = (read(policy, tokens, start) - torch.tensor(old[b])).exp()
-                    values, target = critic(torch.tensor([tokens]))[0, start - 1 : -1], torch.tensor(returns[b])
-                    near = torch.tensor(old_values[b]) + (values - torch.tensor(old_values[b])).clamp(-0.03, 0.03)
-                    loss = loss - torch.minimum(white * ratio, white * ratio.clamp(0.95, 1.05)).sum() / count
-                    error = error + torch.maximum((values - target) ** 2, (near - target) ** 2).sum() / 2 / count
-                    clipped.append(((ratio - 1).abs() > 0.05).any().item())
-                loss.backward()
-                error.backward()
+            for minibatch in (shuffled[:4], shuffled[4:]):
+                learn(policy, critic, [rows[b] for b in minibatch], clipped)
                 norms.append((descend(policy, 0.5 * share, 0.4), descend(critic, 0.2 * share, 0.4)))
+    return norms, scores, clipped
+
+
+@pytest.mark.parametrize("judged_by", ["reward_model", "votes", "gold"])
+def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path, monkeypatch, judged_by):
+    """Policy, critic, schedule, rewards, advantages and clips, every answer read alone and in plain Python.
+
+    With gold answers the critic is a folder of its own. Held-out questions are asked and never trained.
+    """
+    asked, critics, real = plain_sgd(monkeypatch, ppo), [], ppo.rollout
+    monkeypatch.setattr(ppo, "rollout", lambda *args, **named: critics.append(args[3]) or real(*args, **named))
+    flags = dict(iterations=4, rollout_size=7, minibatches=2, epochs=2, lr=0.5, critic_lr=0.2, warmup=2, kl_coef=0.3,
+                 temperature=0.8, gamma=0.9, lam=0.8, clip=0.05, value_clip=0.03, unfinished_score=-1.5,
+                 max_grad_norm=0.4, seed=3, valid=str(tmp_path / "valid.jsonl"))
+    flags |= {"reward_model": {}, "votes": {"votes": str(tmp_path / "votes.jsonl")},
+              "gold": {"gold": True, "critic": scorer}}[judged_by]
+    if judged_by != "reward_model":
+        flags |= {"reward_model": "", "lenient": True}
+    write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7"} for i in range(6)])
+    write_jsonl(tmp_path / "valid.jsonl", [{"question": f"{i}-1?", "answer": "1"} for i in range(3)])
+    metrics = run(tmp_path, tiny, scorer, answer=lambda i: "7", **flags)
+    recipe = {"betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}
+    assert [{name: settings[name] for name in recipe} for settings in asked] == [recipe, recipe]
+
+    tokenizer, judge, networks = Tokenizer(tiny), load_scalar_model(scorer), models(tiny, scorer)
+    if judged_by == "votes":
+        networks = (*networks[:2], load_scalar_model(tiny, new_head="zero"))
+
+    @torch.no_grad()
+    def score_of(tokens, start):
+        if judged_by == "reward_model":
+            return judge(torch.tensor([tokens]))[0, -1].item()
+        return 1.0 if extract_answer(tokenizer.decode(tokens[start:]), "number", True) == "7" else -1.0
+
+    norms, scores, clipped = loop(tiny, networks, score_of)
     assert any(clipped) and not all(clipped)
-    assert change(load_model(tmp_path / "out"), policy).abs().max() < 1e-4
-    assert change(critics[0], critic).abs().max() < 1e-4
-    assert change(load_model(tiny), policy).abs().max() > 0.03
-    by_iteration = [[sum(n[i] for n in norms[k : k + 4]) / 4 for k in (0, 4, 8, 12)] for i in (0, 1)]
-    assert [m["policy/grad_norm"] for m in metrics] == pytest.approx(by_iteration[0], rel=1e-2)
-    assert [m["critic/grad_norm"] for m in metrics] == pytest.approx(by_iteration[1], rel=1e-2)
-    assert max(by_iteration[0]) > 0.4
-    scores = [sum(scores_seen[i : i + 7]) / 7 for i in (0, 7, 14, 21)]
-    assert [m["objective/scores"] for m in metrics] == pytest.approx(scores, abs=1e-3)
+    assert change(load_model(tmp_path / "out"), networks[0]).abs().max() < 1e-4
+    assert change(critics[0], networks[2]).abs().max() < 1e-4
+    assert change(load_model(tiny), networks[0]).abs().max() > 0.03
+    for i, name in enumerate(("policy", "critic")):
+        expected = [sum(norm[i] for norm in norms[k : k + 4]) / 4 for k in (0, 4, 8, 12)]
+        assert [m[f"{name}/grad_norm"] for m in metrics] == pytest.approx(expected, rel=1e-2)
+    assert max(norm for norm, _ in norms) > 0.4
+    expected = [sum(scores[i : i + 7]) / 7 for i in (0, 7, 14, 21)]
+    assert [m["objective/scores"] for m in metrics] == pytest.approx(expected, abs=1e-3)
 
 
 def test_every_question_comes_once_before_any_comes_again():
@@ -659,12 +470,6 @@ def test_offload_changes_no_bit_and_only_who_is_at_the_desk_works(tiny, scorer, 
         assert (tmp_path / "with/out" / name).read_bytes() == (tmp_path / "without/out" / name).read_bytes()
 
 
-def test_the_kl_is_measured_from_the_policy_as_it_starts(tiny, scorer, tmp_path):
-    first, *later = run(tmp_path, tiny, scorer)
-    assert first["objective/kl"] == 0 and all(abs(m["objective/kl"]) > 1e-4 for m in later)
-    assert all(m["val/ratio_first"] == pytest.approx(1, abs=1e-4) for m in [first, *later])
-
-
 def test_with_learning_rate_zero_nothing_moves(tiny, scorer, tmp_path):
     """Three rollouts of two epochs: ratio 1, divergence, KL and clipping 0 throughout, parameters equal to the bit."""
     for metrics in run(tmp_path, tiny, scorer, epochs=2, lr=0.0, critic_lr=0.0):
@@ -681,18 +486,6 @@ def test_the_same_seed_gives_the_same_run_whatever_the_gold_answers(tiny, scorer
     assert json.dumps(first) == json.dumps(second) != json.dumps(other)
     weights = [(tmp_path / name / "out" / "model.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] != weights[2]
-
-
-def test_the_script_raises_the_score_of_a_policy(tiny, scorer, tmp_path, monkeypatch):
-    """The whole loop with a judge that likes sevens: within a few iterations they are half of what is said."""
-    def likes_sevens(questions, prompts, responses, texts):
-        return torch.tensor([4.0 * response.count(9) / len(response) - 1 for response in responses])  # 9 is '7'
-
-    assert Tokenizer(tiny).encode("7") == [9]
-    monkeypatch.setattr(ppo, "make_score", lambda cfg, questions, *rest, **named: (likes_sevens, questions))
-    metrics = run(tmp_path, tiny, scorer, iterations=15, rollout_size=64, micro_tokens=4096, minibatches=4,
-                  unfinished_score=-1.0, kl_coef=0.01)
-    assert metrics[0]["objective/scores"] < -0.6 and metrics[-1]["objective/scores"] > 0.5
 
 
 def test_the_critic_may_start_from_another_reward_model_than_the_judge(tiny, scorer, tmp_path):
@@ -733,8 +526,7 @@ def test_now_and_then_held_out_questions_are_asked_and_samples_shown(tiny, score
 def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp_path, monkeypatch):
     """Such as log-probs at another temperature."""
     real = ppo.update
-    otherwise = lambda cfg, *rest, **named: real(replace(cfg, temperature=0.5), *rest, **named)
-    monkeypatch.setattr(ppo, "update", otherwise)
+    monkeypatch.setattr(ppo, "update", lambda cfg, *rest: real(replace(cfg, temperature=0.5), *rest))
     with pytest.raises(RuntimeError, match=r"has a ratio \S+ away from 1"):
         run(tmp_path, tiny, scorer)
 
@@ -762,11 +554,3 @@ def test_nan_stops_before_the_step_and_keeps_the_last_good_policy(tiny, scorer, 
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), weights[broken != "shape_rewards"]))
     assert not (tmp_path / "out" / "done.json").exists()
     assert len(list(read_jsonl(tmp_path / "out" / "metrics.jsonl"))) == 1
-
-
-def test_a_run_that_diverges_stops_and_keeps_its_last_good_policy(tiny, scorer, tmp_path):
-    """A step of 1e30 makes weights that compute NaN: the next iteration says so and ends."""
-    with pytest.raises(ValueError, match=r"step 1: .*NaN"):
-        run(tmp_path, tiny, scorer, lr=1e30, warmup=0, minibatches=1)
-    assert change(load_model(tiny), load_model(tmp_path / "out")).abs().max() == 0
-    assert not (tmp_path / "out" / "done.json").exists()

@@ -1,7 +1,6 @@
 """preflight.py: what a run will take, and what cannot succeed, before anything is loaded or written."""
 
 import json
-import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,54 +60,25 @@ def test_it_refuses_what_cannot_succeed(plan, field, value, message):
         preflight.main(replace(plan, **{field: value}))
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
-def test_it_names_the_file_that_a_model_folder_lacks(plan, file):
-    (Path(plan.student) / file).unlink()
-    with pytest.raises(ValueError, match=f"STUDENT=.* without {file}"):
-        preflight.main(plan)
-
-
-@pytest.mark.parametrize(("visible", "gpus"), [("0,1,2", 3), ("1", 1)])
-def test_there_are_no_more_ranks_than_gpus(plan, visible, gpus, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    preflight.main(replace(plan, nproc=gpus))
-    with pytest.raises(ValueError, match=f"NPROC=4: .* there are {gpus}"):
+def test_there_are_no_more_ranks_than_gpus(plan, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    preflight.main(replace(plan, nproc=3))
+    with pytest.raises(ValueError, match=r"NPROC=4: .* there are 3"):
         preflight.main(replace(plan, nproc=4))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # then they share the processor
     preflight.main(replace(plan, nproc=4))
 
 
-def test_ranks_need_a_torch_that_shards(plan, monkeypatch):
-    monkeypatch.setattr(preflight.importlib.metadata, "version", lambda package: "2.5.1+cpu")
-    preflight.main(plan)
-    with pytest.raises(ValueError, match=r"NPROC=2: .*2\.6, this is 2\.5\.1"):
-        preflight.main(replace(plan, nproc=2))
-
-
-@pytest.mark.parametrize(("hub", "words", "others"), [
-    ("meta-llama", ["accept the licence on huggingface.co/meta-llama/Llama-3.1-8B", "hf auth login"], []),
-    ("Qwen", ["hf download Qwen/Llama-3.1-8B --local-dir models/Llama-3.1-8B`"], ["licence", "login"]),
-    ("", [], ["hf download"]),
-])
-def test_it_tells_how_to_get_a_presets_weights(plan, hub, words, others, capsys):
-    """After what the preset takes."""
-    with pytest.raises(ValueError, match=r"TEACHER=models/Llama-3\.1-8B") as error:
-        preflight.main(replace(plan, teacher="models/Llama-3.1-8B", hub=hub))
-    assert all(word in str(error.value) for word in words) and not any(word in str(error.value) for word in others)
-    assert "a laptop and 7 min" in capsys.readouterr().out
-
-
 def test_disk_for_weights_and_states(plan, capsys, monkeypatch):
     """At the second PPO: four stages' weights, its checkpoint twice, and two states of six times the weights each."""
     disk = (4 + 2 + 12) * 4 * PARAMETERS + 50e6
-    for free in (disk + 1, disk - 1):
-        monkeypatch.setattr("shutil.disk_usage", lambda place, free=free: SimpleNamespace(free=free))
-        if free > disk:
-            preflight.main(plan)
-            assert f"up to {disk / 1e9:.1f} GB of disk" in capsys.readouterr().out
-        else:
-            with pytest.raises(ValueError, match="GB are needed there"):
-                preflight.main(plan)
+    free = [disk + 1]
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free[0]))
+    preflight.main(plan)
+    assert f"up to {disk / 1e9:.1f} GB of disk" in capsys.readouterr().out
+    free[0] -= 2
+    with pytest.raises(ValueError, match="GB are needed there"):
+        preflight.main(plan)
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------
@@ -122,7 +92,7 @@ def parts_of(said):
 
 @pytest.mark.parametrize("changes", [
     {}, {"tie_word_embeddings": False}, {"attention_bias": True}, {"attention_bias": True, "model_type": "qwen2"},
-    {"mlp_bias": True}, {"num_hidden_layers": 7, "vocab_size": 31}, {"head_dim": 8, "num_key_value_heads": 6},
+    {"mlp_bias": True, "head_dim": 8, "num_hidden_layers": 7, "vocab_size": 31},
 ])
 def test_parameters_are_counted(changes):
     config = replace(SMALL, **changes)
@@ -184,14 +154,3 @@ def test_a_teacher_that_is_larger_counts(plan, tmp_path, capsys):
     preflight.main(replace(plan, teacher=model_at(tmp_path / "teacher", num_hidden_layers=250)))
     weights = 4 * (PARAMETERS + 240 * (2 * 1024 * (1024 + 256) + 3 * 1024 * 4096 + 2 * 1024)) / 1e9
     assert parts_of(capsys.readouterr().out)[0]["weights"] == pytest.approx(weights, abs=0.01)
-
-
-def test_it_asks_the_gpu_where_there_is_one(plan, tmp_path, capsys, monkeypatch):
-    monkeypatch.undo()
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'NVIDIA L4, 21000'\necho 'NVIDIA L4, 3'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    preflight.main(plan)
-    said = capsys.readouterr().out
-    assert "memory on NVIDIA L4" in said and "22.0 GB are free" in said and parts_of(said)[0]["process"] == 0.6

@@ -4,8 +4,10 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from hf.tokenizer import Tokenizer
 from model import load_scalar_model, save_model
 from runtime import checkpoint
 
+ROOT = Path(runtime.__file__).resolve().parent.parent
 KILLS = 4
 
 
@@ -50,11 +53,11 @@ def commands(world, model):
     """Script and flags of each stage, all but --out."""
     questions, scorer = f"--questions={world}/questions.jsonl", f"{world}/scorer"
     return {name: (script, flags.split()) for name, script, flags in (
-        ("sft", sft, f"--model={model} --data={world}/sft.jsonl --epochs=8 --batch_size=16 --weight_decay=0.1"),
+        ("sft", sft, f"--model={model} --data={world}/sft.jsonl --epochs=5 --batch_size=16 --weight_decay=0.1"),
         ("reward", reward, f"--model={model} --pairs={world}/pairs.jsonl --calibrate={world}/samples.jsonl {questions} "
-                           "--epochs=5 --batch_size=16"),
+                           "--epochs=3 --batch_size=16"),
         ("ppo", ppo, f"--policy={model} --reward_model={scorer} {questions} --valid={world}/questions.jsonl "
-                     "--iterations=6 --rollout_size=20 --minibatches=2 --epochs=2 --max_new_tokens=8 --eval_every=3"),
+                     "--iterations=6 --rollout_size=12 --minibatches=2 --epochs=2 --max_new_tokens=8 --eval_every=3"),
         ("generate", generate, f"--model={model} {questions} --samples=2 --temperatures=0.7,1.0 --max_new_tokens=12"),
         ("eval", evaluation, f"one={model} two={model} {questions} --max_new_tokens=16"),
         ("best_of_n", evaluation, f"n={model} {questions} --reward_model={scorer} --samples=3 --max_new_tokens=12"),
@@ -96,15 +99,30 @@ def outputs(folder):
     return files
 
 
+@pytest.fixture(scope="module")
+def whole(world, model_folder, tmp_path_factory):
+    """whole(name): the outputs of a stage that nothing stopped, and its seconds; run once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            (script, flags), folder = commands(world, model_folder)[name], tmp_path_factory.mktemp(name)
+            begun = time.monotonic()
+            child = start(script, [*flags, f"--out={folder}/out"], folder / "log")
+            assert finish(child) == 0, (folder / "log").read_text()
+            made[name] = outputs(folder / "out"), time.monotonic() - begun
+        return made[name]
+
+    return get
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("name", ["sft", "reward", "ppo", "generate", "eval", "best_of_n"])
-def test_a_stage_that_is_killed_at_any_moment_gives_the_same_bits(world, model_folder, tmp_path, name):
+def test_a_stage_that_is_killed_at_any_moment_gives_the_same_bits(world, model_folder, whole, tmp_path, name):
     """Weights, metrics.jsonl (no line twice, none lost), samples, transcripts: equal to an uninterrupted run's."""
     script, flags = commands(world, model_folder)[name]
-    begun, log = time.monotonic(), tmp_path / "log"
-    assert finish(start(script, [*flags, f"--out={tmp_path}/whole"], log)) == 0, log.read_text()
-    seconds = time.monotonic() - begun
-    rng, went_on, out = random.Random(name), 0, tmp_path / "killed"
+    expected, seconds = whole(name)
+    rng, went_on, out, log = random.Random(name), 0, tmp_path / "killed", tmp_path / "log"
     newest = lambda: max((str(path) for path in out.rglob("resume/*.json")), default="")
     for attempt in range(100):
         before, child = newest(), start(script, [*flags, f"--out={out}"], log)
@@ -120,7 +138,19 @@ def test_a_stage_that_is_killed_at_any_moment_gives_the_same_bits(world, model_f
         assert "damaged" not in text and code in (0, -signal.SIGKILL), text
         if code == 0:
             break
-    assert went_on >= 2
-    assert outputs(out) == outputs(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "log", "whole"]
+    assert went_on >= 2 and outputs(out) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "log"]
     assert not list(out.rglob("resume")) and not list(out.rglob("*.tmp"))
+
+
+def test_another_process_gives_the_same_bits(world, model_folder, whole, tmp_path):
+    """Whatever its hash seed and its folder."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import generate, importlib, runtime; generate.PART = 8\n"
+    for name, (script, flags) in commands(world, model_folder).items():
+        code += f"script = importlib.import_module({script.__name__!r})\n"
+        code += f"runtime.launch(script.main, script.Config, {[*flags, f'--out={tmp_path}/{name}']})\n"
+    env = os.environ | {"PYTHONHASHSEED": "4242", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in commands(world, model_folder):
+        assert outputs(tmp_path / name) == whole(name)[0]

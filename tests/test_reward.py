@@ -35,14 +35,6 @@ def test_loss_and_gradient_of_one_pair(margin, loss, slope):
     assert rejected.grad.item() == pytest.approx(-slope, abs=1e-6)
 
 
-def test_loss_is_the_mean_over_pairs():
-    value = bradley_terry_loss(double(1, -1, 0), double(0, 0, 0))
-    assert value.shape == () and value.item() == pytest.approx(0.773224, abs=1e-6)
-    assert bradley_terry_loss(double(2, 0), double(1, 0)).item() == pytest.approx((0.313262 + 0.693147) / 2, abs=1e-6)
-    # swapping the sides negates every margin: 1, -1, 0 has the same mean, 1, 0 has not
-    assert bradley_terry_loss(double(1, 0), double(2, 0)).item() == pytest.approx((1.313262 + 0.693147) / 2, abs=1e-6)
-
-
 def test_a_hopeless_margin_has_a_finite_loss_and_a_full_gradient():
     chosen = double(-1000)
     value = bradley_terry_loss(chosen, double(0))
@@ -59,16 +51,6 @@ def test_weights_make_questions_count_alike():
     assert bradley_terry_loss(chosen, rejected).item() == pytest.approx(0.367531, abs=1e-6)
     by_question.backward()
     assert chosen.grad[:2].tolist() == pytest.approx([-0.5 / 2, -0.268941 / 12], abs=1e-6)
-
-
-def test_a_constant_on_all_scores_changes_nothing():
-    """So training needs no bias: its gradient is 0."""
-    bias = double(0.4)
-    chosen, rejected = torch.randn(9, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
-    value = bradley_terry_loss(chosen + bias, rejected + bias)
-    value.backward()
-    assert value.item() == pytest.approx(bradley_terry_loss(chosen, rejected).item(), abs=1e-12)
-    assert abs(bias.grad.item()) < 1e-12
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------
@@ -170,20 +152,8 @@ def test_held_out_questions_measure_and_do_not_train(trained, tiny, tmp_path):
     assert results(tmp_path)["margin"] == pytest.approx(-results(trained)["margin"])
 
 
-def test_the_students_finished_samples_have_mean_zero_and_deviation_one(trained):
-    """Those to known questions; the responses that were cut off are no part of it."""
-    rows = [row for row in read_jsonl(trained / "samples.jsonl") if row["finish"] == "stop" and row["id"] != "unknown"]
-    scores = scores_of(trained, rows, "response")
-    assert abs(scores.mean().item()) < 1e-3
-    assert scores.std(correction=0).item() == pytest.approx(1, abs=1e-3)
-    assert load_scalar_model(trained / "out").score_mean != 0
-    lengths = torch.tensor([len(row["response"]) for row in rows]).float()
-    correlation = torch.corrcoef(torch.stack([scores, lengths]))[0, 1].item()
-    assert results(trained)["length_correlation"] == pytest.approx(correlation, abs=1e-3)
-
-
 @pytest.mark.parametrize(("flag", "value"), [
-    ("micro_tokens", 200), ("micro_tokens", 1), ("gradient_checkpointing", True)])
+    ("micro_tokens", 1), ("gradient_checkpointing", True)])
 def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, tmp_path, monkeypatch, flag, value):
     """Two shuffled epochs with a short last batch, warm-up and decay, clipping, then calibration on a draw of samples.
 
