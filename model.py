@@ -136,9 +136,9 @@ class KVCache:
         heads = torch.arange(0, B * K * S, S, device=positions.device).view(B, K, 1)  # where each head begins
         self.slots = (heads + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
         first, self.used, self.lengths = self.used == 0, self.used + T, self.lengths + T
-        hidden = self.places[: self.used] > positions[:, :, None]  # (B, T, S)
-        mask = torch.zeros_like(hidden, dtype=self.keys[0].dtype).masked_fill_(hidden, -math.inf)  # (B, T, S)
-        self.mask = None if first else mask.repeat_interleave(K, dim=0)  # (B*K, T, S), is added to the scores
+        hidden = self.places[: self.used] > positions[:, None, :, None]  # (B, 1, T, S)
+        mask = torch.zeros_like(hidden, dtype=self.keys[0].dtype).masked_fill_(hidden, -math.inf)  # (B, 1, T, S)
+        self.mask = None if first else mask.expand(-1, K, -1, -1).flatten(0, 1)  # (B*K, T, S), is added to the scores
         return positions
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -183,9 +183,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> weight * x / sqrt(mean of x^2 over D + eps), (..., D). Example: [3, 4] -> [0.8485, 1.1314].
 
-        Worked out in fp32, the mean of squares needs it; then brought back to x's dtype.
+        Worked out in fp32, whatever x's dtype: the mean of squares needs it.
         """
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class Attention(nn.Module):

@@ -490,7 +490,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("query heads grouped the other way", "k_proj(x).view(B, T, -1, self.head_dim)",
              "k_proj(x).view(B, T, -1, self.head_dim).flip(2)"),
             ("gate and up swapped", "gate_proj(x)) * self.up_proj", "up_proj(x)) * self.gate_proj"),
-            ("norm subtracts the mean", "rms_norm(x.float()", "rms_norm(x.float() - x.float().mean(-1, keepdim=True)"),
+            ("norm subtracts the mean", "rms_norm(x,", "rms_norm(x - x.mean(-1, keepdim=True),"),
             ("no residual around attention", "x + self.self_attn", "self.self_attn")]),
         *by("cached_steps_equal_the_full_pass", [
             ("cached positions are off by one", "+ self.places[:T]", "+ self.places[:T] + (self.used > 0)"),
@@ -498,7 +498,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
              ".max() + self.places[:T].expand(B, T)"),
             ("angles from 0 in every cached step", "positions], cache.rope[1][positions",
              "positions - positions[:, :1]], cache.rope[1][positions - positions[:, :1]"),
-            ("a cached step does not see itself", "> positions[:, :, None]", ">= positions[:, :, None]"),
+            ("a cached step does not see itself", "> positions[:, None, :, None]", ">= positions[:, None, :, None]"),
             ("a cached step sees garbage", ".masked_fill_(hidden, -math.inf)", ""),
             ("the cache does not advance", "self.lengths + T", "self.lengths + T * (self.used == 0)"),
             ("rows leave the cache without their lengths", "self.lengths = self.lengths[rows]",
@@ -513,8 +513,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a part is always the first rows", "[x[rows] for x in self.keys], [x[rows] for x in self.values]",
              "[x[: rows.stop - rows.start] for x in self.keys], [x[: rows.stop - rows.start] for x in self.values]")]),
         ("attention sees the future", "True, enable_gqa", "False, enable_gqa", "the_logits_are_those_of_the_formulas"),
-        ("the norm in the input's type",
-         "F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)",
+        ("the norm in the input's type", "F.rms_norm(x, self.weight.shape, self.weight, self.eps)",
          "x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight",
          "rmsnorm_squares_in_fp32_for_bf16"),
         *by("masked_logprobs_equal_token_logprobs", [
