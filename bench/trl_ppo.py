@@ -19,6 +19,30 @@ from transformers import (
 from trl.experimental import ppo
 
 
+def arguments(job: Job) -> ppo.PPOConfig:
+    rollout, minibatches, micro = job.shape.ppo
+    return ppo.PPOConfig(
+        output_dir=f"{job.folder}/trl",
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=rollout // micro,
+        local_rollout_forward_batch_size=micro,
+        num_mini_batches=minibatches,
+        num_ppo_epochs=1,
+        total_episodes=rollout * 10**6,
+        response_length=job.shape.new,
+        temperature=1.0,
+        stop_token="eos",
+        missing_eos_penalty=1.0,
+        learning_rate=1e-9,  # the work is the same, and lengths stay what they are
+        bf16=CUDA,
+        use_cpu=not CUDA,
+        gradient_checkpointing=False,
+        num_sample_generations=0,
+        save_strategy="no",
+        report_to="none",
+    )
+
+
 def main(job: Job) -> None:
     turn, trainer_module, split, lengths = Turns(job), sys.modules[ppo.PPOTrainer.__module__], {}, []
     sample, truncate = trainer_module.batch_generation, trainer_module.truncate_response
@@ -40,27 +64,6 @@ def main(job: Job) -> None:
             lengths.clear()
 
     trainer_module.batch_generation, trainer_module.truncate_response = timed_sample, counted_truncate
-    rollout, minibatches, micro = job.shape.ppo
-    args = ppo.PPOConfig(
-        output_dir=f"{job.folder}/trl",
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=rollout // micro,
-        local_rollout_forward_batch_size=micro,
-        num_mini_batches=minibatches,
-        num_ppo_epochs=1,
-        total_episodes=rollout * 10**6,
-        response_length=job.shape.new,
-        temperature=1.0,
-        stop_token="eos",
-        missing_eos_penalty=1.0,
-        learning_rate=1e-9,  # the work is the same, and lengths stay what they are
-        bf16=CUDA,
-        use_cpu=not CUDA,
-        gradient_checkpointing=False,
-        num_sample_generations=0,
-        save_strategy="no",
-        report_to="none",
-    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=f"{job.folder}/model/tokenizer.json", eos_token="<end>", pad_token="<pad>", padding_side="left"
     )
@@ -73,7 +76,7 @@ def main(job: Job) -> None:
     )
     prompts = Dataset.from_dict({"input_ids": job.texts()[0]})
     trainer = ppo.PPOTrainer(
-        args=args,
+        args=arguments(job),
         processing_class=tokenizer,
         model=policy,
         ref_model=reference,
