@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ ROOT = Path(runtime.__file__).resolve().parent.parent
 SWITCHES = {"lenient", "keep_duplicates", "gradient_checkpointing", "offload", "gold", "sft_filter"}
 STUB = f"""#!/usr/bin/env bash
 # stands for python: write the command down, and leave what later stages and the shell look for
-[ "$1" != -c ] || exec {sys.executable} "$@"
+[ "$1" != -c ] || exec {shlex.quote(sys.executable)} "$@"
 printf '%s\\n' "$@" --- >>"$COMMANDS"
 while [ "$1" != --out ]; do shift || exit 0; done
 mkdir -p "$2"
