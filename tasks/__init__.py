@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+from runtime.flags import require
 from tasks.arith import arith_problems
 from tasks.published import SPLITS, hash_split, path_of
 from tasks.question import Question, numbered_questions
@@ -33,4 +34,6 @@ def load_questions(spec: str, limit: int | None = None) -> list[Question]:
     found = (question for _, question in numbered_questions(path, fillers=name == "mmlu_pro"))
     if name == "mmlu_pro":
         found = (question for question in found if split in ("all", hash_split(question)))
-    return list(islice(found, limit))
+    questions = list(islice(found, limit))
+    require(bool(questions), f"'{spec}': {path} holds no question of it")
+    return questions

@@ -136,6 +136,9 @@ def test_mmlu_pro_is_split_by_what_is_asked(mmlu):
     mmlu([row | {"question_id": i, "question": "what  IS" + row["question"].strip()[7:]} for i, row in enumerate(rows)])
     for name, split in splits.items():
         assert [int(q.id) + 70 for q in load_questions(f"mmlu_pro:{name}")] == [int(q.id) for q in split]
+    mmlu([rows[int(splits["train"][0].id) - rows[0]["question_id"]]])
+    with pytest.raises(ValueError, match="mmlu_pro:test"):  # a split may be empty, a question set may not
+        load_questions("mmlu_pro:test")
 
 
 @pytest.mark.parametrize("text, split", [
