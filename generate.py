@@ -257,9 +257,10 @@ def ask(cfg: Config) -> None:
     runtime.flags.check(cfg)
     model, tokenizer = load(cfg.model)
     question = Question("--ask", cfg.ask)
-    prompts = prompts_of(model.config, tokenizer, [question], cfg.max_new_tokens, cfg.shots)
+    [prompt] = prompts_of(model.config, tokenizer, [question], 1, cfg.shots)
+    room = min(cfg.max_new_tokens, model.config.max_position_embeddings - len(prompt))
     stop_text = STOP_TEXT[question.kind] if cfg.shots else ""
-    [response] = answers_to(model, tokenizer, prompts, cfg.max_new_tokens, 1, stop_text=stop_text)
+    [response] = answers_to(model, tokenizer, [prompt], room, 1, stop_text=stop_text)
     print(response.text)
 
 

@@ -390,6 +390,8 @@ def test_asking_one_question_prints_its_answer(model_folder, monkeypatch, capsys
         generation.main(generation.Config(str(model_folder), ask="3+4?", shots=shots, max_new_tokens=6))
         [response] = generate(load_model(model_folder), [prompt], 6, 0, tokenizer.stop_ids)
         assert capsys.readouterr().out == tokenizer.decode(response.tokens) + "\n"
+    generation.main(generation.Config(str(model_folder), ask="3+4?", max_new_tokens=10**6))  # what the context holds
+    assert capsys.readouterr().out.endswith("\n")
 
 
 @pytest.mark.parametrize("flags", [
