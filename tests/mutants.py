@@ -179,13 +179,12 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("rollouts of two iterations share their chances", ", iteration, i", ", i",
          "nothing_in_a_rollout_carries_a_gradient_and_its_iteration_repeats_it"),
         *by("the_rollout_mask_is_the_sampled_tokens_with_the_end_token_and_nothing_after_it", [
-            ("unfinished and finished answers swapped", '== "stop" for s in', '!= "stop" for s in'),
+            ("what ended was cut, and the other way round", '== "stop" for finish in', '!= "stop" for finish in'),
             ("the end token is cut off before scoring and training", "s.tokens", "s.tokens[:-1] or s.tokens")]),
         *by("the_judge_sees_what_was_said_and_unfinished_answers_get_their_own_score", [
             ("unfinished answers keep their score",
-             "torch.where(ended, score(questions, prompts, responses, texts), cfg.unfinished_score)",
-             "score(questions, prompts, responses, texts)"),
-            ("answers are judged by the questions of others", ", score(questions", ", score(questions[::-1]")]),
+             "    scores = replace_unfinished(scores, finishes, cfg.unfinished_score)\n    ended", "    ended"),
+            ("answers are judged by the questions of others", "= score(questions", "= score(questions[::-1]")]),
         *by("offload_changes_no_bit_and_only_who_is_at_the_desk_works", [
             ("the policy samples from the CPU", "]\n    with desk(policy)", "]\n    if True"),
             ("reference and critic are not sent for", ", reference, critic):", "):"),
@@ -206,8 +205,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "nan_stops_before_the_step_and_keeps_the_last_good_policy"),
         *by("now_and_then_held_out_questions_are_asked_and_samples_shown", [
             ("held-out questions are asked after the update", "= 0 or iteration =", "= 1 or iteration ="),
-            ("held-out answers without an end keep their score", "torch.where(ended, scores, cfg.unfinished_score)",
-             "scores")]),
+            ("held-out answers without an end keep their score",
+             "replace_unfinished(scores, finishes, cfg.unfinished_score).mean", "scores.mean")]),
     ],
     "health.py": [
         *by("the_rollouts_metrics_by_hand", [
@@ -301,6 +300,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a wrong answer costs nothing", ") * 2.0 - 1.0  # (", ") * 1.0  # ("),
             ("lenient is ignored", ".kind, cfg.lenient", ".kind"),
             ("questions without a known answer are asked", " if question.id in truth", "")]),
+        *by("test_eval::best_of_n_never_chooses_what_was_cut_off_for_its_score", [
+            ("unfinished answers keep their score", "where(ended, scores, unfinished_score)", "clone(scores)"),
+            ("finished answers lose their score", "where(ended, scores, unf", "where(~ended, scores, unf"),
+            ("an unfinished answer is two deviations above", "where(ended, scores, unf", "where(ended, scores, -unf")]),
         ("the reward model is not sent for", "with desk(judge):", "if True:",
          "test_ppo::offload_changes_no_bit_and_only_who_is_at_the_desk_works"),
     ],
@@ -779,6 +782,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("scores of another row", "(-1, cfg.samples)", "(cfg.samples, -1).T"),
             ("best-of-n is greedy", "(cfg.temperature,)", "(0.0,)"),
             ("what the reward model reads costs nothing", ' + cost.get("scorer_parameters", 0)', "")]),
+        *by("best_of_n_never_chooses_what_was_cut_off_for_its_score", [
+            ("what was cut off keeps its score", "replace_unfinished(scores,", "(lambda scores, *_: scores)(scores,"),
+            ("PPO's default whatever the flag says", "for response in said], cfg.unfinished_score",
+             "for response in said], UNFINISHED_SCORE")]),
         *by("each_model_answers_by_itself_into_its_own_folder", [
             ("answers are sampled", "stop_text=", "(1.0,), stop_text="),
             ("accuracy is sampled", ", batch_size)", ", batch_size, 1.0)"),
