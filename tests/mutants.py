@@ -343,6 +343,23 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "../bench/tests/test_ablation::the_bootstrap_varies_over_seeds_and_over_questions"),
         ("a one-sided p", ", 2 * (tail + 1) /", ", (tail + 1) /",
          "../bench/tests/test_ablation::the_p_value_is_two_sided_and_never_zero"),
+        *by("../bench/tests/test_ablation::of_bootstrap_and_student_the_less_sure_one_counts", [
+            ("the surer of two tests counts", "p = max(p_value", "p = min(p_value"),
+            ("the narrower of two intervals", "min(low, mean - half), max(high, mean + half)",
+             "max(low, mean - half), min(high, mean + half)"),
+            ("one seed has a p", "(seeds := len(by_seed)) > 1", "(seeds := len(by_seed)) > 0"),
+            ("the deviation of the seeds is biased", "std(ddof=1)", "std(ddof=0)"),
+            ("the deviation of one seed, not of their mean", " / math.sqrt(seeds)\n", "\n"),
+            ("as many degrees as seeds", "1e-99), seeds - 1", "1e-99), seeds")]),
+        ("the bootstrap alone", ", student_p(mean / max(error, 1e-99), seeds - 1)", ", 0",
+         "../bench/tests/test_ablation::the_p_value_holds_its_level_whatever_the_seeds_differ_by[10]"),
+        *by("../bench/tests/test_ablation::student_is_that_of_the_tables_and_of_the_integral", [
+            ("a one-sided t", "1 - (2 / math", "0.5 - (2 / math"),
+            ("Student's series without its coefficients", " * (k + 1) / (k + 2)", ""),
+            ("a bound of 90 %", "> 0.05 else (low", "> 0.1 else (low")]),
+        *by("../bench/tests/test_ablation::the_verdict_rests_on_the_corrected_p_and_the_page_shows_it", [
+            ("a verdict without Holm", "if corrected < 0.05", 'if test["p"] < 0.05'),
+            ("the page shows the p without Holm twice", "{test['p_holm']:", "{test['p']:")]),
         ("Holm becomes Bonferroni", "(len(p_values) - rank)", "len(p_values)",
          "../bench/tests/test_ablation::holm_by_hand"),
         *by("../bench/tests/test_ablation::the_numbers_of_a_small_ablation_by_hand", [
@@ -382,6 +399,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("arms count in a run's cost", ' and (arms or "+" not in stage)', "",
          "what_is_missing_is_said_and_nothing_else_changes"),
         ("the raw vote's curve in the learned one's", '= r"6_ppo(_r\\d)?",', '= r"6_ppo(_r.*)?",',
+         "unknown_numbers_and_a_second_round"),
+        ("recorded answers are greedy ones", 'row["mean_tokens"] is None]', "False]",
          "unknown_numbers_and_a_second_round"),
         *by("the_page_of_a_run", [
             ("fixed and broken swapped", "(not fixed, fixed)", "(fixed, not fixed)"),
