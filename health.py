@@ -162,7 +162,7 @@ def of_rollout(r, advantages: Tensor, returns: Tensor, kl_coef: float) -> dict[s
         "response_length/min": lengths.min().item(),
         "response_length/max": lengths.max().item(),
         "response_length/clip_ratio": 1 - r.ended.float().mean().item(),
-        "tokens": r.tokens.numel(),
+        "tokens": sum(r.lengths),  # of prompts and responses, without padding
         "sampled": int(r.mask.sum()),
     }
 

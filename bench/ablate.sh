@@ -47,7 +47,7 @@ pairs() { # pairs NAME STUDENT VOTERS: the student's answers, rewarded by other 
 run 1_vote+all pseudo_reward.py --questions "$questions" --teacher "$answers" "$(switch keep_duplicates)" \
   "$(switch lenient)" --no-sft_filter
 supervise all "$STUDENT" "$RUN/1_vote+all/sft.jsonl" "$sft_epochs"
-head -n $((train * 4 / 10)) "$RUN/1_vote/sft.jsonl" >"$RUN/1_vote+tenth.jsonl" # of four a question
+awk 'NR % 10 == 1' "$RUN/1_vote/sft.jsonl" >"$RUN/1_vote+tenth.jsonl" # over all questions
 supervise tenth "$STUDENT" "$RUN/1_vote+tenth.jsonl" "$sft_epochs"
 longer=$("$PYTHON" -c 'import json, sys
 sft, ppo = (json.load(open(f"{sys.argv[1]}/{stage}/done.json"))["flops"] for stage in ("2_sft", "6_ppo"))

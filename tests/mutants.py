@@ -215,6 +215,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("explained variance of the values' own variance", "spread = targets.", "spread = values."),
             ("both explained variances are blind to an offset", ".square().mean()", ".var(correction=0)"),
             ("empty answers differ", "texts if text.strip()", "texts")]),
+        ("padding costs FLOPs", '"tokens": sum(r.lengths)', '"tokens": r.tokens.numel()',
+         "test_ppo::what_a_run_costs_is_of_real_tokens_and_not_of_padding"),
         *by("the_updates_metrics_are_means_over_its_tokens_by_hand", [
             ("a ratio far below 1 is no gap", "(ratio - 1).abs().", "(ratio - 1)."),
             ("variance of the ratio without its mean", ' - mean["ratio"] ** 2', ""),
@@ -1053,6 +1055,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     ],
     "bench/ablate.sh": [
         *by("test_train_all::the_arms_of_the_ablation_differ_from_the_run_in_one_thing", [
+            ("a tenth of the questions", "NR % 10 == 1", "NR <= 3"),
             ("a tenth is all of it", '+tenth.jsonl" "$', '/sft.jsonl" "$'),
             ("longer from the base model", '$RUN/2_sft" "$RUN/', '$STUDENT" "$RUN/'),
             ("as long as SFT itself", "ppo / sft * int", "sft / sft * int"),

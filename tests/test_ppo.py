@@ -520,6 +520,24 @@ def test_now_and_then_held_out_questions_are_asked_and_samples_shown(tiny, score
     assert [int(n) for n in re.findall(r"==== iteration (\d+)", text)] == [0, 2, 3]
 
 
+def test_what_a_run_costs_is_of_real_tokens_and_not_of_padding(tiny, scorer, tmp_path, monkeypatch):
+    """2 for each parameter and token that is sampled, read by three and judged, 6 for each that two networks learn."""
+    real, rollouts = ppo.rollout, []
+
+    def spy(*args, **named):
+        rollouts.append((args[6], real(*args, **named)))
+        return rollouts[-1][1]
+
+    monkeypatch.setattr(ppo, "rollout", spy)
+    run(tmp_path, tiny, scorer, epochs=2)
+    tokens = sum(int(r.mask.sum()) + sum(len(prompt) for _, prompt in asked) for asked, r in rollouts)
+    assert tokens < sum(r.tokens.numel() for _, r in rollouts)
+    parameters = sum(p.numel() for p in load_model(tiny).parameters())
+    done = json.loads((tmp_path / "out" / "done.json").read_text())
+    assert done["flops"] == parameters * tokens * (2 * 5 + 6 * 2 * 2)
+    assert done["tokens"] == sum(int(r.mask.sum()) for _, r in rollouts)
+
+
 # ---- what stops a run ----------------------------------------------------------------------------------------------
 
 

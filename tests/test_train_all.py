@@ -185,9 +185,9 @@ def test_the_arms_of_the_ablation_differ_from_the_run_in_one_thing(shell, tmp_pa
     for command, expected in zip(arms, wired(ARMS)):
         assert command == expected
     assert len(arms) == len(wired(ARMS))
-    (tmp_path / "a run/1_vote/sft.jsonl").write_text("".join(f"{i}\n" for i in range(9)))
+    (tmp_path / "a run/1_vote/sft.jsonl").write_text("".join(f"{i}\n" for i in range(25)))
     shell("bench/ablate.sh", "arms", SEED="7", QUESTIONS="mine.jsonl", **NUMBERS | {"train": "5"})
-    assert (tmp_path / "a run/1_vote+tenth.jsonl").read_text() == "0\n1\n"  # of 5 questions with 4 texts each
+    assert (tmp_path / "a run/1_vote+tenth.jsonl").read_text() == "0\n10\n20\n"  # from the first to the last question
 
 
 def test_the_ablation_runs_every_seed_and_compares_them(shell):
