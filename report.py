@@ -250,8 +250,8 @@ def page_of(run: Run, report: Mapping) -> str:
         how_answered(report["accuracy"], MODELS)
         + " Right: states gold (95 %: Wilson); lenient: or ends in it; cut: had not ended.",
         table(["PPO against", "better", "points", "won : lost", "p", "n"], compared),
-        "Exact McNemar tests on the same questions, two-sided, uncorrected; within noise: a p of 0.05 or more. It "
-        "is for other questions; for other seeds one seed has none (bench/ablation.py compares several).",
+        "Exact McNemar tests on the same questions, two-sided, uncorrected; within noise: a p of 0.05 or more. A p "
+        "is about other questions; one seed gives none about other seeds (bench/ablation.py compares several).",
         "## Quality of the signal",
         table(["signal", "value"], signals),
         "## Curves of PPO",

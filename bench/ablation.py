@@ -86,10 +86,7 @@ def p_value(means: np.ndarray) -> float:
 
 
 def student_p(t: float, freedom: int) -> float:
-    """Two-sided p of Student's t with `freedom` degrees, by the finite series of Abramowitz and Stegun, 26.7.3 and 4.
-
-    Example: t 2.776 with 4 degrees -> 0.05.
-    """
+    """Two-sided p of Student's t (Abramowitz and Stegun, 26.7.3 and 4). Example: 2.776, 4 degrees -> 0.05."""
     angle, odd, inside = math.atan(abs(t) / math.sqrt(freedom)), freedom % 2, 0.0
     term = math.cos(angle) ** odd
     for k in range(odd, freedom, 2):
@@ -112,7 +109,7 @@ def gain(values: np.ndarray, rng: np.random.Generator) -> dict:
 
     Of two tests the one that is less sure counts, for p and for each end of the interval. The bootstrap takes few seeds
     for many: of five that differ by 3 to 10 points it errs 1 to 4 times in 100 at a level of 0.0033. Student's t over
-    the seeds' means does not, but knows these questions alone. Both together err at most 7 times in 100 at 0.05.
+    the seeds' means does not, but knows these questions alone. Together they err at most 7 times in 100 at 0.05.
     One seed says nothing of others: p is None, and the interval is for other questions alone.
     """
     by_seed, means, p = values.mean(1), two_way_bootstrap(values, rng), None
@@ -126,7 +123,7 @@ def gain(values: np.ndarray, rng: np.random.Generator) -> dict:
 
 
 def interval(values: np.ndarray, rng: np.random.Generator) -> dict:
-    """Of shares and not of differences, (seeds, questions) of 0 and 1: no p, and the interval ends at 0 and 1."""
+    """Of shares and not of differences, (seeds, questions) of 0 and 1: no p, and the interval stays between 0 and 1."""
     found = gain(values, rng)
     return {"mean": found["mean"], "ci95": np.clip(found["ci95"], 0, 1).tolist(), "by_seed": found["by_seed"]}
 
