@@ -192,7 +192,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def how_answered(accuracy: Mapping[str, Mapping], names: Mapping[str, str]) -> str:
     """Who was not asked for greedy answers; recorded ones are told by their unknown number of tokens."""
     recorded = [f"{names[name]} (recorded)" for name, row in accuracy.items() if row["mean_tokens"] is None]
-    return f"Greedy, but for {' and '.join(['best of n', *recorded])}."
+    return f"Greedy, but for {' and '.join(['those of n samples', *recorded])}."
 
 
 def accuracy_rows(report: Mapping) -> Iterator[list[object]]:

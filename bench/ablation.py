@@ -141,7 +141,7 @@ def gain(values: np.ndarray, rng: np.random.Generator) -> dict:
 
 
 def interval(values: np.ndarray, rng: np.random.Generator) -> dict:
-    """Of shares and not of differences, (seeds, questions) of 0 and 1: no p, and the interval stays between 0 and 1."""
+    """Of shares and not of differences, (seeds, questions) of 0 to 1: no p, and the interval stays between 0 and 1."""
     found = gain(values, rng)
     return {"mean": found["mean"], "ci95": np.clip(found["ci95"], 0, 1).tolist(), "by_seed": found["by_seed"]}
 
@@ -197,7 +197,7 @@ def build(runs: Mapping[str, Run]) -> dict:
     tests = []
     for one, other in PAIRS:
         if one in arms and other in arms:
-            found = gain(answers[one] - answers[other], rng)  # of (seeds, questions) of -1, 0, 1
+            found = gain(answers[one] - answers[other], rng)  # of (seeds, questions)
             tests.append({"one": one, "other": other, "difference": found.pop("mean")} | found)
     for test, corrected in zip(tests, holm([test["p"] for test in tests])):
         test["p_holm"] = corrected

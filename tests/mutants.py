@@ -1057,7 +1057,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_train_all::the_arms_of_the_ablation_differ_from_the_run_in_one_thing", [
             ("a tenth of the questions", "NR % 10 == 1", "NR <= 3"),
             ("a tenth is all of it", '+tenth.jsonl" "$', '/sft.jsonl" "$'),
-            ("longer from the base model", '$RUN/2_sft" "$RUN/', '$STUDENT" "$RUN/'),
+            ("longer from the base model", 'longer "$RUN/2_sft"', 'longer "$STUDENT"'),
             ("as long as SFT itself", "ppo / sft * int", "sft / sft * int"),
             ("the critic is the teacher too", ' --critic "$RUN/5_reward"', ""),
             ("all answers, filtered", " --no-sft_filter", "")]),
