@@ -777,7 +777,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     ],
     "answers.py": [
         *by("answers_as_models_write_them", [
-            ("the thought is the answer", 'think>")[:2][-1]', 'think>")[0]'),
+            ("the thought is the answer", "_plain(without_thoughts(text))", "_plain(text)"),
             ("an answer that was taken back counts",
              "if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless it is '7. Wait, ...'\n"
              "                break", "break")]),
@@ -788,6 +788,14 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the sign is lost", '(-1 if "-" in number["sign"] else 1)', "1"),
             ("mixed numbers are only their fraction", '+ Fraction(int(top), int(number["bottom"] or 1))',
              '* 0 + Fraction(int(top), int(number["bottom"] or 1))')]),
+        *by("what_was_only_thought_is_no_answer", [
+            ("a thought without an end is an answer", "said if thinking else [", "["),
+            ("what follows the first thought alone", "[*said, text[start:]]", "said[:1] or [text[start:]]"),
+            ("a thought that a template opened is an answer", "i > 0 and depth == 0", "depth == 0"),
+            ("a closing tag too many ends a thought", "(i > 0 and depth == 0)", "False"),
+            ("a thought within a thought ends both", " and depth == 0)", ")"),
+            ("tags of one family alone", "think(?:ing)?|thoughts?|reason(?:ing)?|analysis|scratchpad)", "think)"),
+            ("the analysis channel is an answer", r"|<\|channel\|>(?!final)|", "|")]),
         ("no answer equals no gold", "None:\n        return False", "None:\n        return answer is gold",
          "is_correct"),
     ],
