@@ -448,9 +448,18 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the minimum share is ignored", "None and share >= cfg.min_share", "None"),
             ("questions without a vote give pairs", "        if not elected:\n            continue\n", "")]),
         *by("main_passes_every_flag_and_field_on", [
-            ("the vote knows no log-probs", "voters], [s.logprob for s in voters", "voters"),
-            ("targets capped by the number of pairs", "sft_per_question,", "pairs_per_question,"),
+            ("the vote knows no log-probs", "if comparable else None", "if False else None"),
+            ("targets capped by the number of pairs", "targets, cfg.sft_per", "targets, cfg.pairs_per"),
             ("prompts without options and instruction", 'prompt, "response', 'question, "response')]),
+        *by("log_probs_of_two_temperatures_or_two_models_decide_no_tie", [
+            ("log-probs of two temperatures are compared", "{(s.source, s.temperature) for", "{s.source for"),
+            ("log-probs of two models are compared", "{(s.source, s.temperature) for", "{s.temperature for"),
+            ("no tie is decided", ") == 1\n        vote, share", ") == 0\n        vote, share")]),
+        *by("the_targets_are_of_all_temperatures_alike", [
+            ("targets in the order of the file", "zip_longest(*groups[first:], *groups[:first])", "groups"),
+            ("the first temperature always begins", "first %= len(groups) or 1", "first = 0")]),
+        *by("a_text_of_two_temperatures_is_one_target", [
+            ("a text of two temperatures twice", "texts if keep_duplicates else list(dict.fromkeys(texts))", "texts")]),
         ("the vote is the gold answer", "elected = vote is",
          "vote = question.answer or vote\n        elected = vote is", "gold_answers_are_never_read"),
         ("the seed is ignored", 'runtime.seed_of(cfg.seed, "pairs")', "0",
@@ -462,11 +471,31 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     "tasks/recorded.py": [
         *by("our_own_form_carries_the_end_and_the_log_prob_per_token", [
             ("log-probs are sums", '/ row["tokens"] if', "if"),
-            ("a cut-off response counts as ended", "finish not in UNFINISHED", "True")]),
+            ("the temperature is lost", 'row.get("temperature")', "None")]),
         ("a cut text votes with its last number", "lenient and ended", "lenient",
          "lenient_reads_the_last_number_of_a_response_that_ended"),
-        ("a shared text identifies the last question", "if times[text] == 1", "",
-         "a_text_that_two_questions_share_identifies_neither"),
+        *by("a_text_that_two_questions_share_identifies_neither", [
+            ("a shared text identifies the last question", "if times[text] == 1", ""),
+            ("a text identifies over other options", "in (None, list(asked.options))", "in (row.get('options'),)")]),
+        *by("an_id_is_the_key_that_is_a_questions", [
+            ("the first key is the id", "{name: str(row[name]) for name in IDS if row.get(name) is not None}",
+             "dict([(name, str(row[name])) for name in IDS if row.get(name) is not None][:1])"),
+            ("no text decides between ids", "not named or asked.id in named.values()", "not named")]),
+        ("the last of two ids counts", "one = len(set(named.values())) < 2 or", "one = True or",
+         "ids_of_two_questions_in_a_line_are_an_error"),
+        *by("lines_that_belong_to_no_question_are_counted", [
+            ("other lines vanish", "    if strangers:\n", "    if False:\n"),
+            ("every file belongs", "len(strangers) < lines", "True")]),
+        *by("a_response_that_was_cut_is_known_by_any_servers_word", [
+            ("a cut-off response counts as ended", "not UNFINISHED.search(", "bool("),
+            ("reasons in small letters", "(?i)length", "length"),
+            ("a dictionary is no reason", 'reason.get("type") if', '"stop" if'),
+            ("one name of the field", " finishReason stop_reason stopReason done_reason", "")]),
+        *by("recorded_log_probs_are_per_token", [
+            ("log-probs of a completion are not read", ' or given.get("token_logprobs")', ""),
+            ("a missing log-prob counts", "/ len(logprobs) if", "/ len(given.get('token_logprobs', logprobs)) if")]),
+        ("a thought in a part of its own is said", 'if part["type"] == "text"', 'if "text" in part',
+         "what_a_reasoning_model_thought_in_a_field_of_its_own_is_not_read"),
     ],
     "sft.py": [
         *by("loss_is_the_sum_over_the_mask_by_the_tokens_of_the_whole_step", [
@@ -709,6 +738,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
              "stream = iter(unique)\n    return {split: [next(stream) for _ in range(count)]",
              "return {split: unique[:count]")]),
         ("the pool is not shuffled", "    random.Random(seed).shuffle(unique)\n", "", "the_script_splits_mmlu_pro"),
+        ("a test set that is too small is one", "len(test) == wanted", "len(test) <= wanted",
+         "a_set_that_is_too_small_is_an_error"),
         ("a question's own instruction is replaced", "q.instruction or text", "text",
          "an_instruction_suits_the_kind_and_never_replaces_a_questions_own"),
     ],
@@ -720,7 +751,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("a_users_own_choices_load", [
             ("the gold answer is read loosely", "canonical(last, kind) or extract_answer(str(answer), kind)",
              "extract_answer(str(answer), kind, lenient=True)"),
-            ("options from B", "chr(65 + i)", "chr(66 + i)")]),
+            ("options from B", "chr(65 + i)}", "chr(66 + i)}")]),
         ("the prompt without its instruction", "options), self.instruction", "options)", "a_users_own_file_loads"),
         ("fillers are dropped everywhere",
          'while fillers and options and options[-1] == "N/A":\n        options = options[:-1]',
@@ -729,6 +760,18 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("a_bad_question_file_is_refused_with_file_and_line", [
             ("a gold answer beyond the options", "gold) - 65 >= options", "gold) - 65 > options"),
             ("two questions of one id", "first == number,", "True,")]),
+        *by("choices_of_mmlu_and_arc", [
+            ("an index counts from 1", "chr(65 + answer)", "chr(64 + answer)"),
+            ("a label is the letter", "chr(65 + labels.index(str(key)))", "str(key)"),
+            ("an answer is no label", "answer if key is None else key", "key")]),
+        *by("keys_that_a_question_needs_are_read_or_refused", [
+            ("options vanish", "(not options and OPTION.fullmatch(name))", "False"),
+            ("a passage vanishes", "needed = CONTEXT.fullmatch(name) or", "needed ="),
+            ("a gold answer vanishes", "needed or (answer is None and GOLD.fullmatch(name))", "needed"),
+            ("keys by their letters alone", 're.sub(r"[\\W_]", "", key).casefold()', "key"),
+            ("an index beyond the choices", "0 <= answer < len", "0 <= answer <= len"),
+            ("labels for other choices", " and len(labels) == len(options)", ""),
+            ("one of two sets of options", 'not (row.get("options") and row.get("choices"))', "True")]),
     ],
     "tasks/arith.py": [
         ("tripled is doubled", '"*", 3, now * 3', '"*", 3, now * 2', "word_problems_are_solved_correctly"),
@@ -761,6 +804,14 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     "runtime/files.py": [
         ("any value for a text", "not isinstance(row.get(key), str)", "key not in row", "test_bad_input::bad_rows"),
         ("half a character is read", 'b"\\\\ud" in content.lower()', "False", "test_bad_input::a_bad_line"),
+        *by("test_data::objects_spread_over_lines_are_read", [
+            ("an array is a line", "    if SPREAD.match(start):\n", "    if False:\n"),
+            ("lines of an array are not counted", '            line += text.count("\\n", start, at)\n', ""),
+            ("gzip by the name of the file", 'file.read(2) == b"\\x1f\\x8b"', 'path.suffix == ".gz"')]),
+        ("an array may stop anywhere", 'text[start:].strip() != "]" * array', "False",
+         "test_data::a_bad_array_is_refused"),
+        ("another format is a fault of line 1", "for beginning, what in OTHER_FORMATS.items()",
+         "for beginning, what in ()", "test_data::another_format_is_called_what_it_is"),
         ("files are written in place", "        temporary.replace(path)\n        sync(path.parent)\n", "",
          "test_data::jsonl_round_trip"),
     ],

@@ -210,8 +210,10 @@ ROWS = [  # command, file, rows or bytes, words
     *[(command, "questions.jsonl", [{"question": "1 " * 300, "answer": "1"}], ["questions-1", "context of 256"])
       for command in ("generate", "ppo", "eval")],
     ("eval", "questions.jsonl", [{"question": "How many?"}], ["no gold answer"]),
-    ("generate", "questions.jsonl", b"\x1f\x8b" + bytes(30), ["line 1"]),
-    ("generate", "questions.jsonl", json.dumps(QUESTIONS, indent=1).encode(), ["line 1", "JSON"]),
+    ("generate", "questions.jsonl", b"\x1f\x8b" + bytes(30), ["questions.jsonl", "gzip"]),
+    ("generate", "questions.jsonl", json.dumps(QUESTIONS, indent=1).encode()[:-9], ["line 37", "JSON"]),
+    ("generate", "questions.jsonl", b"id,question\n1,How many?", ["questions.jsonl", "CSV", "read_csv"]),
+    ("pseudo_reward", "samples.jsonl", [{"id": "other", "responses": ["1"]}], ["none of its 1", "'other'", "'q0'"]),
     ("pseudo_reward", "samples.jsonl", [{"id": "q0", "responses": [1]}], ["line 1", "responses"]),
     ("votes", "votes.jsonl", [{"id": "other", "vote": "1"}], ["votes.jsonl", "no answer to any question"]),
     ("votes", "votes.jsonl", [{"id": "q0", "vote": "1"}, {"id": "q0", "vote": "2"}], ["votes.jsonl", "q0"]),
