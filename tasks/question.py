@@ -103,7 +103,7 @@ def _question(row: dict, default_id: str, fillers: bool) -> Question:
 def _choices(row: dict, options: object) -> tuple[list[str], object]:
     """The texts of a row's options, and its answer: a letter where the row has a label (ARC) or an index (MMLU)."""
     name = "options" if row.get("options") else "choices"
-    answer, key = row.get("answer"), row.get("answerKey") or None
+    answer, key = row.get("answer"), None if row.get("answerKey") == "" else row.get("answerKey")
     labels = [chr(65 + i) for i in range(len(options))] if isinstance(options, list) else []
     if isinstance(options, dict) and options.keys() == {"text", "label"}:  # ARC
         options, labels, key = options["text"], options["label"], answer if key is None else key

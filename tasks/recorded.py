@@ -59,8 +59,10 @@ def load_samples(path: str | Path, source: str, questions: dict[str, Question], 
         except (KeyError, TypeError, AttributeError, ArithmeticError):
             responses = [(None, True, None)]
         forms = "response, generated_text or model_outputs, no texts under responses and no choices[].message.content"
-        readable = all(isinstance(text, str) for text, _, _ in responses)
+        readable, temperature = all(isinstance(text, str) for text, _, _ in responses), row.get("temperature")
         require(readable, f"{path}, line {number}: no text under {forms}")
+        known = isinstance(temperature, (int, float, type(None)))
+        require(known, f"{path}, line {number}: 'temperature' must be a number")
         lines, failed = lines + 1, failed + (not responses)
         if key is None:
             strangers.append(name)
@@ -68,7 +70,7 @@ def load_samples(path: str | Path, source: str, questions: dict[str, Question], 
         kind = questions[key].kind
         for text, ended, logprob in responses:
             answer = extract_answer(text, kind, lenient and ended)  # the last number of a cut text answers nothing
-            samples.append(Sample(key, source, text, answer, ended, logprob, row.get("temperature")))
+            samples.append(Sample(key, source, text, answer, ended, logprob, temperature))
     theirs, ours = ", ".join(strangers[:3]), ", ".join(map(repr, islice(questions, 3)))
     none = f"{path}: none of its {lines} lines belongs to any of the {len(questions)} questions"
     require(len(strangers) < lines, f"{none}; the lines have {theirs or 'nothing'}, the questions the ids {ours}")

@@ -471,7 +471,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     "tasks/recorded.py": [
         *by("our_own_form_carries_the_end_and_the_log_prob_per_token", [
             ("log-probs are sums", '/ row["tokens"] if', "if"),
-            ("the temperature is lost", 'row.get("temperature")', "None")]),
+            ("the temperature is lost", "ended, logprob, temperature))", "ended, logprob))")]),
         ("a cut text votes with its last number", "lenient and ended", "lenient",
          "lenient_reads_the_last_number_of_a_response_that_ended"),
         *by("a_text_that_two_questions_share_identifies_neither", [

@@ -261,7 +261,8 @@ def lines_of_json(st):
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4))
     name = st.sampled_from("id question answer kind options instruction subject response responses choices finish "
-                           "logprob tokens body message content text custom_id error status_code q0".split())
+                           "logprob tokens body message content text custom_id error status_code q0 label answerKey "
+                           "question_id finish_reason logprobs token_logprobs type temperature".split())
     rows = st.dictionaries(name, value | st.dictionaries(name, value, max_size=3), max_size=6)
     line = st.binary(max_size=80) | rows.map(lambda row: json.dumps(row).encode())
     return st.lists(line, max_size=4)

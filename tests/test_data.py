@@ -112,6 +112,7 @@ def test_choices_of_mmlu_and_arc(row, answer, tmp_path):
                                                    "passage", "context", "endings", "incorrect_answers", "Options")],
     *[({key: "7"}, key) for key in ("solution", "label", "target", "correct_answer", "Answer", "answer_index", "gold")],
     ({"choices": ["x", "y"], "correct": 1}, "correct"), ({"answerKey": "B"}, "'B'"),
+    ({"choices": ["x", "y"], "answerKey": 0}, "0"),
     ({"choices": ["x", "y"], "answer": 2}, "index 2"), ({"choices": ["x", "y"], "answer": -1}, "index -1"),
     ({"options": ["x", "y"], "answer": 1}, "'1'"), ({"choices": {"A": "x", "B": "y"}, "answer": "A"}, "'choices'"),
     ({"options": {"A": "x"}, "answer": "A"}, "'options'"), ({"choices": "A) x B) y", "answer": "A"}, "'choices'"),

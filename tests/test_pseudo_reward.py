@@ -234,7 +234,7 @@ def test_lenient_reads_the_last_number_of_a_response_that_ended(tmp_path):
 @pytest.mark.parametrize("row", [
     {"id": "a"}, {"id": "a", "response": 7}, {"id": "a", "responses": ["text", 7]}, {"responses": ["text"]},
     {"id": "a", "choices": "x"}, {"id": "a", "choices": choices(7)}, {"id": "a", "response": {"body": None}},
-    {"id": "a", "response": "text", "tokens": "two", "logprob": -1},
+    {"id": "a", "response": "text", "tokens": "two", "logprob": -1}, {"id": "a", "response": "7", "temperature": [1]},
     {"id": "a", "choices": [{"text": "1", "logprobs": {"content": [1]}}]}])
 def test_a_bad_record_is_named_by_file_and_line(tmp_path, row):
     path = recorded(tmp_path, {"id": "a", "responses": ["fine"]}, row)
