@@ -111,8 +111,10 @@ def numbered_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[t
             continue
         row = _object(line, place)
         for key in required:
-            if not isinstance(row.get(key), str):
-                raise ValueError(f"{place}: '{key}' must be a text, this is {row.get(key, 'missing')!r:.80}")
+            if key not in row:
+                raise ValueError(f"{place}: there is no '{key}', the keys are {', '.join(row)!r:.80}")
+            if not isinstance(row[key], str):
+                raise ValueError(f"{place}: '{key}' must be a text, this is {row[key]!r:.80}")
         yield number, row
 
 

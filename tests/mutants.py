@@ -802,7 +802,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a bad file is passed over", "            errors.append(str(error))\n", "")]),
     ],
     "runtime/files.py": [
-        ("any value for a text", "not isinstance(row.get(key), str)", "key not in row", "test_bad_input::bad_rows"),
+        ("any value for a text", "not isinstance(row[key], str)", "False", "test_bad_input::bad_rows"),
         ("half a character is read", 'b"\\\\ud" in content.lower()', "False", "test_bad_input::a_bad_line"),
         *by("test_data::objects_spread_over_lines_are_read", [
             ("an array is a line", "    if SPREAD.match(start):\n", "    if False:\n"),

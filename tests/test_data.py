@@ -360,7 +360,8 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
     (json.dumps(ROWS), [1, 1]), ("\n" + json.dumps(ROWS, indent=2), [3, 7]), ("[]", []),
     ("\ufeff" + json.dumps(ROWS, indent=1), [2, 6]), ("[\n " + LINES.strip().replace("\n", ",\n") + "\n]\n", [2, 3]),
     ("\n".join(json.dumps(row, indent=2) for row in ROWS), [1, 5]),
-    (gzip.compress(LINES.encode()), [1, 2]), (gzip.compress(json.dumps(ROWS, indent=0).encode()), [2, 6])])
+    (gzip.compress(LINES.encode(), mtime=0), [1, 2]),
+    (gzip.compress(json.dumps(ROWS, indent=0).encode(), mtime=0), [2, 6])])
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl.gz"])
 def test_objects_spread_over_lines_are_read(content, numbers, name, tmp_path):
     """An array, as MMLU-Pro publishes it, or objects that a tool has indented; the line is each object's first.
@@ -385,7 +386,7 @@ def test_a_bad_array_is_refused(content, words, tmp_path):
     ("question,answer\n3+4?,7\n", "CSV"), ("\ufeffquestion;answer\n3+4?;7\n", "CSV"), ("question\tanswer\n", "TSV"),
     (b"PAR1\x15\x04", "Parquet"), (b"PK\x03\x04\x14", "ZIP"), (b"\x28\xb5\x2f\xfd\x04", "compressed"),
     ("<!DOCTYPE html>\n<html>", "web page"), ("version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
-    (gzip.compress(b"question,answer\n"), "CSV"), (gzip.compress(LINES.encode())[:-9], "gzip")])
+    (gzip.compress(b"question,answer\n", mtime=0), "CSV"), (gzip.compress(LINES.encode(), mtime=0)[:-9], "gzip")])
 def test_another_format_is_called_what_it_is(content, word, tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=r"rows\.jsonl") as error:
