@@ -47,6 +47,14 @@ def majority_vote(
     return tied[0], most / len(answers)
 
 
+def comparable(voters: Sequence[Sample]) -> bool:
+    """Whether the log-probs of a tie are on one scale: all votes for the most frequent answers come from one model at
+    one temperature. If not, a tie stays a tie."""
+    votes = Counter(sample.answer for sample in voters if sample.answer is not None)
+    most = max(votes.values(), default=0)
+    return len({(s.source, s.temperature) for s in voters if votes[s.answer] == most}) == 1
+
+
 def pseudo_rewards(samples: Sequence[Sample], vote: str) -> list[int]:
     """1 for a response that ended and whose answer is the vote, else 0. One number per sample, in order.
 
@@ -139,9 +147,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     for i, (key, question) in enumerate(questions.items()):
         responses = samples[key]
         voters = [s for s in responses if cfg.voters == "both" or s.source == "teacher"]
-        # log-probs of two models, or at two temperatures, are not on one scale: then a tie stays a tie
-        comparable = len({(s.source, s.temperature) for s in voters}) == 1
-        vote, share = majority_vote([s.answer for s in voters], [s.logprob for s in voters] if comparable else None)
+        logprobs = [s.logprob for s in voters] if comparable(voters) else None
+        vote, share = majority_vote([s.answer for s in voters], logprobs)
         elected = vote is not None and share >= cfg.min_share
         rewards = pseudo_rewards(responses, vote) if elected else [0] * len(responses)
         targets = rewards if cfg.sft_filter else [int(sample.ended) for sample in responses]

@@ -78,6 +78,7 @@ def sha256(path: Path) -> str:
 # ---- JSON Lines ----------------------------------------------------------------------------------------------------
 
 LONGEST_LINE = 64 << 20  # bytes; no question and no answer is as long
+LONGEST_ARRAY = 1 << 30  # bytes; it is read at once
 PANDAS = "pandas.read_{}(path{}).to_json('new.jsonl', orient='records', lines=True) makes JSON Lines of it"
 OTHER_FORMATS = {  # how a file of another format begins, and what to do with it
     rb"\xff\xfe|\xfe\xff|\x00?[{[]\x00|\x00+[{[]": "text in UTF-16 or UTF-32: save it in UTF-8",
@@ -131,7 +132,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if re.match(rb"(?:\xef\xbb\xbf)?(?:%b)" % beginning, start):
                     raise ValueError(f"{path} holds no JSON Lines but {what}")
             if SPREAD.match(start):
-                yield from _spread(file.read(), path)
+                yield from _spread(file.read(LONGEST_ARRAY), path)
             else:
                 yield from enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -142,6 +143,8 @@ def _spread(content: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
     """The values of an array, or those that stand one after the other, each with the number of its first line."""
     line, decoder, between = 1, json.JSONDecoder(), re.compile(r"[\s,]*")
     try:
+        if len(content) == LONGEST_ARRAY:
+            raise ValueError(f"longer than {LONGEST_ARRAY >> 20} MB, write one object a line")
         text = content.decode("utf-8-sig")
         array = text.lstrip().startswith("[")
         at = text.index("[") + 1 if array else 0

@@ -448,13 +448,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the minimum share is ignored", "None and share >= cfg.min_share", "None"),
             ("questions without a vote give pairs", "        if not elected:\n            continue\n", "")]),
         *by("main_passes_every_flag_and_field_on", [
-            ("the vote knows no log-probs", "if comparable else None", "if False else None"),
+            ("the vote knows no log-probs", "if comparable(voters) else None", "if False else None"),
             ("targets capped by the number of pairs", "targets, cfg.sft_per", "targets, cfg.pairs_per"),
             ("prompts without options and instruction", 'prompt, "response', 'question, "response')]),
         *by("log_probs_of_two_temperatures_or_two_models_decide_no_tie", [
             ("log-probs of two temperatures are compared", "{(s.source, s.temperature) for", "{s.source for"),
             ("log-probs of two models are compared", "{(s.source, s.temperature) for", "{s.temperature for"),
-            ("no tie is decided", ") == 1\n        vote, share", ") == 0\n        vote, share")]),
+            ("other votes matter in a tie", "voters if votes[s.answer] == most}", "voters}")]),
         *by("the_targets_are_of_all_temperatures_alike", [
             ("targets in the order of the file", "zip_longest(*groups[first:], *groups[:first])", "groups"),
             ("the first temperature always begins", "first %= len(groups) or 1", "first = 0")]),
@@ -808,6 +808,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("an array is a line", "    if SPREAD.match(start):\n", "    if False:\n"),
             ("lines of an array are not counted", '            line += text.count("\\n", start, at)\n', ""),
             ("gzip by the name of the file", 'file.read(2) == b"\\x1f\\x8b"', 'path.suffix == ".gz"')]),
+        ("an array without end", "file.read(LONGEST_ARRAY)", "file.read()", "test_bad_input::a_line_without_end"),
         ("an array may stop anywhere", 'text[start:].strip() != "]" * array', "False",
          "test_data::a_bad_array_is_refused"),
         ("another format is a fault of line 1", "for beginning, what in OTHER_FORMATS.items()",

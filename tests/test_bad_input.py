@@ -233,6 +233,9 @@ def test_a_line_without_end(here, capsys, monkeypatch):
     monkeypatch.setattr("runtime.files.LONGEST_LINE", 1000)
     (here / "questions.jsonl").write_text(json.dumps(QUESTIONS[0]) + '\n{"question": "' + 1000 * "x" + '"}\n')
     refuses(here, capsys, "generate", "", ["questions.jsonl, line 2", "longer than"])
+    monkeypatch.setattr("runtime.files.LONGEST_ARRAY", 500)
+    (here / "questions.jsonl").write_text("[\n" + ",\n".join(map(json.dumps, QUESTIONS)) + "]")
+    refuses(here, capsys, "generate", "", ["questions.jsonl", "longer than"])
 
 
 def test_empty_answers_are_answers(here):

@@ -328,11 +328,12 @@ def test_main_passes_every_flag_and_field_on(tmp_path):
     ((1.0, "teacher"), (1.0, "teacher"), "8"), ((0.7, "teacher"), (1.0, "teacher"), None),
     ((0.7, "teacher"), (0.7, "student"), None)])
 def test_log_probs_of_two_temperatures_or_two_models_decide_no_tie(tmp_path, first, second, vote):
-    """A colder sampler is surer of everything, and so may another model be."""
+    """A colder sampler is surer of everything, and so may another model be. Votes beside the tie do not matter."""
     paths = write_run(tmp_path / "run")
     write_jsonl(paths["questions"], [{"id": "a", "question": "3+4?"}, {"id": "b", "question": "1+1?"}])
     files = {source: [{"id": "b", "response": "#### 2"}] for source in ("teacher", "student")}
-    for answer, logprob, (temperature, source) in (("7", -2.0, first), ("8", -1.0, second)):
+    other = (0.2, "student")
+    for answer, logprob, (temperature, source) in [*[("7", -2.0, first), ("8", -1.0, second)] * 2, ("9", 0.0, other)]:
         files[source].append({"id": "a", "response": f"#### {answer}", "logprob": logprob, "tokens": 1,
                               "temperature": temperature})
     for source, content in files.items():
