@@ -812,8 +812,12 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("a damaged state is taken", "digest ==", "bool(digest) or digest ==",
          "a_damaged_state_gives_way_to_the_one_before"),
         *by("the_newest_two_states_are_kept_and_hold_no_pickle", [
-            ("only one state is kept", "path.stem != newest", "True"),
-            ("all states are kept", "path.stem != newest", "False")]),
+            ("only one state is kept", "path.stem != self.good", "True"),
+            ("all states are kept", "path.stem != self.good", "False")]),
+        *by("the_state_that_counts_outlives_a_save_that_is_killed", [
+            ("the state that it went back to is not the good one", "            self.good = path.stem\n", ""),
+            ("a damaged state counts as the newest", "path.stem != self.good",
+             'path.stem != max((path.stem for path in self.folder.glob("*.json")), default="")')]),
         *by("no_file_gets_its_name_before_its_bytes_are_on_the_disk", [
             ("renamed before it is on the disk", "        sync(temporary)\n", ""),
             ("lines of a state that are not on the disk", "sync(self.stage.out / name)", "pass")]),
