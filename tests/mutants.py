@@ -1044,6 +1044,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("an old stage is overwritten", '[ -e "$RUN/$stage.old$old" ]', "false")]),
         *by("test_train_all::a_signal_is_passed_on_once_and_the_stage_waited_for", [
             ("a stage is not waited for", 'wait "$child" || true', "break"),
+            ("what goes on forgets the precision", "NPROC PRECISION ", "NPROC "),
             ("what goes on forgets the numbers", ":-$asked$changed$", ":-$asked$")]),
         *by("test_train_all::a_bad_setting_is_one_sentence_before_any_command", [
             ("an unknown preset is a path", "^[A-Za-z0-9][A-Za-z0-9._-]*$", "."),
