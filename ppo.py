@@ -203,7 +203,7 @@ def rollout(
         # in the first epoch's micro-batches: in another shape bf16 rounds differently
         batches = minibatches_of(cfg, len(prompts), iteration, epoch=0)
         read = steps.read(r.lengths, cfg.micro_tokens, reader, mask, batches)  # (4, B, T-1)
-    logprobs, ref_logprobs, values, entropy = read
+    logprobs, ref_logprobs, values, entropy = read  # (B, T-1) each
     return replace(r, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values, entropy=entropy)
 
 

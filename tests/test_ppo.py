@@ -554,12 +554,12 @@ def test_in_bf16_a_healthy_run_is_silent(tiny, scorer, tmp_path, monkeypatch, ca
         return model
 
     monkeypatch.setattr(ppo, "load_model", louder)
-    flags = dict(rollout_size=16, minibatches=2, max_new_tokens=16, lr=1e-3, critic_lr=1e-3)
+    flags = dict(iterations=1, rollout_size=16, max_new_tokens=16)
     exact = run(tmp_path / "fp32", tiny, scorer, **flags)
     monkeypatch.setenv("PRECISION", "bf16")
     rough = run(tmp_path / "bf16", tiny, scorer, **flags)
     assert "the same tokens differently" not in capsys.readouterr().out
-    assert [m["val/ratio_first_gap"] for m in rough] == [0, 0, 0]
+    assert max(m["val/ratio_first_gap"] for m in rough) < 1e-4
     assert 1e-6 < abs(rough[0]["objective/entropy"] / exact[0]["objective/entropy"] - 1) < 0.05
 
 
