@@ -671,6 +671,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("all seeds draw alike", "cfg.seed, purpose,", "purpose,"),
             ("a temperature draws as the next seed's first", ", purpose, index,", " + index, purpose,"),
             ("chances restart in every part", ", index, i", ", index, i - start")]),
+        ("all answers are one part", "PART // samples", "len(prompts)",
+         "a_state_is_as_small_after_many_answers_as_after_few"),
         ("chances of a part follow from its size", ", index, i, sample", ", step, i, sample",
          "samples_do_not_depend_on_batches_and_parts"),
         *by("every_sample_is_of_its_question_and_temperature", [
