@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import math
 import os
 import typing
@@ -88,11 +87,7 @@ def step(
 
 
 def read(
-    lengths: Sequence[int],
-    micro_tokens: int,
-    reader: Callable[[list[int]], Tensor],
-    like: Tensor,
-    batches: Sequence[list[int]] = (),
+    lengths: Sequence[int], micro_tokens: int, reader: Callable, like: Tensor, batches: Sequence[list[int]] = ()
 ) -> Tensor:
     """reader(rows) -> (k, b, t), without gradients, for all rows: k times the shape of `like`, 0 beyond t.
 
@@ -102,8 +97,8 @@ def read(
     import torch
 
     found = None
-    dealt = (shares(rows, lengths, micro_tokens) for rows in batches or [range(len(lengths))])
-    for micro, counts in itertools.chain.from_iterable(dealt):
+    dealt = [share for rows in batches or [range(len(lengths))] for share in shares(rows, lengths, micro_tokens)]
+    for micro, counts in dealt:
         with torch.no_grad(), mixed_precision():
             values = reader(micro) * counts  # (k, b, t)
         found = torch.zeros(len(values), *like.shape, device=values.device) if found is None else found
@@ -170,8 +165,7 @@ def set_threads(model: nn.Module) -> None:
 def bf16(cuda: bool | None = None) -> bool:
     """Whether a run computes in bf16: what PRECISION in the environment says, fp32 or bf16; else on a GPU alone.
 
-    On either device bf16 means: training and scoring multiply matrices in bf16, and a model that only answers stays in
-    its file's type. fp32 means that all is fp32.
+    bf16: training and scoring multiply matrices in it, a model that only answers stays in its file's type. fp32: all.
     """
     cuda = default_device().type == "cuda" if cuda is None else cuda
     precision = os.environ.get("PRECISION") or ("bf16" if cuda else "fp32")
