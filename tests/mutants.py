@@ -113,8 +113,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the policy is read twice", "reference, b.", "policy, b."),
             ("the answers of a rollout share their chances", ", iteration, i", ", iteration"),
             ("sampling ignores the seed", 'cfg.seed, "ppo",', '0, "ppo",'),
-            ("one permutation for all epochs", ", iteration, epoch", ", iteration"),
-            ("a minibatch too many", "math.ceil(len(r.tokens) / cfg.min", "(len(r.tokens) // cfg.min"),
+            ("one permutation for all epochs", '"minibatches", iteration, epoch', '"minibatches", iteration'),
+            ("a minibatch too many", "math.ceil(n / cfg.min", "(n // cfg.min"),
             ("the learning rate is never set",
              "runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))", "pass"),
             ("the critic learns at the policy's rate", ", cfg.critic_lr", ", cfg.lr"),
@@ -174,6 +174,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the reference without the temperature", "reference, b.tokens, b.mask, cfg.temperature",
              "reference, b.tokens, b.mask"),
             ("the longest text of some rows loses its last token", "row in rows)", "row in rows) - 1")]),
+        ("read in other micro-batches than learned in", "reader, mask, batches)", "reader, mask)",
+         "in_bf16_a_healthy_run_is_silent"),
         ("the critic has seen the token", "masked_values(critic, b.tokens, b.mask)  # (b, T'-1)\n        return",
          "critic(b.tokens)[:, 1:]\n        return", "a_value_has_seen_the_tokens_before_its_own_and_no_other"),
         ("rollouts of two iterations share their chances", ", iteration, i", ", i",
@@ -196,7 +198,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "a_whole_run_is_the_loop_that_is_written_out_here[votes]"),
         *by("every_question_comes_once_before_any_comes_again", [
             ("the order of the questions repeats", '"questions", epoch', '"questions"'),
-            ("the order of the questions ignores the seed", "n, cfg.seed,", "n, 0,"),
+            ("the order of the questions ignores the seed", 'n, cfg.seed, "q', 'n, 0, "q'),
             ("the same questions in every iteration", "iteration * cfg.rollout_size", "0"),
             ("every rollout begins with a pass", "start % n :][: cfg", ": cfg"),
             ("a rollout ends with its pass", "(start + cfg.rollout_size - 1)", "start")]),
@@ -218,13 +220,19 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("padding costs FLOPs", '"tokens": sum(r.lengths)', '"tokens": r.tokens.numel()',
          "test_ppo::what_a_run_costs_is_of_real_tokens_and_not_of_padding"),
         *by("the_updates_metrics_are_means_over_its_tokens_by_hand", [
-            ("a ratio far below 1 is no gap", "(ratio - 1).abs().", "(ratio - 1)."),
+            ("the mean ratio is watched", 'policy_steps[0]["gap"] / policy_steps[0]["tokens"]',
+             'abs(policy_steps[0]["ratio"] / policy_steps[0]["tokens"] - 1)'),
+            ("a ratio far below 1 is no gap", "(ratio - 1).abs()", "ratio - 1"),
             ("variance of the ratio without its mean", ' - mean["ratio"] ** 2', ""),
             ("the value loss is a mean over steps", 'tokens,\n        "val', 'len(critic_steps),\n        "val')]),
         ("the highest score is shown as the lowest", "argsort()", "argsort(descending=True)",
          "the_samples_that_are_shown_by_hand"),
-        ("the ratio is not watched", "() else 1e-3", "() else 1e3",
+        ("the ratio is not watched", "MEAN_GAP = 1e-5, 0.01", "MEAN_GAP = 1e-5, 1.0",
          "test_ppo::an_update_that_disagrees_with_its_rollout_is_an_error"),
+        *by("how_far_the_first_ratios_may_be_from_one_follows_the_precision", [
+            ("the worst token ends the run", 'metrics["val/ratio_first_mean_gap"]', 'metrics["val/ratio_first_gap"]'),
+            ("bf16 is as exact as fp32", "if bf16 else", "if False else"),
+            ("fp32 is as rough as bf16", "if bf16 else", "if True else")]),
         *by("a_warning_at_the_border_of_each_range", [
             ("a border is sick", "<= value <= high:", "< value < high:"),
             ("causes of the other side", "value < low else", "value > low else")]),
@@ -716,6 +724,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("all seeds draw alike", "cfg.seed, purpose,", "purpose,"),
             ("a temperature draws as the next seed's first", ", purpose, index,", " + index, purpose,"),
             ("chances restart in every part", ", index, i", ", index, i - start")]),
+        ("all answers are one part", "PART // samples", "len(prompts)",
+         "a_state_is_as_small_after_many_answers_as_after_few"),
         ("chances of a part follow from its size", ", index, i, sample", ", step, i, sample",
          "samples_do_not_depend_on_batches_and_parts"),
         *by("every_sample_is_of_its_question_and_temperature", [
@@ -892,8 +902,12 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("a damaged state is taken", "digest ==", "bool(digest) or digest ==",
          "a_damaged_state_gives_way_to_the_one_before"),
         *by("the_newest_two_states_are_kept_and_hold_no_pickle", [
-            ("only one state is kept", "path.stem != newest", "True"),
-            ("all states are kept", "path.stem != newest", "False")]),
+            ("only one state is kept", "path.stem != self.good", "True"),
+            ("all states are kept", "path.stem != self.good", "False")]),
+        *by("the_state_that_counts_outlives_a_save_that_is_killed", [
+            ("the state that it went back to is not the good one", "            self.good = path.stem\n", ""),
+            ("a damaged state counts as the newest", "path.stem != self.good",
+             'path.stem != max((path.stem for path in self.folder.glob("*.json")), default="")')]),
         *by("no_file_gets_its_name_before_its_bytes_are_on_the_disk", [
             ("renamed before it is on the disk", "        sync(temporary)\n", ""),
             ("lines of a state that are not on the disk", "sync(self.stage.out / name)", "pass")]),
@@ -909,9 +923,15 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_runtime::threads_by_the_size_of_the_model", [
             ("all threads for a small model", "< SMALL and not os", "> SMALL and not os"),
             ("the user's threads are overruled", ' and not os.environ.get("OMP_NUM_THREADS")', "")]),
-        *by("test_runtime::products_are_bf16_on_a_gpu_and_fp32_on_a_cpu", [
+        *by("test_runtime::products_are_in_the_precision_that_is_set_else_bf16_on_a_gpu_alone", [
             ("all weights are kept in bf16", "=False", "=True"),
-            ("bf16 on a CPU", '=device == "cuda",', "=True,")]),
+            ("bf16 on a CPU", '"bf16" if cuda else "fp32"', '"bf16"'),
+            ("the device decides whatever is set", 'os.environ.get("PRECISION") or', ""),
+            ("answers are always in fp32", "None if bf16() else", "")]),
+        ("fp16 is fp32", 'precision in ("fp32", "bf16")', "precision",
+         "test_runtime::a_precision_that_is_neither_is_refused"),
+        ("rows are read in another order than they are learned in", "for rows in batches or", "for rows in",
+         "test_steps::rows_are_read_in_the_micro_batches_in_which_they_are_learned"),
         *by("test_runtime::learning_rate_warms_up_and_falls_linearly_to_zero", [
             ("warm-up begins at 0", "(step + 1) / max", "step / max"),
             ("no decay", "(total - step) / max(total - warmup, 1)", "1.0"),
@@ -1011,6 +1031,9 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("when an input was made counts", '"done.json", "metrics.jsonl"', '"metrics.jsonl",')]),
         ("a changed output is not noticed", "size or (digest and sha256(path) != digest)", "size",
          "test_runtime::a_missing_truncated_or_changed_output_is_made_again"),
+        *by("test_runtime::another_precision_redoes_a_stage_that_has_a_network", [
+            ("any precision will do", 'settings["precision"] = os', 'settings[""] = os'),
+            ("a precision redoes everything", 'if self.memory and os.environ.get("PREC', 'if os.environ.get("PREC')]),
         ("half-written files stay", 'self.folder.rglob("*.tmp")', "()", "test_runtime::what_an_attempt_left_goes"),
         ("a folder that cannot be written to", "place.is_dir() and os.access(place, os.W_OK)", "True",
          "test_runtime::a_folder_that_cannot_be_written_to_is_refused_before_the_work_unless_it_is_done"),
@@ -1046,6 +1069,9 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("values are not kept", "Q + 2 * K + 4 * F", "Q + K + 4 * F"),
             ("a single moment", ', "moments": 8 * N', ', "moments": 4 * N'),
             ("checkpointing keeps nothing", "tokens * layers * 4 * D + ", "")]),
+        *by("the_precision_that_is_set_counts", [
+            ("activations of the device", "2.6 if bf16(cuda)", "2.6 if cuda"),
+            ("copies of the device", "if bf16(cuda) and not", "if cuda and not")]),
         ("keys without values", "cache = 2 * config", "cache = config", "the_cache_is_as_large_as_it_is_said_to_be"),
         *by("offload_leaves_the_network_at_work_alone_on_a_gpu", [
             ("offload on a CPU", "(cfg.offload and cuda)", "cfg.offload"),
@@ -1108,6 +1134,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("an old stage is overwritten", '[ -e "$RUN/$stage.old$old" ]', "false")]),
         *by("test_train_all::a_signal_is_passed_on_once_and_the_stage_waited_for", [
             ("a stage is not waited for", 'wait "$child" || true', "break"),
+            ("what goes on forgets the precision", "NPROC PRECISION ", "NPROC "),
             ("what goes on forgets the numbers", ":-$asked$changed$", ":-$asked$")]),
         *by("test_train_all::a_bad_setting_is_one_sentence_before_any_command", [
             ("an unknown preset is a path", "^[A-Za-z0-9][A-Za-z0-9._-]*$", "."),
