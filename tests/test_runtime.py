@@ -44,6 +44,18 @@ def test_cli_makes_a_typed_flag_of_every_field():
     assert runtime.cli(Flags, ["--model", "m", "--no-fast", "--safe"]) == Flags("m")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_a_terminal_of_another_encoding_does_not_end_a_script(encoding):
+    code = ("import sys, runtime\nfrom test_runtime import Flags\n"
+            "def main(cfg): print('7 \u2014 \u6771\u4eac', cfg.model); print('\u2713', file=sys.stderr)\n"
+            "runtime.launch(main, Flags, ['--model', 'm\\udcff'])")
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding).strip() == {
+        "utf-8": "7 \u2014 \u6771\u4eac m?", "cp1252": "7 \u2014 ?? m?"}.get(encoding, "7 ? ?? m?")
+
+
 @pytest.mark.parametrize(("argv", "named"), [
     ([], "--model"),  # required
     (["--model", "m", "--stepz", "3"], "--stepz"),
@@ -357,12 +369,17 @@ def test_an_input_folder_counts_by_its_models_files_not_by_its_own_done_json(cfg
     folder = Path(cfg.data).with_name("model")
     folder.mkdir()
     cfg = replace(cfg, data=str(folder))
-    for name in ("config.json", "model.safetensors", "done.json", "metrics.jsonl"):
+    own, read = ["done.json", "metrics.jsonl"], [
+        "config.json", "model.safetensors", "model.safetensors.index.json", "model-00001.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja"]
+    for name in [*own, *read]:
         (folder / name).write_text("{}", encoding="utf-8")
     assert run(cfg)
-    for name in ("done.json", "metrics.jsonl", "model.safetensors", "config.json"):
+    for name in [*own, *read]:
         (folder / name).write_text("[]", encoding="utf-8")
-        assert run(cfg) == (name in ("model.safetensors", "config.json"))
+        assert run(cfg) == (name in read), name
+    (folder / "tokenizer.json").unlink()
+    assert run(cfg)
     (folder / "config.json").rename(folder / "tokenizer.json")
     assert run(cfg)
 
