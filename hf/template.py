@@ -56,7 +56,7 @@ def plain(turns: Turns, opened: bool, begin: list[Special], end: Special) -> Ite
 # ---- whose template a folder has -------------------------------------------------------------------------------------
 
 STRING = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
-TAG = re.compile(rf"""\{{#.*?#\}}|\{{[{{%](?:{STRING}|[^'"])*?[%}}]\}}""", re.DOTALL)
+TAG = re.compile(rf"""\{{#.*?#\}}|\{{[{{%](?:{STRING}|[^'"{{]|\{{(?![{{%#]))*?[%}}]\}}""", re.DOTALL)
 
 
 def skeleton(template: str) -> str:
@@ -122,36 +122,31 @@ LLAMA3_TURN = f"{START}⟨message.role⟩{STOP}\n\n⟨message.content|trim⟩{EO
 LLAMA3_LAST = LAST.format(f"{START}assistant{STOP}\n\n")
 CHATML_TURN = f"{IM_START}⟨message.role⟩\n⟨message.content⟩{IM_END}\n"
 CHATML_LAST = LAST.format(f"{IM_START}assistant\n")
-SYSTEM = f"{IM_START}system\n⟪text⟫{IM_END}\n"
-KNOWN = (  # style, and the skeleton of a published template
-    ("llama3", f"⟨bos_token⟩{LOOP}{LLAMA3_TURN}{LLAMA3_LAST}"),
-    (
-        "llama3",
+USER, ASSISTANT, SYSTEM = (f"{IM_START}{role}\n⟨message.content⟩{IM_END}\n" for role in ("user", "assistant", "system"))
+KNOWN = {  # style: skeletons of published templates
+    "llama3": (
+        f"⟨bos_token⟩{LOOP}{LLAMA3_TURN}{LLAMA3_LAST}",
         f"⟦set loop_messages=⟨messages⟩⟧⟦for message in loop_messages⟧⟦set content={LLAMA3_TURN}⟧"
         f"⟦if loop.index0==0⟧⟦set content=⟨bos_token+content⟩⟧⟦endif⟧⟨content⟩{LLAMA3_LAST}",
     ),
-    (
-        "llama3.1",  # and 3.2, 3.3
+    "llama3.1": (  # and 3.2, 3.3
         "⟨bos_token⟩⟪tools⟫⟦if not date_string is defined⟧⟪date⟫⟦endif⟧⟪tools⟫"
         "⟦if messages[0].role=='system'⟧⟦set system_message=⟨messages[0].content|trim⟩⟧⟦set messages=⟨messages[1:]⟩⟧"
         f"⟦else⟧⟦set system_message=⟧⟦endif⟧{START}system{STOP}\n\n⟪tools⟫Cutting Knowledge Date: December 2023\n"
         f"Today Date: ⟨date_string⟩\n\n⟪tools⟫⟨system_message⟩{EOT}⟪tools⟫"
         f"{LOOP}⟪unless tools⟫{LLAMA3_TURN}⟪calls⟫{LLAMA3_LAST}",
     ),
-    ("chatml", f"{LOOP}⟪system⟫{CHATML_TURN}{CHATML_LAST}"),  # and, with a system turn, SmolLM2, Qwen2
-    (
-        "chatml",  # unsloth's
-        f"{LOOP}⟦if message.role=='user'⟧{IM_START}user\n⟨message.content⟩{IM_END}\n"
-        f"⟦elif message.role=='assistant'⟧{IM_START}assistant\n⟨message.content⟩{IM_END}\n"
-        f"⟦else⟧{IM_START}system\n⟨message.content⟩{IM_END}\n⟦endif⟧{CHATML_LAST}",
+    "chatml": (
+        f"{LOOP}⟪system⟫{CHATML_TURN}{CHATML_LAST}",  # with a system turn of its own SmolLM2, Qwen2
+        f"{LOOP}⟦if message.role=='user'⟧{USER}⟦elif message.role=='assistant'⟧{ASSISTANT}⟦else⟧{SYSTEM}⟦endif⟧"
+        f"{CHATML_LAST}",
+        "⟦if tools⟧⟪unused⟫⟦else⟧⟦if messages[0].role=='system'⟧"  # Qwen2.5
+        f"{IM_START}system\n⟨messages[0].content⟩{IM_END}\n⟦else⟧{IM_START}system\n⟪text⟫{IM_END}\n⟦endif⟧⟦endif⟧"
+        f"{LOOP}⟦if(message.role=='user')or(message.role=='system' and not loop.first)or(message.role=='assistant'"
+        f"⟪no calls⟫)⟧{CHATML_TURN}⟪calls⟫{CHATML_LAST}",
     ),
-    (
-        "chatml",  # Qwen2.5
-        f"⟦if tools⟧⟪unused⟫⟦else⟧⟦if messages[0].role=='system'⟧{IM_START}system\n⟨messages[0].content⟩{IM_END}\n"
-        f"⟦else⟧{SYSTEM}⟦endif⟧⟦endif⟧{LOOP}⟦if(message.role=='user')or(message.role=='system' and not loop.first)"
-        f"or(message.role=='assistant'⟪no calls⟫)⟧{CHATML_TURN}⟪calls⟫{CHATML_LAST}",
-    ),
-)
+}
+LONGEST = 20_000  # characters of a template; those known have less than 5,000
 PREAMBLE = "⟦if not add_generation_prompt is defined⟧⟦set add_generation_prompt=⟨false⟩⟧⟦endif⟧"
 
 
@@ -160,11 +155,13 @@ def family(template: object) -> tuple[str, str | None] | None:
 
     None: nobody's whom we know. One that is nearly right is worse than a refusal.
     """
+    if not isinstance(template, str) or len(template) > LONGEST:
+        return None
     try:
         found = skeleton(template).removeprefix(PREAMBLE)
-    except (TypeError, UnicodeError):  # it is no text, or a string in it is none
+    except UnicodeError:  # a string in it is none
         return None
-    for style, known in KNOWN:
+    for style, known in ((style, known) for style, skeletons in KNOWN.items() for known in skeletons):
         pattern = re.sub("⟪.*?⟫", lambda part: PARTS[part[0]], re.escape(known).replace(r"\ ", " "))
         if match := re.fullmatch(pattern, found, re.DOTALL):
             return style, next(iter(match.groups()), None)

@@ -46,7 +46,8 @@ def test_cli_makes_a_typed_flag_of_every_field():
 
 
 @pytest.mark.parametrize(("encoding", "seen"), [
-    ("ascii", "7 ? ?? m?"), ("latin-1", "7 ? ?? m?"), ("cp1252", "7 \u2014 ?? m?"), ("utf-8", "7 \u2014 \u6771\u4eac m?")])
+    ("ascii", "7 ? ?? m?"), ("latin-1", "7 ? ?? m?"),
+    ("cp1252", "7 \u2014 ?? m?"), ("utf-8", "7 \u2014 \u6771\u4eac m?")])
 def test_a_terminal_of_another_encoding_does_not_end_a_script(encoding, seen, monkeypatch):
     """Nor does a path that is no text, a lone surrogate in Python."""
     screen = io.BytesIO()
