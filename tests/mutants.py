@@ -1017,6 +1017,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a pass is never longer than micro_tokens", "max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)",
              "cfg.micro_tokens")]),
         ("the teacher is forgotten", "Path(cfg.teacher).is_dir()", "False", "a_teacher_that_is_larger_counts"),
+        ("an adapter is a folder without a file", '"an adapter: merge it into its model first" if adapter else ', "",
+         "an_adapter_is_called_one"),
         ("more ranks than GPUs", "nproc <= gpus,", "nproc <= 8 * gpus,", "there_are_no_more_ranks_than_gpus"),
         *by("disk_for_weights_and_states", [
             ("one state on the disk", "4 + 2 + 2 * 2 * 3", "4 + 2 + 2 * 3"),
