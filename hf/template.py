@@ -23,8 +23,10 @@ LLAMA3 = BEGIN, START, STOP, EOT = [
 CHATML = IM_START, IM_END = [Special("<|im_start|>"), Special("<|im_end|>")]
 
 
-def llama3(turns: Turns, opened: bool, date: str | None = None) -> Iterator[str]:
-    """Llama 3; with a date Llama 3.1 and 3.2, whose first turn is always the system's and begins with two dates."""
+def llama3(turns: Turns, opened: bool, date: str | None = None, always: bool = False) -> Iterator[str]:
+    """Llama 3, whose first version opens a turn always; with a date Llama 3.1 and 3.2, whose first turn is the system's
+    and begins with two dates.
+    """
     turns = [(role, text.strip()) for role, text in turns]
     if date is not None:
         system = turns.pop(0)[1] if turns[0][0] == "system" else ""
@@ -32,7 +34,7 @@ def llama3(turns: Turns, opened: bool, date: str | None = None) -> Iterator[str]
     yield BEGIN
     for role, text in turns:
         yield from (START, role, STOP, "\n\n", text, EOT)
-    if opened:
+    if opened or always:
         yield from (START, "assistant", STOP, "\n\n")
 
 
@@ -113,13 +115,15 @@ PARTS = {  # what the skeletons below leave open
     rf"⟦set date_string={TEXT}⟧(?:⟦endif⟧)?",
     "⟪tools⟫": r"(?:⟦if not \w*tools\w* is defined⟧⟦set \w+=⟨\w+⟩⟧⟦endif⟧"
     rf"|⟦if (?!not|tools is none)[^⟧]*tool[^⟧]*⟧{UNUSED}⟦endif⟧)*",
+    "⟪if asked⟫": r"(⟦if add_generation_prompt⟧)?",
+    "⟪end⟫": r"(?:⟦endif⟧)?",
     "⟪unless tools⟫": r"(?:⟦if not\(message.role=='ipython' or message.role=='tool' or 'tool_calls' in message\)⟧)?",
     "⟪no calls⟫": r"(?: and not message.tool_calls)?",
     "⟪calls⟫": rf"(?:⟦elif[^⟧]*⟧{UNUSED})*(?:⟦endif⟧)?",
 }
 LOOP, LAST = "⟦for message in messages⟧", "⟦endfor⟧⟦if add_generation_prompt⟧{}⟦endif⟧"
 LLAMA3_TURN = f"{START}⟨message.role⟩{STOP}\n\n⟨message.content|trim⟩{EOT}"
-LLAMA3_LAST = LAST.format(f"{START}assistant{STOP}\n\n")
+LLAMA3_LAST = f"⟦endfor⟧⟪if asked⟫{START}assistant{STOP}\n\n⟪end⟫"
 CHATML_TURN = f"{IM_START}⟨message.role⟩\n⟨message.content⟩{IM_END}\n"
 CHATML_LAST = LAST.format(f"{IM_START}assistant\n")
 USER, ASSISTANT, SYSTEM = (f"{IM_START}{role}\n⟨message.content⟩{IM_END}\n" for role in ("user", "assistant", "system"))
@@ -134,7 +138,7 @@ KNOWN = {  # style: skeletons of published templates
         "⟦if messages[0].role=='system'⟧⟦set system_message=⟨messages[0].content|trim⟩⟧⟦set messages=⟨messages[1:]⟩⟧"
         f"⟦else⟧⟦set system_message=⟧⟦endif⟧{START}system{STOP}\n\n⟪tools⟫Cutting Knowledge Date: December 2023\n"
         f"Today Date: ⟨date_string⟩\n\n⟪tools⟫⟨system_message⟩{EOT}⟪tools⟫"
-        f"{LOOP}⟪unless tools⟫{LLAMA3_TURN}⟪calls⟫{LLAMA3_LAST}",
+        f"{LOOP}⟪unless tools⟫{LLAMA3_TURN}⟪calls⟫" + LAST.format(f"{START}assistant{STOP}\n\n"),
     ),
     "chatml": (
         f"{LOOP}⟪system⟫{CHATML_TURN}{CHATML_LAST}",  # with a system turn of its own SmolLM2, Qwen2
@@ -151,7 +155,8 @@ PREAMBLE = "⟦if not add_generation_prompt is defined⟧⟦set add_generation_p
 
 
 def family(template: object) -> tuple[str, str | None] | None:
-    """'llama3', 'llama3.1' or 'chatml', with the date or the system turn that the template has of its own.
+    """'llama3', 'llama3.1' or 'chatml', and what the template has of its own: an opening that is asked for, a date, a
+    system turn.
 
     None: nobody's whom we know. One that is nearly right is worse than a refusal.
     """

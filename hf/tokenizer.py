@@ -102,7 +102,10 @@ class Tokenizer:
             return CHATML
         if template and bos != BEGIN:
             raise ValueError(f"{self.folder}: the chat_template begins with bos_token, which is {bos}, not {BEGIN}")
-        self.pieces = partial(llama3, date=own and (config.get("date_string") or own))
+        if self.style == "llama3":
+            self.pieces = partial(llama3, always=bool(template) and own is None)
+        else:
+            self.pieces = partial(llama3, date=config.get("date_string") or own)
         return LLAMA3
 
     def _stops(self) -> list[int]:

@@ -778,7 +778,9 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "the_begin_token_that_a_template_names_must_be_the_real_one"),
         ("generation_config.json without the end of a turn", ' | {"eos_token_id": sorted(self.stop_ids)}', "",
          "a_saved_tokenizer_is_the_same_here_and_in_transformers"),
-        ("the template has no date", "date=own and", "date=None and", "the_date_is_the_folders_else_fixed"),
+        ("the template has no date", 'config.get("date_string") or own', 'config.get("date_string") or "now"',
+         "the_date_is_the_folders_else_fixed"),
+        ("no template always opens a turn", "and own is None", "and own is False", "conversations_equal_transformers"),
     ],
     "hf/template.py": [
         *by("conversations_equal_transformers", [

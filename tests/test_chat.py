@@ -78,6 +78,8 @@ TEMPLATES = {  # name: template, its family
     "llama3.2": (LLAMA32_TEMPLATE, "llama3.1"), "ours": (LLAMA_TEMPLATE, "llama3"),
     "chatml": (CHATML_TEMPLATE, "chatml"), "qwen2.5": (QWEN_TEMPLATE, "chatml"),
     "smollm2": (SMOLLM_TEMPLATE, "chatml"), "llama3.2, tools": (LLAMA32_TOOLS, "llama3.1"),
+    "llama3, as first published": (LLAMA3_TEMPLATE.replace("{% if add_generation_prompt %}", "").removesuffix(
+        "{% endif %}"), "llama3"),
     "qwen2.5, tools": (QWEN_TOOLS, "chatml"), "per role": (PER_ROLE, "chatml"), "other words": (OTHER_WORDS, "chatml")}
 
 TEXTS = ["What is 12*7?", "", " ", "\n", "  spaces  around  ", "\n\nnewlines\n\n\nlines\n x\n\n",
