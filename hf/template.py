@@ -57,7 +57,7 @@ def plain(turns: Turns, opened: bool, begin: list[Special], end: Special) -> Ite
 
 # ---- whose template a folder has -------------------------------------------------------------------------------------
 
-STRING = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+STRING = r"""'(?:\\[\s\S]|[^'\\])*'|"(?:\\[\s\S]|[^"\\])*\""""
 TAG = re.compile(rf"""\{{#.*?#\}}|\{{[{{%](?:{STRING}|[^'"{{]|\{{(?![{{%#]))*?[%}}]\}}""", re.DOTALL)
 
 
