@@ -12,6 +12,7 @@
 # TEACHER_TEST (its recorded answers to the test questions), STUDENT (model folder), QUESTIONS (arith, gsm8k, mmlu_pro,
 # or a JSONL), MODELS_DIR and DATA_DIR (where the presets' models and question sets are), PYTHON. A finished stage is
 # skipped on the next run; one whose settings or inputs changed is redone, the old kept aside.
+case $(head -n 1 "$0") in *"$(printf '\r')") echo "error: $0 has Windows line ends (CRLF): clone again" >&2; exit 2 ;; esac #
 [ -n "${BASH_VERSION:-}" ] || { echo "error: this is a script for bash: bash train_all.sh" >&2; exit 2; }
 set -euo pipefail
 here=$(unset CDPATH && cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

@@ -28,7 +28,7 @@ ROOT = TESTS.parent
 
 HOME = {  # where the tests of a file are, if not in the test file of its own name
     "folder": "model", "chunked": "model",
-    "tokenizer": "chat", "question": "data", "__init__": "data", "published": "data",
+    "tokenizer": "chat", "template": "chat", "question": "data", "__init__": "data", "published": "data",
     "check": "data", "arith": "data", "recorded": "pseudo_reward"}
 
 
@@ -533,6 +533,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a fitting example is dropped", "(response) <= cfg.", "(response) < cfg.")]),
     ],
     "model.py": [
+        ("tokens that stop are not saved", "{*ends, *stop_ids}", "{*ends}",
+         "tokens_that_stop_are_saved_beside_the_models_own"),
         *by("the_logits_are_those_of_the_formulas", [
             ("rope turns the wrong way", "-second, first], dim=-1)", "second, -first], dim=-1)"),
             ("rope with interleaved pairs",
@@ -650,6 +652,17 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a scalar model is a language model", '"score.weight" in surplus', "False")]),
         ("rope's own object is not read", ' | {f"rope_{key}": rope[key] for key in rope}', "",
          "saved_model_comes_back_bit_for_bit"),
+        ("another head than the embedding is dropped", "not _same(tensors.pop(name), tensors.get(original)):",
+         "tensors.pop(name) is None:", "a_broken_folder_is_refused_by_name"),
+        ("the same head is refused", "bool((x == y).all())", "x is y",
+         "a_tied_head_that_is_in_the_file_too_changes_nothing_if_it_is_the_same"),
+        *by("a_broken_folder_is_refused_by_name", [
+            ("an adapter is a model without weights", '(path.parent / "adapter_config.json").is_file()', "False"),
+            ("the last of two tensors counts", "if name in places:", "if False:"),
+            ("rope_scaling is passed over", 'raw.get("rope_scaling") or raw.get("rope_parameters")',
+             'raw.get("rope_parameters") or raw.get("rope_scaling")'),
+            ("sliding windows by another name", '"layer_types": (', '"layers": ('),
+            ("later positions are seen", '"is_causal": _only', '"causal": _only')]),
         ("the dtype is not chosen", "dtype or tensors", "tensors", "dtype_can_be_chosen_when_loading"),
         ("an index that leaves its folder", "Path(name).name != name or not", "not",
          "test_security::an_index_cannot_leave_its_folder"),
@@ -836,6 +849,40 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("a text may spell a special token", "        self.backend.encode_special_tokens = True\n", "",
          "text_never_becomes_a_special_token"),
         ("only one token stops", "end_id, *stops])", "end_id])", "stop_ids_are_those_of_every_file"),
+        *by("settings_of_who_trained_with_a_tokenizer_are_neither_obeyed_nor_handed_on", [
+            ("a saved truncation is obeyed", "        self.backend.no_truncation()", "        pass"),
+            ("a saved padding is obeyed", "        self.backend.no_padding()\n", ""),
+            ("merges are left out by chance", "self.backend.model.dropout = None", "pass"),
+            ("a saved truncation is handed on", 'content |= {"truncation": None, ', "content |= {"),
+            ("a saved dropout is handed on", '{"dropout": None}', "{}"),
+            ("a text begins with what ends it too", "takewhile(", "filter(")]),
+        *by("tokens_that_depend_on_what_stands_before_are_refused", [
+            ("a conversation is not looked at as a whole", " != expected.ids or first != expected.ids[: len(first)]:",
+             " is None:"),
+            ("responses are not looked at", " or first != expected.ids[: len(first)]:", ":")]),
+        ("any token begins a conversation", "template and bos != BEGIN", "False",
+         "the_begin_token_that_a_template_names_must_be_the_real_one"),
+        ("generation_config.json without the end of a turn", ' | {"eos_token_id": sorted(self.stop_ids)}', "",
+         "a_saved_tokenizer_is_the_same_here_and_in_transformers"),
+        ("the template has no date", 'config.get("date_string") or own', 'config.get("date_string") or "now"',
+         "the_date_is_the_folders_else_fixed"),
+        ("no template always opens a turn", "and own is None", "and own is False", "conversations_equal_transformers"),
+    ],
+    "hf/template.py": [
+        *by("conversations_equal_transformers", [
+            ("line ends behind a block are written", 'text = re.sub(r"(?<=[%#]\\})\\n", "", text)', "pass"),
+            ("indentation is written", 'text = re.sub(r"(?m)^[ \\t]+(?=\\{[%#])", "", text)', "pass"),
+            ("strings are read as they are", '.encode("ascii", "backslashreplace").decode("unicode_escape")', ""),
+            ("a loop has one name", r'in re.findall(r"⟦for (\w+) in messages⟧", text)', "in ()"),
+            ("a system turn of its own is forgotten", "next(iter(match.groups()), None)", "None")]),
+        *by("a_template_that_is_not_written_out_here_is_refused", [
+            ("text between tags is not looked at", "TAG.sub(_tag, text)",
+             r'TAG.sub(_tag, re.sub(r"\}\s+\{", "}{", text))'),
+            ("expressions are not looked at", 'elif code := _code(part).strip("+~"):',
+             'elif code := re.sub(r"\\|upper|.title\\(\\)", "", _code(part).strip("+~")):'),
+            ("text between branches for tools", "[^⟧]*tool[^⟧]*⟧{UNUSED}⟦endif⟧)*", "[^⟧]*tool[^⟧]*⟧.*⟦endif⟧)*"),
+            ("spaces in strings are dropped", "part[1].replace(", 'part[1].replace(" ", "").replace('),
+            ("what stands behind is not looked at", "re.fullmatch(pattern, found", "re.match(pattern, found")]),
     ],
     "answers.py": [
         *by("answers_as_models_write_them", [
@@ -992,6 +1039,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("offload whatever is asked", " if self.offload else ()", "")]),
     ],
     "runtime/flags.py": [
+        ("a terminal's encoding is strict", 'errors="replace"', 'errors="strict"',
+         "test_runtime::a_terminal_of_another_encoding_does_not_end_a_script"),
         *by("test_runtime::a_flag_outside_its_range_is_named", [
             ("a bound is out of range", "<= getattr(cfg, name) <=", "< getattr(cfg, name) <"),
             ("any share", " <= rule.high:", ":")]),
@@ -1017,6 +1066,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "test_checkpoint::a_signal_stops_after_the_step_with_the_state_saved"),
     ],
     "runtime/stage.py": [
+        ("what closes a turn does not stop the saved model", "self.out, tokenizer.stop_ids", "self.out",
+         "test_sft::what_closes_a_turn_ends_a_text_in_transformers_too"),
         *by("test_runtime::a_finished_stage_is_skipped_and_left_as_it_is", [
             ("less memory begins anew", " and key not in self.memory", ""),
             ("states of a finished stage stay", 'shutil.rmtree(self.folder / "resume", ignore_errors=True)', "pass"),
@@ -1028,6 +1079,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_runtime::an_input_folder_counts_by_its_models_files_not_by_its_own_done_json", [
             ("a folder's names do not count", "digest.update(file.name.encode())", "pass"),
             ("weights do not count", ', ".safetensors"', ""),
+            ("templates do not count", ' ".jinja",', ""),
             ("when an input was made counts", '"done.json", "metrics.jsonl"', '"metrics.jsonl",')]),
         ("a changed output is not noticed", "size or (digest and sha256(path) != digest)", "size",
          "test_runtime::a_missing_truncated_or_changed_output_is_made_again"),
@@ -1081,6 +1133,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a pass is never longer than micro_tokens", "max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)",
              "cfg.micro_tokens")]),
         ("the teacher is forgotten", "Path(cfg.teacher).is_dir()", "False", "a_teacher_that_is_larger_counts"),
+        ("an adapter is a folder without a file", '"an adapter: merge it into its model first" if adapter else ', "",
+         "an_adapter_is_called_one"),
         ("more ranks than GPUs", "nproc <= gpus,", "nproc <= 8 * gpus,", "there_are_no_more_ranks_than_gpus"),
         *by("disk_for_weights_and_states", [
             ("one state on the disk", "4 + 2 + 2 * 2 * 3", "4 + 2 + 2 * 3"),
@@ -1118,6 +1172,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a space in the run's path", '"$2" --calibrate', "$2 --calibrate")]),
         ("a recorded teacher is asked", 'TEACHER\nif [ -d "$TEACHER" ]', "TEACHER\nif true",
          "a_recorded_teacher_is_not_asked"),
+        ("line ends are not looked at", "*\"$(printf '\\r')\")", "none)", "windows_line_ends_are_called_so"),
         ("CDPATH is obeyed", "unset CDPATH && cd", "cd",
          "relative_paths_are_those_of_the_caller_whatever_cdpath_says"),
     ],

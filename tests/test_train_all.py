@@ -301,6 +301,15 @@ def test_another_shell_is_told_to_be_bash(shell):
     assert (done.returncode == 0 and commands) or (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
+def test_windows_line_ends_are_called_so(shell, tmp_path):
+    shell()  # puts the files there
+    for path in (tmp_path / "the clone").rglob("*.sh"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    for sh in ("bash", "sh"):
+        done = subprocess.run([sh, "the clone/train_all.sh"], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "CRLF" in done.stderr
+
+
 def test_relative_paths_are_those_of_the_caller_whatever_cdpath_says(shell, tmp_path):
     """Also as the script itself is called: from the folder above, with a CDPATH that has a folder of its name."""
     (tmp_path / "elsewhere" / "the clone").mkdir(parents=True)
