@@ -6,123 +6,134 @@ r"""The final answer in a text, in one spelling: one function for the vote, the 
     '... 3+4=7\n#### 7'  stated: 7      '12 of the 20 pens'     lenient: 20
     'The answer is (C)'  stated: C      'The answer is five.'   none
 
-A wrong answer is worse than none: what may be part of something longer ('5 + x', 'C-14') states nothing.
-The time is linear in the length of the text: a repetition in these patterns is bounded, or what may follow it cannot
-be one more of it.
+A wrong answer is worse than none: a number or letter that may be part of something else ('5 + x', 'C-14') is passed
+over. The time is linear in the length of the text: a repetition in these patterns is bounded, or what may follow it
+cannot be one more of it.
 """
 
 import re
 from collections import deque
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from itertools import product
 from math import prod
 from unicodedata import normalize
 
-# ---- one way to write it: without LaTeX and typography ---------------------------------------------------------------
+verbose = partial(re.compile, flags=re.VERBOSE)  # a space in a pattern is written '\ '
 
+# ---- plain text: without LaTeX and typography ------------------------------------------------------------------------
+
+FONT = re.compile(r"\\(?:text|math)(?!dollar)[a-z]*|\\(?:left|right|displaystyle)(?![a-z])|\\!")  # \text{ g}, 1,\!000
 PLAIN = {
-    **dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{HYPHEN}", "-"),
-    **dict.fromkeys([r"\times", r"\cdot", "×", "·"], "*"),
-    **dict.fromkeys([r"\div", "÷", "\N{FRACTION SLASH}", "\N{DIVISION SLASH}"], "/"),
-    **dict.fromkeys([r",\!", r",\,", "{,}"], ","),
-    **dict.fromkeys([r"\,", r"\;", r"\:", r"\ ", "~", r"\thinspace", r"\quad"], " "),
-    **dict.fromkeys([r"\$", "{$}", r"\text{\$}", r"\textdollar"], "$"),
-    **{r"\%": "%", r"\(": "(", r"\[": "[", r"\text{-}": "-", "’": "'", r"\approx": "≈"},
-    **dict.fromkeys([r"\!", r"\left", r"\right", r"\displaystyle", r"\text", r"\textbf", r"\textit"], ""),
-    **dict.fromkeys([r"\mathbf", r"\mathrm", r"\mathit", r"\mathbb"], ""),
+    **dict.fromkeys("\N{MINUS SIGN} \N{EN DASH} \N{HYPHEN} {-}".split(), "-"),
+    **dict.fromkeys(r"× · \times \cdot".split(), "*"),
+    **dict.fromkeys("÷ \\div \N{FRACTION SLASH} \N{DIVISION SLASH}".split(), "/"),
+    **dict.fromkeys(r"{,} ,\,".split(), ","),
+    **dict.fromkeys([r"\ ", *r"~ \, \; \: \thinspace \medspace \enspace \quad".split()], " "),
+    **dict.fromkeys(r"\$ {$} {\$} \textdollar".split(), "$"),
+    **{r"\%": "%", r"\(": "(", r"\[": "[", "’": "'", r"\approx": "≈"},
 }
 FANCY = "|".join(re.escape(form) + "(?![a-z])" * form[-1].isalpha() for form in PLAIN)
 FANCY = re.compile(rf"({FANCY})(?:(?<=[a-z])\ )?")
-POWERS, VULGAR = re.compile("[⁰¹²³⁴-⁹⁺⁻]+"), re.compile("[¼-¾⅐-⅞]")  # 10⁻³, 2½
-DIGITS = r"(?:\d{1,3}(?:[,_'\ ]\d{3})+(?!\d)|\d{1,2}(?:,\d\d)+,\d{3}(?!\d)|\d+)"  # 1,234, 1'234, 12,34,567, 1234
+DIGITS = r"(?:\d{1,3}(?:[,_'\ ]\d{3}){1,9}(?!\d)|\d{1,2}(?:,\d\d){1,9},\d{3}(?!\d)|\d+)"  # 1'234, 12,34,567, 1234
 DECIMAL = rf"{DIGITS}(?:\.\d+)?"  # 1,234.50
 PART = rf"\s?(?:\{{\s?(-?{DECIMAL})\s?\}}|(\d))"
 FRAC = re.compile(rf"\\[a-z]{{0,4}}frac{PART}{PART}")  # \frac12, \dfrac{ 1 }{2}, \cfrac{-1.5}{2}
+POWERS, VULGAR = re.compile("[⁰¹²³⁴-⁹⁺⁻]+"), re.compile("[¼-¾⅐-⅞]")  # 10⁻³, 2½
 
 # ---- a number --------------------------------------------------------------------------------------------------------
 
 SCALE = {"hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9}
-LARGE = rf"(?i:{'|'.join(SCALE)}|trillion)"
-SCALE |= {"trillion": 10**12, "k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
+SCALE |= {"trillion": 10**12}
+LARGE = rf"(?i:{'|'.join(SCALE)})"
+SCALE |= {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
 MONEY = r"(?:(?:[A-Z]{1,2}(?=\$))?[$€£¥\u20a0-\u20c0]\ ?|(?:Rs\.?|USD|EUR)\ )"  # $, US$, ₹, Rs.
 SIGN = rf"(?:[+-]\ ?|(?:[Nn]egative|[Mm]inus|[Pp]ositive)\ )?(?:(?P<money>{MONEY})-?)?"  # -5, +$5, $-5, negative 5
-UNIT = "hours?|hrs?|minutes?|min|days?|weeks?|months?|years?|feet|foot|ft|yards?|pounds?|lbs?|dollars?|kg|[km]?m"
+UNIT = "(?:hour|hr|min|minute|sec|second|day|week|month|year|ft|yard|pound|lb|dollar)s?|feet|foot|kg|m"
+NUM = r"[({$]{0,3}\d"
+NO_ANSWER = r"\W{0,3}\?|[)*$]{0,3}\ is\ (?:wrong|incorrect|not)|,?\ or,?\ rather"  # 5? 5 is wrong; 5, or rather 6
 PARTS = [  # what makes a number part of something else
-    r"\W{0,3}\?|[.,:/'hx]?\ ?\d",  # 5? 12:30 12:30, 3,5, 5'10, 5h30, 5 6
+    r"[.,:/'hx\ ]?\d|'\ \d|_\{?\d",  # 12:30, 3,5, 5'10, 5h30, 5 6, 11_2
     r",\ \d{3}\b|[eE][+-]?\d|[.\ ]?\\(?:over|bar|dot)",  # 1, 000; 1e400; 0.\overline{3}
-    r"\ and\ (?:\d|an?\b|one\b)",  # 5 and 6, 5 and a half
-    r"[,;]\ ?[-+]?[\d.]+\s?[,;)\]}\\]",  # (5, 6)
-    r"\ ?[-+*^/]\ ?[({$]*\d|\ ?[-+*^]\ ?[({]*[b-hj-z]\b",  # 5+3, 5 + x
-    r"\ ?(?:[inxyz]\b|pi\b|[π√∞]|\\(?:pi|sqrt|frac|log|ln|sin|cos|tan))",  # 5x, 5i, 5\pi
-    r"\s?[=≈]|\ (?:divided|multiplied)\ by|\ (?:times|plus|minus|to|over|in|out\ of)\ [({$]*\d",  # 5 times 6, 5 to 6
-    r"(?:\ ?%|\ percent)\ of\ [({$]*\d",  # 5% of 6
-    rf"\ (?:{UNIT}),?\ (?:and\ )?\d",  # 5 hours 6 minutes
+    r"[\ {]{1,3}and[}\ ]{1,3}(?:\d|an?\b|one\b)|\ [a-z]{1,20}\ and\ \d",  # 5 and 6, 5 and a half, 5 pens and 6 cups
+    r"[,;]\ ?[-+]?[\d.]+\s?[,;)\]}\\]|[$,;]{0,2}\ (?:(?:and|or)\ )?\$?[a-z]\ ?=",  # (5, 6); x = 5, y = 6
+    rf"\ ?[-+*^/]\ ?{NUM}|\ ?[-+*^]\ ?[({{]*[b-hj-z]\b|\+|!\s?[}}$)]",  # 5+3, 5 + x, 5!
+    r"\ ?(?:[inxyz]\b|pi\b|[π√∞≤≥]|\\(?:pi|sqrt|frac|log|ln|sin|cos|tan|le|ge|p?mod))",  # 5x, 5i, 5\pi
+    r"\s?[=≈]|\ [<>]\ |\ or\ (?:more|less)",  # 5 =, 5 < x, 5 or more
+    rf"\ (?:divided|multiplied)\ by|\ (?:times|plus|minus|to|over|in|out\ of|(?:more|less)\ than)\ {NUM}",  # 5 times 6
+    r"\ (?:squared|cubed|factorial|sqrt|(?:half|third|(?:four|fif|six|eigh|ten)th)s?\b)",  # 5 squared, 5 sixths
+    rf"(?:\ ?%|\ percent)\ of\ {NUM}|\ (?:{UNIT}),?\ \d",  # 5% of 6; 5 hours 6 minutes
     rf"[\ {{*$]{{0,4}}(?:{LARGE}|[kKMB]\b|(?:[mb]n|mil)\b)",  # 5 thousandths; 300 K may be kelvin or thousand
 ]
 NUMBER = rf"""
     (?P<sign> {SIGN} )
-    (?: (?:(?P<mixed>\d+)\ {{1,3}}(?:and\ )?)?                                         # 1 3/4, 1 and 3/4
+    (?: (?:(?P<mixed>\d+)\ {{1,3}}(?:and\ )?)?                                  # 1 3/4, 1 and 3/4
         (?P<top>{DECIMAL})\ ?/\ ?(?P<bottom>{DECIMAL})(?!\ of\ \$?\d)           # 3/4, 1,000 / 3
       | (?P<decimal>{DECIMAL}|\.\d+)                                            # 1,234.50, 0.5, .5
         (?: (?:[eE]\+?|\ ?[x*]\ ?10(?:\^|\*\*)\{{?\+?) (?P<power>-?\d{{1,2}})\b\}}? )? )  # 2.5e3, 2.5 * 10^{{3}}
-    (?: [\ {{*$]{{0,4}}(?P<words>{LARGE}(?:\ {LARGE})?)s?\b                     # 3 Million, 2 hundred thousand
-      | (?(money)\ ?(?P<short>[kKmMbB]n?)|(?P<letter>[kKMB]))\b(?!\$) )?       # $1.5m, $4 bn, 20K
-    (?! {"|".join(PARTS)} )
+    (?: [\ {{*$]{{0,4}}(?P<words>{LARGE}(?:\ {LARGE})?)s?\b(?!\ and\ [a-z])     # 3 Million, 2 hundred thousand
+      | (?(money)\ ?(?P<short>[kKmMbB]n?)|(?P<letter>[kKMB]))\b(?!\$) )?        # $1.5m, $4 bn, 20K
+    (?! {NO_ANSWER}|{"|".join(PARTS)} )
 """
-WHOLE_NUMBER = re.compile(f"{NUMBER}%?", re.VERBOSE)
+WHOLE_NUMBER = verbose(f"{NUMBER}%?")
 LONGEST = 300  # more digits than that are noise
 
 # ---- a letter --------------------------------------------------------------------------------------------------------
 
 OTHER = r"\(?[A-HJ]\b(?!\)?\ (?!and\b|are\b|both\b)\w)"  # the B of 'A and B', not of 'A and B is wrong'
 PARTS = [  # what makes a letter part of something else
-    r"\W{0,3}\?|[_(\[\#^/|]|'[a-z]|-\w|\*\w|\ \*\ \w|>\ ?\w",  # A_1, A(x), A/B, A's, A-1, A * b
+    r"[_(\[\#^/|]|'[a-z]|-\w|\*\w|\ \*\ ?\w|>\ ?\w",  # A_1, A(x), A/B, A's, A-1, A * b
     r"\.\ ?(?:[A-Z]\.|[A-Z][a-z]+(?:'s|,\ who))",  # J. S. Bach; A. Smith, who
-    r"\ ?[=<≈≠&|+∪∩⊂∈→]|\ >|\ ?\\(?:cup|cap|subset|in|to|rightarrow|neq|leq?|geq?)\b",  # E = mc^2, A + B
-    rf",\ [A-J]\)|(?:,\ [A-J]){{1,9}}(?:[.\n]|\Z)|(?:,\ [A-J]){{0,9}},?\ (?:and|&)\ {OTHER}",  # (A, B); A, B and D
+    r"\ ?[=≈≠&|+∪∩⊂∈→]|\ [<>]|<[A-Z]|\ ?\\(?:cup|cap|subset|in|to|rightarrow|neq|leq?|geq?)\b",  # E = mc^2, A + B
+    r"(?:,\ [A-J]){1,9}(?:[.\n]|\Z)|,\ ?[A-J][.)}]",  # A, B, C; (A, B); the official graders read '(A, B, C)' as A
+    rf"(?:,\ [A-J]){{0,9}}[,\ {{]{{1,3}}(?:and|or|&)[}}\ ]{{1,3}}{OTHER}",  # A, B and D
     r"(?<=A)[).:]\ [^\n]{1,200}\n\W{0,4}B[).:]",  # A. Paris\nB. Rome
-    r"(?<=A)\ (?!is|as|and|or|in|for|due|because|since|with)[a-z]|(?<=I)(?:'|\ (?!is\b)[a-z])",  # A bird; I think
+    r"\ (?!(?:is|as|and|or|in|for|due|because|since|with|by|which|that)\b)[a-z]|(?<=I)'",  # A bird; I'm sure
 ]
-LETTER = rf"[A-J]\b(?!{'|'.join(PARTS)})"
+LETTER = rf"[A-J]\b(?!{NO_ANSWER}|{'|'.join(PARTS)})"
 SMALL_LETTER = r"[a-j](?=\))(?!\)[^\n]{0,60}\([a-z]{1,4}\)(?!\ (?:is|was)))"  # (c), not (a) of '(a) 5 and (b) 6'
 
 # ---- how an answer is stated -----------------------------------------------------------------------------------------
 
 ANSWER = "answer|Answer|ANSWER"
-TOTAL = r"(?:[^<\n\d]{0,60}\bis\b)?"
-LISTED = r"(?!\**\s*\d+[.)]\ +[*\w]|\**\s*\n\s*[-*]\ )"  # '#### 1. Add the eggs' is a heading, 'Answer:\n1. Add' a list
-MARKS = [  # the strongest first: a form that was asked for, a sentence, a label, a heading
-    rf"\#\#\#\#{LISTED}(?!\W*[A-J][.)]\ +\w|\ A\ )|\\boxed\s?\{{|<answer>{TOTAL}|<ANSWER>{TOTAL}",
+LISTED = r"(?!\**\s*\d+[.)]\ +[*\w]|\**\ *\n\s*[-*]\ )"  # '#### 1. Add the eggs' is a heading, 'Answer:\n1. Add' a list
+TITLE = r"(?!\**\ *[A-J][.)]?\ +\w)"  # '#### A. Add the eggs'
+TOTAL = r"(?:[^<\n\d]{0,60}\bis\b)?"  # <answer>The total is 5</answer>
+FINAL = rf"\n[#*_\ ]*(?:Answer|ANSWER|Result|[Ff]inal\ (?:{ANSWER}|[Rr]esult))[*_\ ]*"
+MARKS = [  # the strongest first: a form that was asked for, a sentence, a label, a heading over a short line
+    rf"\#\#\#\#{LISTED}{TITLE}|\\boxed\s?\{{|<answer>{TOTAL}|<ANSWER>{TOTAL}",
     rf"(?:{ANSWER}|correct\ option|correct\ choice)\**(?:\ to\ [^.\n]{{1,80}}?)?\ (?:is|IS)(?=\W|n't)",
-    rf"(?:{ANSWER}|\n[\ *]*A|\n[\ *]*Result)[*_]*:(?:\s?\}})?{LISTED}",
-    rf"\n[#*_\ ]*(?:[Ff]inal\ )?(?:{ANSWER}|Result)[*_\ ]*(?:\ [=-](?=\ )|(?=\n\s*[^\n]{{1,30}}(?:\n|\Z))){LISTED}",
+    rf"(?:{ANSWER}|\n[\ *]*A|{FINAL})[*_]*:{LISTED}",
+    rf"{FINAL}(?:\ [=-](?=\ )|(?=\n\s*[^\n]{{1,30}}(?:\n|\Z))){LISTED}",
 ]
-MARKS = [re.compile(mark, re.VERBOSE) for mark in MARKS]
-OPENING = r"""(?:[\s*_:"'`(\[{<]|\$(?!\ ?[-+]?[\d.]))*"""  # bold, quotes, brackets
-IT_IS = r"(?:[Ii]t(?:'s|\ is|\ should\ be)|[Ss]hould\ be|I\ meant?|[Cc]orrection:|[Ss]orry,|[Nn]o[,.:]|[Mm]ake\ it)"
+MARKS = [verbose(mark) for mark in MARKS]
+OPENING = r"""(?:[\s*_:"'`(\[{]|<(?=\w+>)|\$(?!\ ?[-+]?[\d.]))*"""  # bold, quotes, brackets; not the '$' of $5
+NOT_BUT = r"(?:\ not|n't|\ no\ longer)\ [^\n;]{1,40}?\b(?:but|[Ii]t(?:'s|\ is))\b"  # is not 5 but
 HEDGE = "about|approximately|around|roughly|exactly|only|actually|just|simply|therefore|thus|now|option|choice"
-LEAD = rf"(?:(?:\ not|n't|\ no\ longer)\ [^\n;]{{1,40}}?\b(?:but|{IT_IS}))?(?:[\s*_:]*(?:{HEDGE})\b){{0,2}}"
-LEFT = re.compile(r"[\s*:]*[^\n=≈;:?#<>]{1,100}(?:[=≈]|\bequals\b)")  # 'x = 5 + 3 =' before an 8
-NO_LEFT = re.compile(r"""                                           # but not of
-    \b(?:since|because|as|if|when|where|while|for|with|at|so|thus|hence|which|that|then|but|or|not|is|was|are|has|had)\b
-  | [.,](?!\d) | !\ *[a-zA-Z] | \band\ (?!\$?\d) | [\w)}]\ *[({][^)}]*$ | ^[^({]*[)}]      # 7, x = 3; 7 (n = 2)
-  | [-+*/^]\ ?[a-z]\b | \b[xyzn]\ ?[-+*/^] | \d[xyzn]\b                  # 5 + x = 7
-""", re.VERBOSE)
-STATED = {"number": [NUMBER], "choice": [LETTER, SMALL_LETTER]}
-STATED = {kind: [re.compile(f"{OPENING}(?P<answer>{form})", re.VERBOSE) for form in forms] for kind, forms in STATED.items()}
-TAKEN_BACK = re.compile(r"""
+LEAD = verbose(rf"(?:\s?\}})?(?:{NOT_BUT})?(?:[\s*_:]*(?:{HEDGE})\b){{0,2}}")
+LEFT = verbose(r"[\s*:]{0,9}[^\n=≈;:?\#<>]{1,100}(?:[=≈]|\bequals\b)")  # 'x = 5 + 3 =' before an 8
+SENTENCE = "since|because|as|if|when|where|while|for|with|at|so|thus|which|that|then|but|or|not|is|was|are|has|had"
+NO_LEFT = verbose(rf"""
+    \b(?:{SENTENCE})\b | [.,](?!\d) | !\ *[a-zA-Z] | \band\ (?!\$?\d)           # 7, since n =
+  | [\w)}}]\ *[({{][^)}}]*$ | ^[^({{]*[)}}]                                      # 7 (n =
+  | [-+*/^]\ ?[a-z]\b | \b[xyzn]\ ?[-+*/^] | \d[xyzn]\b                      # 5 + x =, x + 5 =, 5x =
+""")
+TAKEN_BACK = verbose(r"""
     (?:Wait|Actually|actually|Sorry|sorry|Correction|correction|Mistake|mistake|Oops|oops|Hold\ on|hold\ on)\b
-  | wait[,.!:] | [Nn]o[,.:]\ | rather, | I\ mean | [Ss]cratch\ that | second\ thought | [Ll]et\ me\ (?:re|double|correct)
-  | (?:[Tt]his|[Tt]hat|[Ii]t|which)(?:'s|\ is|\ was)\ (?:wrong|incorrect|not\ (?:right|correct)) | made\ an\ error
-  | (?:[Bb]ut|However)\b[^.\n]{0,90}\banswer\ is
-""", re.VERBOSE)
-CORRECTED = {kind: re.compile(rf"\b{IT_IS}(?:\s?{IT_IS})?{LEAD}{OPENING}(?P<answer>{form})[)*$]*(?:[.!\n]|\Z)", re.VERBOSE) for kind, form in [("number", NUMBER), ("choice", LETTER)]}
-LEAD = re.compile(LEAD, re.VERBOSE)
-NO_PART = r"(?<![\w)^]) (?<!\d[.,:/']) (?!-\ (?!\d+/)) (?<!\d\ (?=minus))"  # of a word, time or power; no minus in '5-7' and '- 7 pens'
+  | wait[,.!:] | [Nn]o[,.:!]\ | rather, | I\ mean | (?:cratch|trike)\ that | second\ thought | polog(?:i[sz]e|ies)
+  | (?:[Tt]his|[Tt]hat|[Ii]t|which)(?:'s|\ is|\ was)\ (?:wrong|incorrect) | made\ an\ error
+  | (?:not|isn't|can't\ be|cannot\ be)\ (?:right|correct) | [Ll]et\ me\ (?:re|double|correct)
+  | (?:[Bb]ut|However)\b[^.\n]{0,90}\banswer\ is                              # but he ate 2, so the answer is 3
+""")
+STATED = {
+    "number": [verbose(f"{OPENING}(?P<answer>{NUMBER})")],
+    "choice": [verbose(f"{OPENING}(?P<answer>{letter})") for letter in (LETTER, SMALL_LETTER)],
+}
+NO_PART = r"(?<![\w)^]) (?<!\d[.,:/']) (?<!\d\ (?=minus)) (?!-\ (?!\d+/))"  # of a word or time; no minus in '- 7 pens'
 MENTIONED = {
-    "number": re.compile(rf"{NO_PART}(?P<answer>{NUMBER})(?!(?:st|nd|rd|th)\b)", re.VERBOSE),
-    "choice": re.compile(r"(?P<answer>[A-J])(?<!\w.)(?<![A-J],\ .)\b(?!,\ [A-J]\))", re.VERBOSE),
+    "number": verbose(rf"{NO_PART}(?P<answer>{NUMBER})(?!(?:st|nd|rd|th)\b)"),
+    "choice": verbose(r"(?P<answer>[A-J])(?<!\w.)(?<![A-J],\ .)\b(?!,\ [A-J]\))"),  # none of (A, B)
 }
 
 
@@ -131,20 +142,19 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
 
     Strict: an answer that is stated ('#### 7', 'A: 7', 'the answer is (C)', '\\boxed{7}'). Lenient: that, else the
     last number or the last lone capital letter. Example: ('3+4=7\\n#### 1,007.', 'number') -> '1007'.
-    Of the strongest mark the first statement counts that is not TAKEN_BACK within 100 characters, else the last.
+    Of the strongest mark the first statement counts that is not TAKEN_BACK within 100 characters. What is taken back
+    counts if nothing that could be the answer follows it.
     """
     text = "\n" + _plain(text.split("</think>")[:2][-1])  # what a reasoning model thought is no answer
     stated, start = None, 0
     for form, mark in product(STATED[kind], MARKS):
-        for found in mark.finditer(text, start):
+        for found in mark.finditer(text, start):  # the first one counts, for a model may run on to a new question ...
             stated = _stated(text, found.end(), kind, form) or stated
-            if stated and not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):
+            if stated and not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless '7. Wait, ...'
                 return canonical(stated["answer"], kind)
         start = stated.end() if stated else 0
-    if stated:
-        corrected = CORRECTED[kind].search(text, stated.end(), stated.end() + 200)
-        if corrected or not MENTIONED[kind].search(text, stated.end()):
-            return canonical((corrected or stated)["answer"], kind)
+    if stated and not MENTIONED[kind].search(text, stated.end()):
+        return canonical(stated["answer"], kind)
     last = deque(MENTIONED[kind].finditer(text) if lenient else (), maxlen=1)
     return canonical(last[0]["answer"], kind) if last else None
 
@@ -161,9 +171,8 @@ def canonical(text: str, kind: str) -> str | None:
     number = WHOLE_NUMBER.fullmatch(text)
     if not number or len(text) > LONGEST:
         return None
-    whole, top, bottom = (
-        Fraction(re.sub("[,_' ]", "", part or "0"))
-        for part in (number["decimal"] or number["mixed"], number["top"], number["bottom"]))
+    parts = (number["decimal"] or number["mixed"], number["top"], number["bottom"])
+    whole, top, bottom = (Fraction(re.sub("[,_' ]", "", part or "0")) for part in parts)
     if number["bottom"] and not bottom:
         return None
     value = whole * Fraction(10) ** int(number["power"] or 0) + top / (bottom or 1)
@@ -196,6 +205,6 @@ def _plain(text: str) -> str:
     """Without what only decorates: '\\dfrac{3}{4}' -> '3/4', '1{,}000 \\text{ g}' -> '1,000 { g}'."""
     if not text.isascii():
         text = normalize("NFKC", VULGAR.sub(r" \g<0>", POWERS.sub(r"^\g<0>", text)))
-    elif "\\" not in text and "{,}" not in text:  # to save time
+    elif "\\" not in text and "{,}" not in text and "~" not in text:  # to save time
         return text
-    return FRAC.sub(r" \1\2/\3\4", FANCY.sub(lambda fancy: PLAIN[fancy[1]], text))
+    return FRAC.sub(r" \1\2/\3\4", FANCY.sub(lambda fancy: PLAIN[fancy[1]], FONT.sub("", text)))
