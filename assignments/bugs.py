@@ -21,7 +21,7 @@ BUGS: dict[str, list[tuple[str, str | None, str]]] = {
          "                pass\n"),
         ("the last mark counts", "MARKS):", "MARKS[::-1]):"),
         ("only the strongest mark is known", "MARKS):", "MARKS[:1]):"),
-        ("the last number, though another is stated", "if stated and not TAKEN", "if stated and not lenient and not TAKEN"),
+        ("the last number, though another is stated", "if stated and not T", "if stated and not lenient and not T"),
         ("strict reads the last number too", "if lenient else ()", "if True else ()"),
         ("lenient is strict", "if lenient else ()", "if False else ()"),
         ("lenient takes the first number", "return canonical(last[0][\"answer\"], kind) if last else None",
