@@ -51,28 +51,29 @@ SCALE |= {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
 MONEY = r"(?:(?:[A-Z]{1,2}(?=\$))?[$€£¥\u20a0-\u20c0]\ ?|(?:Rs\.?|USD|EUR)\ )"  # $, US$, ₹, Rs.
 SIGN = rf"(?:[+-]\ ?|(?:[Nn]egative|[Mm]inus|[Pp]ositive)\ )?(?:(?P<money>{MONEY})-?)?"  # -5, +$5, $-5, negative 5
 UNIT = "(?:hour|hr|min|minute|sec|second|day|week|month|year|ft|yard|pound|lb|dollar)s?|feet|foot|kg|m"
-NUM = r"[({$]{0,3}\d"
+NUM = r"\ {0,2}[({$-]{0,3}(?:\d|\\(?:sqrt|frac|pi))"  # (3, $3, \sqrt
+WORD, END = r"[\ {]{1,3}", r"[}\ ]{1,3}"  # around a word, also of LaTeX: 5 and 6, 5 { and } 6
 NO_ANSWER = r"\W{0,3}\?|[)*$]{0,3}\ is\ (?:wrong|incorrect|not)|,?\ or,?\ rather"  # 5? 5 is wrong; 5, or rather 6
 PARTS = [  # what makes a number part of something else
-    r"[.,:/'hx\ ]?\d|'\ \d|_\{?\d",  # 12:30, 3,5, 5'10, 5h30, 5 6, 11_2
-    r",\ \d{3}\b|[eE][+-]?\d|[.\ ]?\\(?:over|bar|dot)",  # 1, 000; 1e400; 0.\overline{3}
-    r"[\ {]{1,3}and[}\ ]{1,3}(?:\d|an?\b|one\b)|\ [a-z]{1,20}\ and\ \d",  # 5 and 6, 5 and a half, 5 pens and 6 cups
-    r"[,;]\ ?[-+]?[\d.]+\s?[,;)\]}\\]|[$,;]{0,2}\ (?:(?:and|or)\ )?\$?[a-z]\ ?=",  # (5, 6); x = 5, y = 6
-    rf"\ ?[-+*^/]\ ?{NUM}|\ ?[-+*^]\ ?[({{]*[b-hj-z]\b|\+|!\s?[}}$)]",  # 5+3, 5 + x, 5!
-    r"\ ?(?:[inxyz]\b|pi\b|[π√∞≤≥]|\\(?:pi|sqrt|frac|log|ln|sin|cos|tan|le|ge|p?mod))",  # 5x, 5i, 5\pi
-    r"\s?[=≈]|\ [<>]\ |\ or\ (?:more|less)",  # 5 =, 5 < x, 5 or more
-    rf"\ (?:divided|multiplied)\ by|\ (?:times|plus|minus|to|over|in|out\ of|(?:more|less)\ than)\ {NUM}",  # 5 times 6
-    r"\ (?:squared|cubed|factorial|sqrt|(?:half|third|(?:four|fif|six|eigh|ten)th)s?\b)",  # 5 squared, 5 sixths
-    rf"(?:\ ?%|\ percent)\ of\ {NUM}|\ (?:{UNIT}),?\ \d",  # 5% of 6; 5 hours 6 minutes
-    rf"[\ {{*$]{{0,4}}(?:{LARGE}|[kKMB]\b|(?:[mb]n|mil)\b)",  # 5 thousandths; 300 K may be kelvin or thousand
+    r"[.,:/'`hx\ ]?\d|['X]\ \d|\ [:X]\ \d|_\{?\d",  # 12:30, 3,5, 5'10, 5h30, 5 6, 5 : 6, 11_2
+    r",\ \d{3}\b|[eE][+-]?\d|[.\ ]?\\(?:over|bar|l?dot)",  # 1, 000; 1e400; 0.\overline{3}
+    rf"{WORD}and{END}(?:\d|an?\b|one\b)|\ [a-z]{{1,20}}\ and\ \d",  # 5 and 6, 5 and a half, 5 pens and 6 cups
+    rf"[,;]\ ?[-+]?[\d.]+\s?[,;)\]}}\\]|[$,;]{{0,2}}{WORD}(?:(?:and|or){END})?\$?[a-z]\ ?=",  # (5, 6); x = 5, y = 6
+    rf"\ ?[-+*^/]{NUM}|\ ?[-+*^]\ ?[({{]*[b-hj-z]\b|\+|!\s?[}}$)]",  # 5+3, 5 + x, 5!
+    r"\ ?(?:[inxyz]\b|pi\b|[π√∞≤≥±])|[abd-fj-kn-rt-z]\b|\ [<>]\ |\s?[=≈]",  # 5x, 5 i, 5 < x, 5 =
+    r"\ ?\\(?:pi|sqrt|frac|log|ln|sin|cos|tan|le|ge|pm|p?mod|alpha|beta|theta|phi)|\ \(?mod\b",  # 5\pi, 5 mod 6
+    rf"{WORD}(?:times|plus|minus|to|over|in|out\ of|(?:more|less)\ than){END}{NUM}",  # 5 times 6, 5 to 6
+    r"\ (?:divided|multiplied|squared|cubed|factorial|sqrt|(?:half|third|(?:four|fif|six|eigh|ten)th)s?\b)",  # 5 sixths
+    rf"(?:\ ?%|\ percent)\ of{NUM}|{WORD}(?:{UNIT})[,}}\ ]{{1,3}}\d|\ or\ (?:more|less)",  # 5% of 6; 5 hours 6 minutes
+    rf"[-\ {{*$]{{0,4}}(?:{LARGE}|[kKMBT]\b|MM\b|(?i:[mbt]n|mi[lo]|mrd|cr|quadrillion|score)\b)",  # 5 thousandths, 5 K
 ]
 NUMBER = rf"""
     (?P<sign> {SIGN} )
     (?: (?:(?P<mixed>\d+)\ {{1,3}}(?:and\ )?)?                                  # 1 3/4, 1 and 3/4
         (?P<top>{DECIMAL})\ ?/\ ?(?P<bottom>{DECIMAL})(?!\ of\ \$?\d)           # 3/4, 1,000 / 3
       | (?P<decimal>{DECIMAL}|\.\d+)                                            # 1,234.50, 0.5, .5
-        (?: (?:[eE]\+?|\ ?[x*]\ ?10(?:\^|\*\*)\{{?\+?) (?P<power>-?\d{{1,2}})\b\}}? )? )  # 2.5e3, 2.5 * 10^{{3}}
-    (?: [\ {{*$]{{0,4}}(?P<words>{LARGE}(?:\ {LARGE})?)s?\b(?!\ and\ [a-z])     # 3 Million, 2 hundred thousand
+        (?: (?:[eE]\+?|\ ?[xX*]\ ?10(?:\^|\*\*)\{{?\+?) (?P<power>-?\d{{1,2}})\b\}}? )? )  # 2.5e3, 2.5 * 10^{{3}}
+    (?: [\ {{*$]{{0,4}}(?P<words>{LARGE}(?:\ {LARGE})?)s?\b(?!-|\ and\ [a-z])     # 3 Million, 2 hundred thousand
       | (?(money)\ ?(?P<short>[kKmMbB]n?)|(?P<letter>[kKMB]))\b(?!\$) )?        # $1.5m, $4 bn, 20K
     (?! {NO_ANSWER}|{"|".join(PARTS)} )
 """
@@ -113,11 +114,13 @@ NOT_BUT = r"(?:\ not|n't|\ no\ longer)\ [^\n;]{1,40}?\b(?:but|[Ii]t(?:'s|\ is))\
 HEDGE = "about|approximately|around|roughly|exactly|only|actually|just|simply|therefore|thus|now|option|choice"
 LEAD = verbose(rf"(?:\s?\}})?(?:{NOT_BUT})?(?:[\s*_:]*(?:{HEDGE})\b){{0,2}}")
 LEFT = verbose(r"[\s*:]{0,9}[^\n=≈;:?\#<>]{1,100}(?:[=≈]|\bequals\b)")  # 'x = 5 + 3 =' before an 8
-SENTENCE = "since|because|as|if|when|where|while|for|with|at|so|thus|which|that|then|but|or|not|is|was|are|has|had"
+SENTENCE = "since|because|as|if|when|where|while|so|thus|which|that|then|but|or|not|is|was|are|has|had"
 NO_LEFT = verbose(rf"""
     \b(?:{SENTENCE})\b | [.,](?!\d) | !\ *[a-zA-Z] | \band\ (?!\$?\d)           # 7, since n =
   | [\w)}}]\ *[({{][^)}}]*$ | ^[^({{]*[)}}]                                      # 7 (n =
-  | [-+*/^]\ ?[a-z]\b | \b[xyzn]\ ?[-+*/^] | \d[xyzn]\b                      # 5 + x =, x + 5 =, 5x =
+  | [-+*/^|]\ ?[a-z]\b | \b[xyzn]\ ?[-+*/^] | \d[xyzn]\b                      # 5 + x =, x + 5 =, 5x =
+  | \\[a-z]+(?![a-z])\ ?\{{?[a-z]\b                                             # \sin x =
+  | \d[^=]*\ [a-z]\ ?=$                                                          # 7 for n =
 """)
 TAKEN_BACK = verbose(r"""
     (?:Wait|Actually|actually|Sorry|sorry|Correction|correction|Mistake|mistake|Oops|oops|Hold\ on|hold\ on)\b

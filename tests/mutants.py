@@ -779,7 +779,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a million in small letters alone", "(?i:{", "(?:{"),
             ("K is a million", '"k": 10**3', '"k": 10**6'),
             ("$5m are metres", "(?P<short>[kKmMbB]n?)", "(?P<short>[kKMB]n?)"),
-            ("3 thousandths are 3", r"(?:{LARGE}|[kKMB]\b", r"(?:[kKMB]\b")]),
+            ("3 thousandths are 3", r"(?:{LARGE}|[kKMBT]\b", r"(?:[kKMBT]\b")]),
         *by("answers_of_each_kind[fractions]", [
             ("2½ is 21/2", r'VULGAR.sub(r" \g<0>"', r'VULGAR.sub(r"\g<0>"'),
             ("no \\cfrac", r"\\[a-z]{{0,4}}frac", r"\\[dt]?frac")]),
@@ -787,8 +787,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("negative 5 is 5", '"-|eg|in"', '"-"'),
             ("5² is 52", r'POWERS.sub(r"^\g<0>"', r'POWERS.sub(r"\g<0>"')]),
         *by("answers_of_each_kind[parts]", [
-            ("5x is 5", r"(?:[inxyz]\b|", "(?:"),
-            ("a point is its first coordinate", r"[\d.]+\s?[,;)\]}\\]|", r"[\d.]{9}|")]),
+            ("5x is 5", r"|[abd-fj-kn-rt-z]\b|", "|"),
+            ("a point is its first coordinate", r"[\d.]+\s?[,;)\]}}\\]|", r"[\d.]{{9}}|")]),
         *by("answers_of_each_kind[taken_back]", [
             ("not 5 but 7 is none", "(?:{NOT_BUT})?", ""),
             ("taken back, and a number follows", " and not MENTIONED[kind].search(text, stated.end())", ""),
