@@ -57,7 +57,7 @@ NO_ANSWER = r"\W{0,3}\?|[)*$]{0,3}\ is\ (?:wrong|incorrect|not)|,?\ or,?\ rather
 PARTS = [  # what makes a number part of something else
     r"[.,:/'`hx\ ]?\d|['X]\ \d|\ [:X]\ \d|_\{?\d",  # 12:30, 3,5, 5'10, 5h30, 5 6, 5 : 6, 11_2
     r",\ \d{3}\b|[eE][+-]?\d|[.\ ]?\\(?:over|bar|l?dot)",  # 1, 000; 1e400; 0.\overline{3}
-    rf"{WORD}and{END}(?:\d|an?\b|one\b)|\ [a-z]{{1,20}}\ and\ \d",  # 5 and 6, 5 and a half, 5 pens and 6 cups
+    rf"[}}$]{{0,2}}{WORD}and{END}(?:\d|an?\b|one\b|\\boxed)|\ [a-z]{{1,20}}\ and\ \d",  # 5 and a half, 5 pens and 6
     rf"[,;]\ ?[-+]?[\d.]+\s?[,;)\]}}\\]|[$,;]{{0,2}}{WORD}(?:(?:and|or){END})?\$?[a-z]\ ?=",  # (5, 6); x = 5, y = 6
     rf"\ ?[-+*^/]{NUM}|\ ?[-+*^]\ ?[({{]*[b-hj-z]\b|\+|!\s?[}}$)]",  # 5+3, 5 + x, 5!
     r"\ ?(?:[inxyz]\b|pi\b|[π√∞≤≥±])|[abd-fj-kn-rt-z]\b|\ [<>]\ |\s?[=≈]",  # 5x, 5 i, 5 < x, 5 =
@@ -84,11 +84,12 @@ LONGEST = 300  # more digits than that are noise
 
 OTHER = r"\(?[A-HJ]\b(?!\)?\ (?!and\b|are\b|both\b)\w)"  # the B of 'A and B', not of 'A and B is wrong'
 PARTS = [  # what makes a letter part of something else
-    r"[_(\[\#^/|]|'[a-z]|-\w|\*\w|\ \*\ ?\w|>\ ?\w",  # A_1, A(x), A/B, A's, A-1, A * b
+    r"[(\[\#^/|%]|_\{?\w|'[a-z]|[-*]\w|[.:][\dA-J]\b|\\[A-Z]|\ -\ [A-J]\b|\ \*\ ?\w|>\ ?\w|\ \d",  # A(x), A_1, A's, A-1
     r"\.\ ?(?:[A-Z]\.|[A-Z][a-z]+(?:'s|,\ who))",  # J. S. Bach; A. Smith, who
-    r"\ ?[=≈≠&|+∪∩⊂∈→]|\ [<>]|<[A-Z]|\ ?\\(?:cup|cap|subset|in|to|rightarrow|neq|leq?|geq?)\b",  # E = mc^2, A + B
-    r"(?:,\ [A-J]){1,9}(?:[.\n]|\Z)|,\ ?[A-J][.)}]",  # A, B, C; (A, B); the official graders read '(A, B, C)' as A
-    rf"(?:,\ [A-J]){{0,9}}[,\ {{]{{1,3}}(?:and|or|&)[}}\ ]{{1,3}}{OTHER}",  # A, B and D
+    r"\ ?[=≈≠&|+∪∩⊂∈∧∨⊕⊗→⇒]|\ [<>]|<[A-Z]|\ ?->",  # E = mc^2, A + B
+    r"\ ?\\(?:cup|cap|subset|in|to|rightarrow|neq|leq?|geq?|wedge|vee|land|lor|oplus|otimes)\b",  # A \cup B
+    r"(?:,\ ?[A-J]){1,9}(?:[.}\n]|\Z)|,\ ?[A-J]\)",  # A, B, C; (A, B); the official graders read '(A, B, C)' as A
+    rf"(?:,\ [A-J]){{0,9}}[,}}$]{{0,2}}{WORD}(?:and|or|&){END}(?:\\boxed\{{)?{OTHER}",  # A, B and D
     r"(?<=A)[).:]\ [^\n]{1,200}\n\W{0,4}B[).:]",  # A. Paris\nB. Rome
     r"\ (?!(?:is|as|and|or|in|for|due|because|since|with|by|which|that)\b)[a-z]|(?<=I)'",  # A bird; I'm sure
 ]
@@ -99,7 +100,7 @@ SMALL_LETTER = r"[a-j](?=\))(?!\)[^\n]{0,60}\([a-z]{1,4}\)(?!\ (?:is|was)))"  # 
 
 ANSWER = "answer|Answer|ANSWER"
 LISTED = r"(?!\**\s*\d+[.)]\ +[*\w]|\**\ *\n\s*[-*]\ )"  # '#### 1. Add the eggs' is a heading, 'Answer:\n1. Add' a list
-TITLE = r"(?!\**\ *[A-J][.)]?\ +\w)"  # '#### A. Add the eggs'
+TITLE = r"(?!\W{0,5}[A-J]\b[^\w\n<=]*\w)"  # '#### A. Add the eggs'
 TOTAL = r"(?:[^<\n\d]{0,60}\bis\b)?"  # <answer>The total is 5</answer>
 FINAL = rf"\n[#*_\ ]*(?:Answer|ANSWER|Result|[Ff]inal\ (?:{ANSWER}|[Rr]esult))[*_\ ]*"
 MARKS = [  # the strongest first: a form that was asked for, a sentence, a label, a heading over a short line

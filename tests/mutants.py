@@ -763,10 +763,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the sign is lost", '-1 if re.search("-|eg|in", number["sign"]) else 1', "1"),
             ("mixed numbers are only their fraction", 'number["decimal"] or number["mixed"]', 'number["decimal"]')]),
         *by("answers_of_each_kind[letters]", [
-            ("a function is an option", r'r"[_(\[', r'r"[_\['),
+            ("a function is an option", r'r"[(\[', r'r"[\['),
             ("a formula is an option", r"\ ?[=≈≠&|+", r"\ ?[≈≠&|+"),
             ("the head of a list is an option", r"\n\W{0,4}B[).:]", r"\n\W{0,4}Q[).:]"),
-            ("one of two options", r"(?:and|or|&)[}}", r"(?:or)[}}"),
+            ("one of two options", "(?:and|or|&){END}", "(?:or){END}"),
             ("a part (a) is an option", r"\([a-z]{1,4}\)", r"\([A-Z]{1,4}\)")]),
         *by("answers_of_each_kind[equations]", [
             ("the left side is the result", "        place = left.end()\n", "        break\n"),

@@ -102,8 +102,11 @@ KINDS = {  # what people's files hold: a text and what it states; None is right 
         "The answer is (i) and (iii).": None, "#### B. Solving\nThe answer is (D).": "D",
         "#### A plan\nThe answer is (D).": "D", "The answer is A₁.": None,
         "The answer is (a) 5 (b) 6. The answer is (D).": "D", "The answer is C is wrong.": None,
-        "The answer is C, as F = ma.": "C", "The answer is C (5 mV).": "C", "The answer is C - 5 mV": "C",
-        "The answer is (D) F = ma.": "D", "The answer is (C) and (A) is wrong.": "C", "The answer is C, I think.": "C",
+        "The answer is A → B.": None, "The answer is A:B = 2.": None, "The answer is B.1.": None,
+        "\\boxed{A, B, C}": None, "#### (A) Plan\nThe answer is (D).": "D", "#### **A: Plan**\nThe answer is (D).": "D",
+        "#### (C)": "C", "The answer is D 5 m/s": None, "Answer: C.Paris": "C", "The answer is C, as F = ma.": "C",
+        "The answer is C (5 mV).": "C", "The answer is C - 5 mV": "C", "The answer is (D) F = ma.": "D",
+        "The answer is (C) and (A) is wrong.": "C", "The answer is C, I think.": "C",
         "The answer is A because B is too big.": "A", "Answer: C. Paris, the capital": "C", "The answer is （C）.": "C",
         "Answer: [C]": "C", "Answer: <C>": "C", "Answer: `C`": "C", "\\boxed{\\textsf{(C)}}": "C", "C or so": None},
     "equations": {
