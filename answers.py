@@ -96,6 +96,37 @@ PARTS = [  # what makes a letter part of something else
 LETTER = rf"[A-J]\b(?!{NO_ANSWER}|{'|'.join(PARTS)})"
 SMALL_LETTER = r"[a-j](?=\))(?!\)[^\n]{0,60}\([a-z]{1,4}\)(?!\ (?:is|was)))"  # (c), not (a) of '(a) 5 and (b) 6'
 
+# ---- what was only thought -------------------------------------------------------------------------------------------
+
+THOUGHT = "(?i:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|scratchpad)"
+OPENING_TAG = (  # DeepSeek, Qwen, Seed, Sky-T1, Command A; Kimi; Magistral; gpt-oss, also without its special tokens
+    rf"<\|?(?:seed:)?(?i:begin_of_|start_)?{THOUGHT}(?:\s[^<>\n]{{0,99}})?\|?>"
+    r"|◁think▷|\[THINK\]|<\|channel\|>(?!final)|\Aanalysis(?=[A-Z])"
+)
+CLOSING_TAG = (
+    rf"</(?:seed:)?{THOUGHT}>|<\|(?i:end_of_|end_|/){THOUGHT}\|>"
+    r"|◁/think▷|\[/THINK\]|<\|channel\|>final|assistantfinal"
+)
+TAG = re.compile(f"(?P<opening>{OPENING_TAG})|{CLOSING_TAG}")
+
+
+def without_thoughts(text: str) -> str:
+    """A response without what a reasoning model only thought, which is no answer, be the thought closed or not.
+
+    Example: '<think>a</think>b' -> 'b', and 'a</think>b' too, for a template may open the thought; '<think>a' -> ''.
+    """
+    if not any(sign in text for sign in ("<", "[", "◁", "analysis")):  # to save time
+        return text
+    said, start, depth, thinking = [], 0, 0, False
+    for i, tag in enumerate(TAG.finditer(text)):
+        opening = bool(tag["opening"])
+        if not thinking and (opening or (i > 0 and depth == 0)):  # else the text before a closing tag was thought
+            said.append(text[start : tag.start()])
+        depth = depth + 1 if opening else max(depth - 1, 0)
+        start, thinking = tag.end(), opening
+    return "\n".join(said if thinking else [*said, text[start:]])
+
+
 # ---- how an answer is stated -----------------------------------------------------------------------------------------
 
 ANSWER = "answer|Answer|ANSWER"
@@ -149,7 +180,7 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
     Of the strongest mark the first statement counts that is not TAKEN_BACK within 100 characters. What is taken back
     counts if nothing that could be the answer follows it.
     """
-    text = "\n" + _plain(text.split("</think>")[:2][-1])  # what a reasoning model thought is no answer
+    text = "\n" + _plain(without_thoughts(text))
     stated, start = None, 0
     for form, mark in product(STATED[kind], MARKS):
         for found in mark.finditer(text, start):  # the first one counts, for a model may run on to a new question ...
