@@ -887,16 +887,46 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     "answers.py": [
         *by("answers_as_models_write_them", [
             ("the thought is the answer", "_plain(without_thoughts(text))", "_plain(text)"),
-            ("an answer that was taken back counts",
-             "if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless it is '7. Wait, ...'\n"
-             "                break", "break")]),
+            ("an answer that was taken back counts", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)",
+             "True")]),
         *by("answers_as_people_write_them", [
             ("the first number is read leniently", "maxlen=1)", "maxlen=None)"),
             ("the last of several statements", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)",
              "False"),
-            ("the sign is lost", '(-1 if "-" in number["sign"] else 1)', "1"),
-            ("mixed numbers are only their fraction", '+ Fraction(int(top), int(number["bottom"] or 1))',
-             '* 0 + Fraction(int(top), int(number["bottom"] or 1))')]),
+            ("the sign is lost", '-1 if re.search("-|eg|in", number["sign"]) else 1', "1"),
+            ("mixed numbers are only their fraction", 'number["decimal"] or number["mixed"]', 'number["decimal"]')]),
+        *by("answers_of_each_kind[letters]", [
+            ("a function is an option", r'r"[(\[', r'r"[\['),
+            ("a formula is an option", r"\ ?[=≈≠&|+", r"\ ?[≈≠&|+"),
+            ("the head of a list is an option", r"\n\W{0,4}B[).:]", r"\n\W{0,4}Q[).:]"),
+            ("one of two options", "(?:and|or|&){END}", "(?:or){END}"),
+            ("a part (a) is an option", r"\([a-z]{1,4}\)", r"\([A-Z]{1,4}\)")]),
+        *by("answers_of_each_kind[equations]", [
+            ("the left side is the result", "        place = left.end()\n", "        break\n"),
+            ("a reason is a left side", " and not NO_LEFT.search(left[0])", "")]),
+        *by("answers_of_each_kind[digits]", [
+            ("no apostrophe in a number", r"[,_'\ ]\d{3}", r"[,_\ ]\d{3}"),
+            ("no lakhs", r"|\d{1,2}(?:,\d\d){1,9},\d{3}(?!\d)", ""),
+            ("no wide spaces in a number", r" \; \: ", " ")]),
+        *by("answers_of_each_kind[scales]", [
+            ("a million in small letters alone", "(?i:{", "(?:{"),
+            ("K is a million", '"k": 10**3', '"k": 10**6'),
+            ("$5m are metres", "(?P<short>[kKmMbB]n?)", "(?P<short>[kKMB]n?)"),
+            ("3 thousandths are 3", r"(?:{LARGE}|[kKMBT]\b", r"(?:[kKMBT]\b")]),
+        *by("answers_of_each_kind[fractions]", [
+            ("2½ is 21/2", r'VULGAR.sub(r" \g<0>"', r'VULGAR.sub(r"\g<0>"'),
+            ("no \\cfrac", r"\\[a-z]{{0,4}}frac", r"\\[dt]?frac")]),
+        *by("answers_of_each_kind[signs_and_powers]", [
+            ("negative 5 is 5", '"-|eg|in"', '"-"'),
+            ("5² is 52", r'POWERS.sub(r"^\g<0>"', r'POWERS.sub(r"\g<0>"')]),
+        *by("answers_of_each_kind[parts]", [
+            ("5x is 5", r"|[abd-fj-kn-rt-z]\b|", "|"),
+            ("a point is its first coordinate", r"[\d.]+\s?[,;)\]}}\\]|", r"[\d.]{{9}}|")]),
+        *by("answers_of_each_kind[taken_back]", [
+            ("not 5 but 7 is none", "(?:{NOT_BUT})?", ""),
+            ("taken back, and a number follows", " and not MENTIONED[kind].search(text, stated.end())", ""),
+            ("a weaker mark before it", "start = stated.end() if stated else 0", "start = 0")]),
+        ("a heading over a sentence", r"[^\n]{{1,30}}", r"[^\n]{{1,300}}", "answers_of_each_kind[labels]"),
         *by("what_was_only_thought_is_no_answer", [
             ("a thought without an end is an answer", "said if thinking else [", "["),
             ("what follows the first thought alone", "[*said, text[start:]]", "said[:1] or [text[start:]]"),
