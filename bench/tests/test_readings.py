@@ -40,6 +40,7 @@ def test_the_kind_of_every_source():
 @pytest.mark.parametrize(("lines", "kind", "right"), [
     ("Monday 4*3=12 Tuesday 12+8=20 Friday 20/2=10 Sunday 10-2=8 #### 8", "right", True),
     ("Monday 4*3=12 Tuesday 12+8=21 Friday 21/2=10 Sunday 10-2=8 #### 8", "right", False),  # right by luck
+    ("Monday 4*3=12 Tuesday 12+8=21 Friday 20/2=10 Sunday 10-2=8 #### 8", "right", False),  # put right afterwards
     ("Monday 5*3=15 Tuesday 15+8=23 Friday 23/2=11 Sunday 11-2=9 #### 9", "right", False),  # another beginning
     ("Monday 4*3=12 Tuesday 11+8=19 Friday 20/2=10 Sunday 10-2=8 #### 8", "right", False),  # not from the line before
     ("Monday 4*3=12 Tuesday 12+8=20 Friday 20/2=10 Sunday 10-2=8 #### 9", "right", False),  # not the last result
