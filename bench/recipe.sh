@@ -50,16 +50,18 @@ stage generate student "${Q[@]}" --model "$out/sft" --source student --samples 4
   --max_new_tokens 96 --batch_size 512 --seed "$seed"
 stage pseudo_reward rewards "${Q[@]}" --teacher "$out/teacher/samples.jsonl" --student "$out/student/samples.jsonl" \
   --min_share "${MIN_SHARE:-0.3}" --seed "$seed"
-(until_gone $half; raw .05; raw .1) & raws=$!
+(until_gone $half; raw .02; raw .05; sft twice "$out/tiny-student-base" "$out/vote/sft.jsonl" 4) & raws=$!
 stage reward reward --model "$out/sft" --pairs "$out/rewards/pairs.jsonl" --calibrate "$out/student/samples.jsonl" \
   "${Q[@]}" --epochs 2 --lr 1e-3 --held_out 0.1 --seed "$seed"
+learned .05; sum
+(stage generate valid-samples --questions "$out/valid.jsonl" --model "$out/sft" --source student --samples 8 \
+  --temperatures 0.7 --max_new_tokens 96 --batch_size 512 --seed "$seed"; py judge "$out")
 learned .1; sum
-stage generate valid-samples --questions "$out/valid.jsonl" --model "$out/sft" --source student --samples 8 \
-  --temperatures 0.7 --max_new_tokens 96 --batch_size 512 --seed "$seed"
-py judge "$out"; sum
+ppo ppo-fast --reward_model "$out/reward" --kl_coef .05 --lr 4e-4; sum
 
-# the rest: two lines side by side
-(until_gone $raws; sft twice "$out/tiny-student-base" "$out/vote/sft.jsonl" 4; learned .05; raw .02) & rest=$!
+# the rest
+(until_gone $raws; raw .1; ppo raw-fast --votes "$out/rewards/rewards.jsonl" --kl_coef .02 --lr 4e-4) & rest=$!
+learned .02; sum
 [ -f "$out/eval/ppo-length/done.json" ] || { py length "$out" 1 && evaluate "ppo-length=$out/ppo-length"; }
 learned .2
 sft longest "$out/tiny-student-base" "$out/vote-longest.jsonl" 2

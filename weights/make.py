@@ -172,7 +172,7 @@ def make_random_model(folder: Path, hidden_size: int, layers: int, seed: int) ->
         intermediate_size=hidden_size * 8 // 3 // 16 * 16,
         num_hidden_layers=layers,
         num_attention_heads=hidden_size // 16,
-        num_key_value_heads=hidden_size // 32,
+        num_key_value_heads=hidden_size // 32 if hidden_size % 32 == 0 else hidden_size // 16,
         head_dim=16,
         max_position_embeddings=256,
         rope_theta=10000.0,
@@ -199,7 +199,7 @@ def main(cfg: Config) -> None:
     for name in [cfg.only] if cfg.only else MODELS:
         recipe = replace(MODELS[name], **changes)
         folder = "-".join([name, *(str(value) for key, value in changes.items() if key != "steps")])
-        runtime.require(recipe.width % 32 == 0 and min(changes.values(), default=1) > 0, f"{told}: ")
+        runtime.require(recipe.width % 16 == 0 and min(changes.values(), default=1) > 0, f"{told}: ")
         work = Path(cfg.work) / folder
         write_corpus(work / "corpus.jsonl", recipe.steps * 64, recipe, cfg.seed)
         make_tokenizer(work / "random")
