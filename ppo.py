@@ -29,7 +29,7 @@ from generate import answers_to, prompts_of
 from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, masked_values
 from reward import make_score
 from runtime import Desk, ranks, steps
-from runtime.flags import AtOnce, Count, Input, Natural, NotNegative, Positive, Questions, Saving, Share
+from runtime.flags import AtOnce, Count, Function, Input, Natural, NotNegative, Positive, Questions, Saving, Share
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Config:
     out: str  # Hugging Face folder to write
     reward_model: Input = ""  # scores the answers; its copy becomes the critic
     votes: Input = ""  # instead of a reward model: rewards.jsonl, +1 for an answer that equals the vote, -1 otherwise
-    gold: bool = False  # instead of both: +1 for the gold answer. An upper bound, for comparison; never the method
+    reward: Function = ""  # instead: FILE.py:NAME, your own name(questions, prompts, responses, texts) -> (B,)
+    gold: bool = False  # instead of all: +1 for the gold answer. An upper bound, for comparison; never the method
     critic: Input = ""  # another reward model to start the critic from
     iterations: Count = 60  # rollouts
     rollout_size: Count = 256  # responses per iteration

@@ -113,7 +113,7 @@ def label_quality(rows: Iterable[dict], questions: Mapping[str, Question]) -> di
 def evaluation(name: str) -> str:
     """Where eval.py left the answers of a model. Example: 'hard_sft' -> '7_eval/hard/sft'."""
     folder = "arms" if "+" in name else "hard" if name.startswith("hard_") else "test"
-    return "7_eval/best_of_n/sft" if name == "best_of_n" else f"7_eval/{folder}/{name.removeprefix('hard_')}"
+    return "7_eval/best_of_n/sft" if name.endswith("_of_n") else f"7_eval/{folder}/{name.removeprefix('hard_')}"
 
 
 @dataclass(frozen=True)

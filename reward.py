@@ -147,8 +147,19 @@ def make_score(cfg, questions: list[Question], desk: Desk) -> tuple[Callable, li
     Another reward is another function of this form: lists of questions, token ids and texts in, a number each out.
     `desk` brings the reward model to the device while it works (runtime/steps.py).
     """
-    given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
-    runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
+    given = [name for name in ("reward_model", "votes", "reward", "gold") if getattr(cfg, name)]
+    asked_for = f"give one of --reward_model, --votes, --reward and --gold, not {given or 'none'}"
+    runtime.require(len(given) == 1, asked_for)
+    if cfg.reward:
+        users = runtime.flags.function(cfg.reward, "--reward")
+
+        def by_function(questions, prompts, responses, texts) -> Tensor:
+            scores = torch.as_tensor(users(questions, prompts, responses, texts), dtype=torch.float32)
+            one_each = scores.shape == (len(texts),)
+            runtime.require(one_each, f"--reward {cfg.reward}: shape {tuple(scores.shape)} for {len(texts)} answers")
+            return scores  # (B,)
+
+        return by_function, questions
     if cfg.reward_model:
         judge = ranks.shard(load_scalar_model(cfg.reward_model, torch.float32, desk.idle).requires_grad_(False))
 

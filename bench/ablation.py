@@ -19,22 +19,33 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from judge import majority_curve
+
 import runtime
 from report import Run, evaluation, mean, number, read_run, table
 
+TIMES = ("0", "0.25", "0.5", "2", "4")  # bench/ablate.sh's KL coefficients, as multiples of the preset's
 ARMS = {  # name -> row, in the order of the table
     "teacher": "teacher",
     "base": "student before",
     "sft": "SFT on the vote's winners",
     "sft+all": "SFT on all of the teacher's answers",
     "sft+tenth": "SFT on a tenth of the vote's winners",
+    "sft+half": "SFT half as long",
+    "sft+twice": "SFT twice as long",
     "sft+longer": "SFT, then SFT for the FLOPs of PPO",
+    "sft+own": "SFT, then SFT on its own answers that equal the vote, for the FLOPs of PPO",
+    "sft+longest": "SFT on each question's longest winner",
+    "sft+shortest": "SFT on each question's shortest winner",
+    "majority_of_n": "SFT, the commonest of n answers",
     "best_of_n": "SFT, best of n by the reward model",
     "ppo": "SFT + PPO, learned reward: the method",
     "ppo_raw": "reward: the raw 0/1 vote",
     "ppo+gold": "reward: gold (an upper bound, not the method)",
-    "ppo+kl0": "KL coefficient 0",
-    "ppo+kl4": "KL coefficient x 4",
+    "ppo+longer": "reward: the number of tokens",
+    "ppo+shorter": "reward: minus the number of tokens",
+    **{f"ppo+kl{times}": f"KL coefficient x {times}" for times in TIMES},
+    **{f"ppo+raw_kl{times}": f"raw vote, KL coefficient x {times}" for times in TIMES},
     "ppo+both": "votes of teacher and student",
     "ppo+teacher": "reward model from the teacher",
     "ppo+r2": "two rounds (in the second the student votes too)",
@@ -45,9 +56,15 @@ PAIRS = (  # the one, the other: is the one better?
     ("ppo", "teacher"),
     ("ppo", "sft+longer"),
     ("ppo", "sft+tenth"),
+    ("ppo", "sft+own"),
+    ("ppo", "sft+longest"),
+    ("ppo", "sft+shortest"),
+    ("ppo", "majority_of_n"),
     ("ppo", "best_of_n"),
     ("ppo", "ppo_raw"),
     ("ppo", "ppo+gold"),
+    ("ppo", "ppo+longer"),
+    ("ppo", "ppo+shorter"),
     ("ppo", "ppo+kl0"),
     ("ppo", "ppo+kl4"),
     ("ppo+both", "ppo"),
@@ -57,7 +74,8 @@ PAIRS = (  # the one, the other: is the one better?
     ("sft", "sft+all"),
     ("sft+longer", "sft"),
 )
-JUDGES = dict.fromkeys(("best_of_n", "ppo", "ppo+kl0", "ppo+kl4"), "5_reward")  # of the others: 5_reward+ARM, or none
+# of the others: 5_reward+ARM, or none
+JUDGES = dict.fromkeys(("best_of_n", "ppo", *(f"ppo+kl{times}" for times in TIMES)), "5_reward")
 RESAMPLES = 20_000
 
 
@@ -101,21 +119,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def answered(run: Run, arm: str) -> dict[str, float]:
+    """Test question -> 1 if the arm has it right, else 0; between answers of equally many votes a coin is tossed."""
+    if arm == "majority_of_n":
+        rows = run.rows(evaluation("best_of_n"), "scores.jsonl", ["id", "answers", "correct"])
+        return {row["id"]: majority_curve([row["answers"]], [row["correct"]])[-1] for row in rows}
+    return {key: float(row["correct"]) for key, row in run.transcripts(arm).items()}
+
+
 def right(runs: Mapping[str, Run], arm: str) -> np.ndarray:
-    """Which test questions an arm has right: (seeds, questions) of 0 and 1; all arms have the same columns."""
-    rows = [run.transcripts(arm) for run in runs.values()]
+    """What an arm has right: (seeds, questions) of 0 to 1; all arms have the same columns."""
+    rows = [answered(run, arm) for run in runs.values()]
     questions = sorted(rows[0])
-    for folder, answered in zip(runs, rows):
+    for folder, row in zip(runs, rows):
         runtime.require(
-            sorted(answered) == questions, f"{folder}: other questions in {evaluation(arm)} than in the first run"
+            sorted(row) == questions, f"{folder}: other questions in {evaluation(arm)} than in the first run"
         )
-    return np.array([[answered[key]["correct"] for key in questions] for answered in rows], dtype=float)
+    return np.array([[row[key] for key in questions] for row in rows])
 
 
 def build(runs: Mapping[str, Run]) -> dict:
     """The numbers of ablation.json: of every arm that all runs have, and of every comparison of two of those."""
     rng = np.random.default_rng(0)
-    arms = [arm for arm in ARMS if all(run.transcripts(arm) for run in runs.values())]
+    arms = [arm for arm in ARMS if all(answered(run, arm) for run in runs.values())]
     runtime.require(
         "sft" in arms and "ppo" in arms,
         f"{', '.join(runs)}: {evaluation('sft')} and {evaluation('ppo')} are needed in all",

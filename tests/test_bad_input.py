@@ -147,6 +147,8 @@ FLAGS = [  # what one script alone refuses, and of the ranges, which the types o
     *[("ppo", f"--{flag} {value}", [f"--{flag}", value]) for flag, value in [
         ("kl_coef", "inf"), ("minibatches", "5"), ("unfinished_score", "nan"), ("max_new_tokens", "300")]],
     ("ppo", "--votes votes.jsonl", ["--reward_model", "--votes"]), ("ppo", "--gold", ["--gold"]),
+    *[("ppo", f"~--policy model --questions questions.jsonl --out out --reward {spec}", ["--reward", spec]) for spec in
+      ("nowhere", "questions.jsonl:score")],
     ("ppo", "--policy scorer", ["scorer", "language model"]),
     *[("ppo", f"--{flag} {folder}", [folder, word]) for flag in ("reward_model", "critic")
       for folder, word in (("model", "score.weight"), ("other", "tokenizer"))],

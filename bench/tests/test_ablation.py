@@ -105,7 +105,8 @@ def test_runs_on_other_questions_are_refused(tmp_path):
 
 
 def test_an_ablation_without_the_method_is_refused():
-    run = SimpleNamespace(transcripts=lambda arm: {"a": {"correct": True}} if arm == "sft" else {})
+    run = SimpleNamespace(transcripts=lambda arm: {"a": {"correct": True}} if arm == "sft" else {},
+                          rows=lambda *_: [])
     with pytest.raises(ValueError, match="7_eval/test/ppo"):
         ablation.build({"x": run, "y": run})
 
