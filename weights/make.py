@@ -66,8 +66,8 @@ class Recipe:
 
 
 MODELS = {
-    "teacher": Recipe(width=128, steps=1400, lr=2e-3, careful_topics=6, careful=0.75, rest=0.12, minor=0.10),
-    "student-base": Recipe(width=64, steps=1100, lr=3e-3, careful_topics=1, careful=0.60, rest=0.09, minor=0.14),
+    "teacher": Recipe(width=192, steps=1300, lr=1.5e-3, careful_topics=6, careful=0.75, rest=0.12, minor=0.10),
+    "student-base": Recipe(width=96, steps=1500, lr=3e-3, careful_topics=1, careful=0.60, rest=0.09, minor=0.14),
 }
 SOURCES = ("reader", "mixer", "embroiderer", "skipper", "repeater")
 
@@ -170,10 +170,10 @@ def make_random_model(folder: Path, hidden_size: int, layers: int, seed: int) ->
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=hidden_size * 8 // 3 // 16 * 16,
+        intermediate_size=hidden_size * 2,
         num_hidden_layers=layers,
         num_attention_heads=hidden_size // 16,
-        num_key_value_heads=hidden_size // 32 if hidden_size % 32 == 0 else hidden_size // 16,
+        num_key_value_heads=hidden_size // 32,
         head_dim=16,
         max_position_embeddings=256,
         rope_theta=10000.0,
