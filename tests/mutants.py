@@ -340,6 +340,14 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("calibration of the scores as they are", "scale *", "1.0 *",
          "../bench/tests/test_judge::a_run_is_judged_at_the_scale_that_was_trained"),
     ],
+    "bench/readings.py": [
+        *by("../bench/tests/test_readings::readings_by_hand", [
+            ("a day that is named may be invented", "day not in named and not more", "not more"),
+            ("any line that is too much is an addition", " and (event in asked or event[0] not in named)", ""),
+            ("lines need not follow from each other", "if a != now or", "if"),
+            ("the last line is not compared", "int(LAST.search(answer)[1]) == now", "True"),
+            ("any result is right", "or int(after) != right", "")]),
+    ],
     "bench/ablation.py": [
         ("questions are not drawn anew", "(of_seeds @ values) * of_questions", "of_seeds @ values",
          "../bench/tests/test_ablation::the_bootstrap_varies_over_seeds_and_over_questions"),
@@ -731,7 +739,11 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("two questions of one id", "first == number,", "True,")]),
     ],
     "tasks/arith.py": [
-        ("tripled is doubled", '"*", 3, now * 3', '"*", 3, now * 2', "word_problems_are_solved_correctly"),
+        *by("word_problems_are_solved_correctly", [
+            ("tripled is doubled", '"*", 3)', '"*", 2)'),
+            ("half a thing", "if after in range(2, 41)", "if 2 <= after <= 40"),
+            ("a week begins on Monday and has no gap", "rng.sample(range(len(DAYS)), steps)", "range(steps)"),
+            ("days in any order", "sorted(rng.sample(range(len(DAYS)), steps))", "rng.sample(range(len(DAYS)), steps)")]),
         *by("splits_share_no_question_even_in_a_small_world", [
             ("splits are drawn by chance", "low <= bucket < high", "True"),
             ("a problem twice", " and problem.text not in seen", "")]),
