@@ -116,19 +116,23 @@ def draw(path: Path, teachers: Mapping[str, dict], votes: Sequence[dict]) -> Non
             left.plot(row["iterations"], y, color=COLOURS.get(name, "#777777"), label=label, **style)
     left.set(title="Over the iterations", xlabel="iteration", ylabel="validation questions right, %")
     left.xaxis.get_major_locator().set_params(integer=True)
-    for reward, style in STYLES.items():
-        for one, label in ((False, reward), (True, f"{reward}, one answer of the teacher is the vote")):
+    for (reward, style), beside in zip(STYLES.items(), (0.98, 1.02)):  # so that no bar hides another
+        for one, label in ((False, reward), (True, f"{reward}, one answer is the vote")):
             rows = [row for row in votes if (row["votes"] == "one") == one]
-            x, y = [row["questions"] for row in rows], [100 * row[reward]["mean"] for row in rows]
-            low, high = (np.array([100 * row[reward]["ci95"][end] for row in rows]) for end in (0, 1))
-            shown = style | ({"linestyle": "none", "markersize": 10, "markerfacecolor": "white"} if one else {})
-            bars = [y - low, high - y] if rows else None
+            x, y = [beside * row["questions"] for row in rows], [100 * row[reward]["mean"] for row in rows]
+            bars = (
+                np.abs(np.array([[100 * end for end in row[reward]["ci95"]] for row in rows]).T - y) if rows else None
+            )
+            shown = style | ({"linestyle": "none", "markersize": 9, "markerfacecolor": "white"} if one else {})
             right_axis.errorbar(x, y, bars, color=COLOURS["default"], label=label, capsize=3, **shown)
     right_axis.set(title="Over the votes, default teacher", xlabel="questions that have a vote", xscale="log")
+    ticks = sorted({row["questions"] for row in votes})
+    right_axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    right_axis.set_xticks([], minor=True)
     right_axis.set_ylabel("test questions right, %")
     for axis in (left, right_axis):
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="lower right")
     with runtime.replacing(path, "wb") as file:
         figure.savefig(file)
 
