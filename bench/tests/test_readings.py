@@ -89,14 +89,14 @@ def test_pairs_in_order_by_hand():
     """Right readings: a scores 3, b 1 and 5. A slip and misreadings of both, of as many lines or of more."""
     rows = [row("a", "right", 4, 3.0), row("b", "right", 5, 1.0), row("b", "right", 5, 5.0),
             row("a", "right", 4, 9.0, right=False), row("a", "in place", 4, 2.0), row("b", "in place", 5, 1.0),
-            row("b", "added", 6, 0.0), row("a", "added", 5, 4.0)]
+            row("b", "added", 6, 0.0), row("a", "added", 5, 4.0), row("b", "twice", 6, 0.0, right=False)]
     same, as_long, any_two = readings.PAIRS
     of = lambda kind: in_order(rows, lambda row: row["kind"] == kind)
     assert of("in place") == {same: [2 / 3, 3], as_long: [2 / 3, 3], any_two: [2 / 3, 3]}  # a tie is not in order
     assert of("added") == {same: [2 / 3, 3], as_long: [None, 0], any_two: [1 / 2, 2]}
     slip = readings.OPPONENTS["read right, calculated wrong"]
     assert in_order(rows, slip) == {same: [0.0, 1], as_long: [0.0, 1], any_two: [0.0, 1]}
-    assert of("twice") == {pairs: [None, 0] for pairs in readings.PAIRS}
+    assert of("left out") == {pairs: [None, 0] for pairs in readings.PAIRS}
 
 
 def test_over_seeds_what_is_not_known_does_not_count():
