@@ -1,6 +1,6 @@
 """What PPO's curves look like when something is wrong: ppo.py with one seeded bug at a time, drawn beside healthy runs.
 
-    python bench/sick.py --run runs/tiny-0 --out docs/healthy            # every bug; pictures, and the table of the page
+    python bench/sick.py --run runs/tiny-0 --out docs/healthy           # every bug; pictures, and the table of the page
     python bench/sick.py --run runs/tiny-0 --out docs/healthy --only kl_sign             # this one again, all pictures
 
 A bug is one or more exact edits of a copy of the source, or other settings than those of the run's own PPO; the copy
