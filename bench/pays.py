@@ -22,7 +22,7 @@ from ablation import TIMES, gain, interval, right
 
 import runtime
 from data import read_jsonl, write_jsonl
-from report import Run, label_quality, mean, number, read_run, table
+from report import Run, evaluation, label_quality, mean, number, read_run, table
 from runtime import steps
 from runtime.flags import Count, Input, Natural
 
@@ -53,9 +53,9 @@ def curve(runs: Runs, arm: str, *names: str) -> np.ndarray:
 
 
 def best_arm(runs: Runs, reward: str) -> str:
-    """Of those that all runs have the arm that is the best one on the validation questions at the end."""
-    there = [arm for arm in arms_of(reward) if all(f"6_{arm}" in run.stages for run in runs.values())]
-    runtime.require(bool(there), f"{', '.join(runs)}: 6_{REWARDS[reward][0]} is not finished in all")
+    """Of those that all runs have tested the arm that ended best on the validation questions."""
+    there = [arm for arm in arms_of(reward) if all(run.transcripts(arm) for run in runs.values())]
+    runtime.require(bool(there), f"{', '.join(runs)}: {evaluation(REWARDS[reward][0])} is not finished in all")
     return max(there, key=lambda arm: curve(runs, arm, "valid/accuracy")[:, -1].mean())
 
 
@@ -65,10 +65,7 @@ def of_teacher(runs: Runs, rng: np.random.Generator) -> dict:
     arms = {reward: best_arm(runs, reward) for reward in REWARDS}
     curves = {reward: curve(runs, arm, "step", "valid/accuracy") for reward, arm in arms.items()}  # (seeds, looks, 2)
     learned, raw = (of_seeds[..., 1].T for of_seeds in curves.values())  # (looks, seeds) each
-    ends = {name: interval(right(runs, name), rng) for name in ("teacher", "sft")}
-    test = {
-        reward: right(runs, arm) for reward, arm in arms.items() if all(run.transcripts(arm) for run in runs.values())
-    }
+    test = {name: right(runs, arm) for name, arm in {"teacher": "teacher", "sft": "sft", **arms}.items()}
     return {
         "runs": list(runs),
         "vote_accuracy": mean(row["vote_accuracy"] for row in labels),
@@ -77,8 +74,8 @@ def of_teacher(runs: Runs, rng: np.random.Generator) -> dict:
         "learned": learned.tolist(),
         "raw": raw.tolist(),
         "ahead": [gain(row[:, None], rng) for row in learned - raw],
-        "test": ends | {reward: interval(values, rng) for reward, values in test.items()},
-        "test_ahead": gain(test["learned"] - test["raw"], rng) if len(test) == 2 else None,
+        "test": {name: interval(values, rng) for name, values in test.items()},
+        "test_ahead": gain(test["learned"] - test["raw"], rng),
     }
 
 
@@ -120,9 +117,8 @@ def draw(path: Path, teachers: Mapping[str, dict], votes: Sequence[dict]) -> Non
         for one, label in ((False, reward), (True, f"{reward}, one answer is the vote")):
             rows = [row for row in votes if (row["votes"] == "one") == one]
             x, y = [beside * row["questions"] for row in rows], [100 * row[reward]["mean"] for row in rows]
-            bars = (
-                np.abs(np.array([[100 * end for end in row[reward]["ci95"]] for row in rows]).T - y) if rows else None
-            )
+            ends = np.array([row[reward]["ci95"] for row in rows]).reshape(-1, 2)  # (points, 2)
+            bars = np.abs(100 * ends.T - y)
             shown = style | ({"linestyle": "none", "markersize": 9, "markerfacecolor": "white"} if one else {})
             right_axis.errorbar(x, y, bars, color=COLOURS["default"], label=label, capsize=3, **shown)
     right_axis.set(title="Over the votes, default teacher", xlabel="questions that have a vote", xscale="log")
@@ -139,37 +135,34 @@ def draw(path: Path, teachers: Mapping[str, dict], votes: Sequence[dict]) -> Non
 
 def page(teachers: Mapping[str, dict], votes: Sequence[dict]) -> str:
     """pays.md: the two rewards for each teacher, over the iterations, and over the votes."""
-    share = lambda row: f"{number(row['mean'])} [{', '.join(map(number, row['ci95']))}]" if row else "–"
+    share = lambda row: f"{number(row['mean'])} [{', '.join(map(number, row['ci95']))}]"
     signed = lambda values: " ".join(f"{100 * value:+.1f}" for value in values)
     ahead = lambda row: [signed([row["mean"]]), signed(row["by_seed"]), "–" if row["p"] is None else f"{row['p']:.2g}"]
     ends, curves = [], []
     for name, row in teachers.items():
-        test = [share(row["test"].get(key)) for key in ("teacher", "sft", "learned", "raw")]
-        times = " and ".join(row["kl_times"][reward] for reward in REWARDS)
-        difference = ahead(row["test_ahead"]) if row["test_ahead"] else ["–"] * 3
-        ends.append([name, number(row["vote_accuracy"]), *test, *difference, times])
+        times = " and ".join(row["kl_times"].values())
+        ends.append(
+            [name, number(row["vote_accuracy"]), *map(share, row["test"].values()), *ahead(row["test_ahead"]), times]
+        )
         for i, iteration in enumerate(row["iterations"]):
             means = [number(mean(row[reward][i])) for reward in REWARDS]
             curves.append([name, f"{iteration:.0f}", *means, *ahead(row["ahead"][i])])
-    of_votes = [
-        [f"{row['questions']:,.0f}{', one answer each' * (row['votes'] == 'one')}", share(row["learned"])]
-        + [share(row["raw"]), *ahead(row["ahead"])]
-        for row in votes
-    ]
+    label = lambda row: f"{row['questions']:,.0f}{', one answer each' * (row['votes'] == 'one')}"
+    few = [[label(row), share(row["learned"]), share(row["raw"]), *ahead(row["ahead"])] for row in votes]
     difference = ["learned - raw", "by seed", "p"]
     parts = [
         "# Where a learned reward pays",
         "Points and % of questions; in brackets 95 % intervals; p as in ablation.md, not corrected. KL coefficients "
         "are multiples of the preset's, for each reward the one that ended best on the validation questions.",
         "## Teachers of different quality",
-        table(["teacher", "votes right", "teacher", "SFT", "learned", "raw", *difference, "KL x"], ends),
+        table(["teacher", "votes right", "it", "SFT", "learned", "raw", *difference, "KL x"], ends),
         "![curves](pays.png)",
         "On the validation questions, before the update of an iteration:",
         table(["teacher", "iteration", "learned", "raw", *difference], curves),
         "## Fewer votes",
         "So many training questions have a vote; SFT and the KL coefficient are those of the method. The reward model "
         "judges answers to all questions, the raw vote pays those to its own questions alone.",
-        table(["questions", "learned", "raw", *difference], of_votes),
+        table(["questions", "learned", "raw", *difference], few),
     ]
     return "\n\n".join(parts) + "\n"
 

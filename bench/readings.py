@@ -189,7 +189,14 @@ def judged(rows: Sequence[dict], samples: int) -> dict:
 # ---- what the policies do ------------------------------------------------------------------------------------------
 
 
-def greedy(transcripts: Iterable[dict]) -> dict:
+def rewarded(run: Run) -> list[dict]:
+    """The training answers that the vote calls right, as transcripts."""
+    voted = run.rows("4_pseudo_reward", "rewards.jsonl")
+    winners = [(row["id"], said["response"]) for row in voted for said in row["responses"] if said["reward"] == 1]
+    return [grade(run.questions[key], response, "stop", None) for key, response in winners]
+
+
+def kinds_of(transcripts: Iterable[dict]) -> dict:
     """By kind the share of the answers and how many of these are right; 'calculated': of the right readings."""
     rows = [row | told(row["question"], row["response"]) for row in transcripts]
     of_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
@@ -221,7 +228,7 @@ def span(row: Mapping, percent: bool = True) -> str:
 
 def page(numbers: Mapping) -> str:
     """readings.md: what the judge prefers, and how the policies read."""
-    policies, arms = numbers["judge"], numbers["greedy"]
+    policies, arms = numbers["judge"], {"vote": "training answers that the vote rewards", **ARMS}
     quality = [
         [text, *(span(row["quality"][key], False) for row in policies.values())] for key, text in QUALITY.items()
     ]
@@ -234,9 +241,9 @@ def page(numbers: Mapping) -> str:
         for name, row in policies.items()
     ]
     kinds = [
-        [ARMS[arm], *(f"{span(row['share'][kind])}; {number(row['right'][kind]['mean'])}" for kind in KINDS)]
+        [arms[name], *(f"{span(row['share'][kind])}; {number(row['right'][kind]['mean'])}" for kind in KINDS)]
         + [span(row["calculated"])]
-        for arm, row in arms.items()
+        for name, row in numbers["kinds"].items()
     ]
     parts = [
         "# What the reward model reads, and how the policies read",
@@ -264,12 +271,13 @@ def main(cfg: Config) -> None:
             runtime.require(evaluation(name) in run.stages, f"{folder}: {evaluation(name)} is not finished")
             if run.results(evaluation(name))["parameters"]:  # recorded answers are not sampled anew
                 judges[name].append(judged(sampled(cfg, run, name), cfg.samples))
-        for arm in ARMS:
-            if transcripts := run.rows(evaluation(arm), "transcripts.jsonl") if arm != "majority_of_n" else []:
-                policies[arm].append(greedy(transcripts))
+        answers = {arm: run.rows(evaluation(arm), "transcripts.jsonl") for arm in ARMS if arm != "majority_of_n"}
+        for name, transcripts in {"vote": rewarded(run), **answers}.items():
+            if transcripts:
+                policies[name].append(kinds_of(transcripts))
     numbers = {"runs": list(cfg.runs), "samples": cfg.samples}
     numbers["judge"] = {name: over_seeds(found) for name, found in judges.items()}
-    numbers["greedy"] = {arm: over_seeds(found) for arm, found in policies.items() if len(found) == len(cfg.runs)}
+    numbers["kinds"] = {name: over_seeds(found) for name, found in policies.items() if len(found) == len(cfg.runs)}
     (out := Path(cfg.out)).mkdir(parents=True, exist_ok=True)
     runtime.write_json(out / "readings.json", numbers)
     with runtime.replacing(out / "readings.md") as file:

@@ -112,7 +112,7 @@ def test_a_run_is_sampled_scored_and_read(tmp_path):
     """Two questions; all models of the run are the bundled student, the reward model is a new head on it."""
     student, run = ROOT / "weights" / "tiny-student-base", tmp_path / "run"
     sampling = {"temperatures": "0.7", "max_new_tokens": 48, "batch_size": 8, "lenient": False, "seed": 0}
-    stages = {"3_student": sampling, "5_reward": {}}
+    stages = {"3_student": sampling, "4_pseudo_reward": {}, "5_reward": {}}
     stages |= {evaluation(name): {"models": [f"{name}={student}"]} for name in readings.POLICIES}
     for stage, config in stages.items():
         costs = dict.fromkeys(("seconds", "tokens", "flops", "peak_memory_mb"), 1)
@@ -128,14 +128,19 @@ def test_a_run_is_sampled_scored_and_read(tmp_path):
     rows = [{"id": str(i), "question": QUESTION, "response": text, "correct": right}
             for i, (text, right) in enumerate(said)]
     write_jsonl(run / evaluation("ppo") / "transcripts.jsonl", rows)
+    voted = [{"response": READ, "reward": 1}, {"response": READ.replace("Friday", "Saturday"), "reward": 1},
+             {"response": READ, "reward": 0}]
+    write_jsonl(run / "4_pseudo_reward" / "rewards.jsonl", [{"id": questions[0].id, "responses": voted}])
 
     readings.main(readings.Config((str(run),), str(tmp_path / "out"), samples=3))
     numbers = json.loads((tmp_path / "out" / "readings.json").read_text())
-    [(arm, found)] = numbers["greedy"].items()
+    assert set(numbers["kinds"]) == {"vote", "ppo"}
+    found, vote = numbers["kinds"]["ppo"], numbers["kinds"]["vote"]
     mean = lambda row: {key: value["mean"] for key, value in row.items()}
-    assert arm == "ppo" and found["calculated"]["mean"] == 0.5  # of the two right readings
+    assert found["calculated"]["mean"] == 0.5  # of the two right readings
     assert mean(found["share"]) == dict.fromkeys(readings.KINDS, 0) | {"right": 2 / 3, "in place": 1 / 3}
     assert mean(found["right"]) == dict.fromkeys(readings.KINDS) | {"right": 1, "in place": 0}
+    assert mean(vote["share"]) == dict.fromkeys(readings.KINDS, 0) | {"other": 1}  # of another question; two rewarded
     assert set(numbers["judge"]) == set(readings.POLICIES)
 
     cfg, tokenizer = readings.Config((), "", samples=3), Tokenizer(student)
