@@ -414,6 +414,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
              'name] - answers["ppo"'),
             ("every run is a size of its own", 'run.results(evaluation("base"))["parameters"]', "folder")]),
     ],
+    "bench/sick.py": [
+        *by("../bench/tests/test_sick::a_bug_differs_from_the_runs_own_ppo_in_what_it_says", [
+            ("ten times the tiny preset's learning rate", '10 * ppo["lr"]', "2e-3"),
+            ("empty paths are flags", ' if value != ""}', "}")]),
+        ("every table is added to the last", "rest.partition(END)[2]", "END.join(rest.split(END))",
+         "../bench/tests/test_sick::the_table_goes_between_its_marks"),
+    ],
     "bench/compare.py": [
         *by("../bench/tests/test_compare::the_page_of_two_runs", [
             ("the wrong run is better", "(second, first)", "(first, second)"),
