@@ -155,7 +155,7 @@ def page(teachers: Mapping[str, dict], votes: Sequence[dict]) -> str:
         "Points and % of questions; in brackets 95 % intervals; p as in ablation.md, not corrected. KL coefficients "
         "are multiples of the preset's, for each reward the one that ended best on the validation questions.",
         "## Teachers of different quality",
-        table(["teacher", "votes right", "it", "SFT", "learned", "raw", *difference, "KL x"], ends),
+        table(["teacher", "votes right", "teacher right", "SFT", "learned", "raw", *difference, "KL x"], ends),
         "![curves](pays.png)",
         "On the validation questions, before the update of an iteration:",
         table(["teacher", "iteration", "learned", "raw", *difference], curves),
