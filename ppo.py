@@ -202,8 +202,17 @@ def rollout(
         return torch.stack([logprobs, ref_logprobs, values, entropy])  # (4, b, T'-1)
 
     with desk(policy, reference, critic):
-        logprobs, ref_logprobs, values, entropy = steps.read(r.lengths, cfg.micro_tokens, reader, like=mask)  # (B, T-1)
+        # in the first epoch's micro-batches: in another shape bf16 rounds differently
+        batches = minibatches_of(cfg, len(prompts), iteration, epoch=0)
+        read = steps.read(r.lengths, cfg.micro_tokens, reader, mask, batches)  # (4, B, T-1)
+    logprobs, ref_logprobs, values, entropy = read  # (B, T-1) each
     return replace(r, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values, entropy=entropy)
+
+
+def minibatches_of(cfg, n: int, iteration: int, epoch: int) -> list[list[int]]:
+    """Which of n responses each optimiser step of an epoch takes: all of them once, in a random order."""
+    order, size = steps.permutation(n, cfg.seed, "minibatches", iteration, epoch), math.ceil(n / cfg.minibatches)
+    return [order[i : i + size] for i in range(0, n, size)]
 
 
 # ---- update --------------------------------------------------------------------------------------------------------
@@ -216,11 +225,7 @@ def update(
 
     First all steps of the policy, then all of the critic: neither asks the other, so only one of them is at work.
     """
-    size = math.ceil(len(r.tokens) / cfg.minibatches)
-    orders = [
-        steps.permutation(len(r.tokens), cfg.seed, "minibatches", iteration, epoch) for epoch in range(cfg.epochs)
-    ]
-    minibatches = [order[i : i + size] for order in orders for i in range(0, len(order), size)]
+    minibatches = [rows for epoch in range(cfg.epochs) for rows in minibatches_of(cfg, len(r.tokens), iteration, epoch)]
     policy_steps, critic_steps = [], []
     with desk(policy, adam):
         for rows in minibatches:
@@ -273,7 +278,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         network.model.gradient_checkpointing = cfg.gradient_checkpointing
     runtime.set_threads(policy)
 
-    watch = health.Health(cfg.rollout_size, stage.logged())
+    watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
     parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}
     for iteration in stage.steps(cfg.iterations, health.NOTE, **parts):
         for optimizer, lr in ((adam, cfg.lr), (critic_adam, cfg.critic_lr)):

@@ -41,11 +41,11 @@ BUGS: dict[str, list[tuple[str, str | None, str]]] = {
          "            keep = stated\n            stated = None\n"
          "            if not TAKEN_BACK.search(text, keep.end(), keep.end() + 100):\n                stated = keep\n"
          "            if stated and not TAKEN_BACK"),
-        ("thoughts count", "text.split(\"</think>\")[:2][-1]", "text"),
-        ("everything after the last thought", "text.split(\"</think>\")[:2][-1]", "text.split(\"</think>\")[-1]"),
-        ("thoughts instead of the answer", "text.split(\"</think>\")[:2][-1]", "text.split(\"</think>\")[0]"),
+        ("thoughts count", "without_thoughts(text)", "text"),
+        ("everything after the last thought", "without_thoughts(text)", "text.split(\"</think>\")[-1]"),
+        ("thoughts instead of the answer", "without_thoughts(text)", "text.split(\"</think>\")[0]"),
         ("the text does not begin like a line", "\"\\n\" + _plain(", "_plain("),
-        ("decoration is kept", "_plain(text.split(\"</think>\")[:2][-1])", "text.split(\"</think>\")[:2][-1]"),
+        ("decoration is kept", "_plain(without_thoughts(text))", "without_thoughts(text)"),
         ("always numbers", "for mark in STATED[kind]:", "for mark in STATED[\"number\"]:"),
         ("the whole match", "canonical(stated[\"answer\"], kind)", "canonical(stated[0], kind)"),
     ],

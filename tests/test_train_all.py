@@ -380,7 +380,8 @@ def at_work(shell, tmp_path):
     """train_all.sh at its second stage, in a process group of its own, as a terminal starts it."""
     (tmp_path / "python").write_text(SLOW_STUB)
     env = {"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "python"), "OUT": str(tmp_path / "a run"), "SEED": "3",
-           "TEACHER": str(tmp_path / "a teacher"), "STUDENT": str(tmp_path / "a student"), "train": "50"}
+           "PRECISION": "bf16", "TEACHER": str(tmp_path / "a teacher"), "STUDENT": str(tmp_path / "a student"),
+           "train": "50"}
     start = lambda: subprocess.Popen(["bash", str(tmp_path / "the clone/train_all.sh")], env=env, text=True,
                                      start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process = start()
@@ -405,7 +406,7 @@ def test_a_signal_is_passed_on_once_and_the_stage_waited_for(at_work, tmp_path, 
     assert process.returncode == code and error.strip() in ("", "Terminated")  # says the stub of its sleep
     assert output.split()[-1] == "[1_teacher]"  # and no later stage
     command = (tmp_path / "a run" / "started").read_text().strip().partition(" ")[2]
-    assert command.startswith("SEED=3 TEACHER=") and command.endswith("the\\ clone/train_all.sh")
+    assert command.startswith("SEED=3 PRECISION=bf16 TEACHER=") and command.endswith("the\\ clone/train_all.sh")
     assert f"OUT={tmp_path}/a\\ run " in command and "train=50 " in command
     assert "train=50 bash train_all.sh" in (tmp_path / "a run" / "command.txt").read_text()
 
