@@ -199,7 +199,8 @@ def summary(names: list[str], work: Path, rollout_size: int) -> str:
         last = {key: row[key] for row in rows for key in COLUMNS if key in row}
         text = ", ".join(f"`{metric}` {step}" for metric, step in warned.items()) or "none"
         if not (work / name / "ppo" / "done.json").is_file():
-            text += "; stopped: " + (work / name / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
+            why = (work / name / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
+            text += f"; stopped in iteration {rows[-1]['step']}" if rows else f"; stopped: {why}"
         shown = [f"{last[key]:{form}}" if key in last else "–" for key, (_, form) in COLUMNS.items()]
         table.append([BUGS[name].what, *shown, text])
     head = ["run", *(label for label, _ in COLUMNS.values()), "warnings, and the first iteration of each"]
