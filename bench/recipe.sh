@@ -35,7 +35,7 @@ sum() { py summary "$out" | tee "$out/line.txt"; }
 [ -f "$out/teacher.json" ] || CUDA_VISIBLE_DEVICES=$gpu py make "$out" teacher "$teacher" & pid=$!
 [ -f "$out/student-base.json" ] || CUDA_VISIBLE_DEVICES=$gpu py make "$out" student-base "$student"
 wait $pid
-[ -f "$out/tiny-teacher/done.json" ] && [ -f "$out/tiny-student-base/done.json" ] || exit 1
+[ -f "$out/tiny-teacher/config.json" ] && [ -f "$out/tiny-student-base/config.json" ] || exit 1
 
 # the main line
 (evaluate "teacher=$out/tiny-teacher" "base=$out/tiny-student-base") & pid=$!

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runtime
 import sft
 from data import Tokenizer, write_jsonl
-from model import Llama, ModelConfig, save_model
+from model import Llama, ModelConfig, load_model, save_model
+from runtime.flags import Natural
 from tasks.arith import DAYS, TOPICS, Problem, arith_problems, draw_event, result
 
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -45,9 +46,9 @@ class Config:
     out: str  # folder to write the two model folders into
     work: str = "runs/pretrain"  # folder for the corpora and the logs
     only: str = ""  # teacher or student-base: make just this one
-    width: int = 0  # with --only: another hidden size, a multiple of 32; 0: that of the bundled model
-    steps: int = 0  # optimiser steps of 64 problems each; 0: as many as the bundled models had
-    careful_topics: int = 0  # with --only: readers are the usual source about this many of the 24 topics; 0: as bundled
+    width: Natural = 0  # with --only: another hidden size, a multiple of 32; 0: that of the bundled model
+    steps: Natural = 0  # optimiser steps of 64 problems each; 0: as many as the bundled models had
+    careful_topics: Natural = 0  # with --only: topics of 24 about which readers are the usual source; 0: as bundled
     seed: int = 0
 
 
@@ -65,8 +66,8 @@ class Recipe:
 
 
 MODELS = {
-    "teacher": Recipe(width=128, steps=1400, lr=2e-3, careful_topics=6, careful=0.75, rest=0.12, minor=0.10),
-    "student-base": Recipe(width=64, steps=1100, lr=3e-3, careful_topics=1, careful=0.60, rest=0.09, minor=0.14),
+    "teacher": Recipe(width=192, steps=1300, lr=1.5e-3, careful_topics=6, careful=0.75, rest=0.12, minor=0.10),
+    "student-base": Recipe(width=96, steps=1500, lr=3e-3, careful_topics=1, careful=0.60, rest=0.09, minor=0.14),
 }
 SOURCES = ("reader", "mixer", "embroiderer", "skipper", "repeater")
 
@@ -169,10 +170,10 @@ def make_random_model(folder: Path, hidden_size: int, layers: int, seed: int) ->
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=hidden_size * 8 // 3 // 16 * 16,
+        intermediate_size=hidden_size * 2,
         num_hidden_layers=layers,
         num_attention_heads=hidden_size // 16,
-        num_key_value_heads=hidden_size // 32 if hidden_size % 32 == 0 else hidden_size // 16,
+        num_key_value_heads=hidden_size // 32,
         head_dim=16,
         max_position_embeddings=256,
         rope_theta=10000.0,
@@ -192,31 +193,39 @@ def make_random_model(folder: Path, hidden_size: int, layers: int, seed: int) ->
 
 
 def main(cfg: Config) -> None:
+    runtime.flags.check(cfg)
     runtime.require(cfg.only in ("", *MODELS), f"--only {cfg.only}: one of {', '.join(MODELS)}")
-    changes = {name: getattr(cfg, name) for name in ("width", "steps", "careful_topics") if getattr(cfg, name)}
+    changes = {name: value for name in ("width", "steps", "careful_topics") if (value := getattr(cfg, name))}
     told = " ".join(f"--{name} {value}" for name, value in changes.items())
     runtime.require(bool(cfg.only) or not changes.keys() - {"steps"}, f"{told}: together with --only")
+    runtime.require(cfg.width % 32 == 0, f"--width {cfg.width}: a multiple of 32")
+    runtime.require(cfg.careful_topics <= len(TOPICS), f"--careful_topics {cfg.careful_topics}: {len(TOPICS)} topics")
     for name in [cfg.only] if cfg.only else MODELS:
-        recipe = replace(MODELS[name], **changes)
-        folder = "-".join([name, *(str(value) for key, value in changes.items() if key != "steps")])
-        runtime.require(recipe.width % 16 == 0 and min(changes.values(), default=1) > 0, f"{told}: ")
-        work = Path(cfg.work) / folder
-        write_corpus(work / "corpus.jsonl", recipe.steps * 64, recipe, cfg.seed)
-        make_tokenizer(work / "random")
-        make_random_model(work / "random", recipe.width, 3, cfg.seed)
-        sft.main(
-            sft.Config(
-                model=str(work / "random"),
-                data=str(work / "corpus.jsonl"),
-                out=str(Path(cfg.out) / f"tiny-{folder}"),
-                epochs=1,
-                micro_tokens=2048,
-                lr=recipe.lr,
-                warmup=100,
-                weight_decay=0.01,
-                seed=cfg.seed,
-            )
+        make_model(cfg, name, replace(MODELS[name], **changes))
+
+
+def make_model(cfg: Config, name: str, recipe: Recipe) -> None:
+    """Corpus, tokenizer and pretraining; the folder's name says what is not as in the bundled model."""
+    folder = "-".join(["tiny", name, *(str(value) for value in (cfg.width, cfg.careful_topics) if value)])
+    work, out = Path(cfg.work) / folder, Path(cfg.out) / folder
+    write_corpus(work / "corpus.jsonl", recipe.steps * 64, recipe, cfg.seed)
+    make_tokenizer(work / "random")
+    make_random_model(work / "random", recipe.width, 3, cfg.seed)
+    sft.main(
+        sft.Config(
+            model=str(work / "random"),
+            data=str(work / "corpus.jsonl"),
+            out=str(work / "trained"),
+            epochs=1,
+            micro_tokens=2048,
+            lr=recipe.lr,
+            warmup=100,
+            weight_decay=0.01,
+            seed=cfg.seed,
         )
+    )
+    save_model(load_model(work / "trained", torch.bfloat16), out)
+    Tokenizer(work / "trained").save(out)
 
 
 if __name__ == "__main__":
