@@ -118,7 +118,7 @@ def test_a_run_is_sampled_scored_and_read(tmp_path):
         costs = dict.fromkeys(("seconds", "tokens", "flops", "peak_memory_mb"), 1)
         (run / stage).mkdir(parents=True)
         (run / stage / "done.json").write_text(json.dumps(costs | {"results": {"parameters": 9}, "config": config}))
-    judge = load_scalar_model(student, new_head="normal", seed=3)
+    judge = load_scalar_model(student, torch.float32, new_head="normal", seed=3)
     save_model(judge, run / "5_reward")
     for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (run / "5_reward" / file).write_bytes((student / file).read_bytes())
