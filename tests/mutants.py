@@ -355,6 +355,38 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("lines need not follow from each other", "if a != now or", "if"),
             ("the last line is not compared", "int(LAST.search(answer)[1]) == now", "True"),
             ("any result is right", "or int(after) != right", "")]),
+        *by("../bench/tests/test_readings::pairs_in_order_by_hand", [
+            ("the judge is right where it is wrong", "scores[:, None] > lower", "scores[:, None] < lower"),
+            ("a tie is in order", "scores[:, None] > lower", "scores[:, None] >= lower"),
+            ("a slip is a right reading", ' == "right" and row["calculated"]]', ' == "right"]'),
+            ("answers to any questions", "(same, same & equal, equal)", "(same, equal, equal)"),
+            ("slips of misreadings", 'row["kind"] == "right" and not row', "not row")]),
+        ("unknown numbers are 0", "[value for value in found if value is not None]", "[value or 0 for value in found]",
+         "../bench/tests/test_readings::over_seeds_what_is_not_known_does_not_count"),
+        ("the share of all of what is right", "for row in found) for kind", "for row in rows) for kind",
+         "../bench/tests/test_readings::a_run_is_sampled_scored_and_read"),
+    ],
+    "bench/pays.py": [
+        *by("../bench/tests/test_pays::the_rewards_are_compared_by_hand", [
+            ("the worst KL coefficient", "return max(there", "return min(there"),
+            ("the best start", '"valid/accuracy")[:, -1]', '"valid/accuracy")[:, 0]'),
+            ("raw ahead of learned", "for row in learned - raw", "for row in raw - learned"),
+            ("one answer each as all", 'else mean(kept)', "else mean(kept) / 10")]),
+        ("whatever the iterations", "len(looks) == 1", "len(looks) > 0",
+         "../bench/tests/test_pays::looks_at_other_iterations_are_refused"),
+        *by("../bench/tests/test_pays::fewer_votes_are_whole_questions_drawn_by_the_seed_and_nested", [
+            ("the first questions of the file", "steps.permutation(len(voted), cfg.seed, \"votes\")",
+             "range(len(voted))"),
+            ("every seed has the same votes", "cfg.seed, \"votes\"", "0, \"votes\""),
+            ("all pairs are kept", 'if row["id"] in kept]', 'if row["id"] in kept or name[0] == "p"]')]),
+        ("the last answer of a question", "first.setdefault(row[\"id\"], row)", "first[row[\"id\"]] = row",
+         "../bench/tests/test_pays::one_answer_of_each_question_is_its_first"),
+    ],
+    "bench/overoptimise.py": [
+        *by("../bench/tests/test_pays::the_climb_is_the_root_of_the_mean_kl", [
+            ("the KL for its root", "np.sqrt(np.maximum", "(np.maximum"),
+            ("a KL below 0", ', 0), 0))', ', 0), -9))'),
+            ("every look of one seed", 'np.mean(row["kl"], 0)', 'np.array(row["kl"])[0]')]),
     ],
     "bench/ablation.py": [
         ("questions are not drawn anew", "(of_seeds @ values) * of_questions", "of_seeds @ values",
@@ -389,6 +421,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the student against its teacher, the wrong way round", '"ppo"] - answers[name',
              'name] - answers["ppo"'),
             ("every run is a size of its own", 'run.results(evaluation("base"))["parameters"]', "folder")]),
+    ],
+    "bench/sick.py": [
+        *by("../bench/tests/test_sick::a_bug_differs_from_the_runs_own_ppo_in_what_it_says", [
+            ("ten times the tiny preset's learning rate", '10 * ppo["lr"]', "2e-3"),
+            ("empty paths are flags", ' if value != ""}', "}")]),
+        ("every table is added to the last", "rest.partition(END)[2]", "END.join(rest.split(END))",
+         "../bench/tests/test_sick::the_table_goes_between_its_marks"),
     ],
     "bench/compare.py": [
         *by("../bench/tests/test_compare::the_page_of_two_runs", [
@@ -1248,6 +1287,16 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("all answers, filtered", " --no-sft_filter", "")]),
         ("every seed is the same", "SEED=$1 OUT=$runs/", "SEED=0 OUT=$runs/",
          "test_train_all::the_ablation_runs_every_seed_and_compares_them"),
+    ],
+    "bench/pays.sh": [
+        *by("test_train_all::fewer_votes_change_the_reward_alone", [
+            ("few pairs are read as often as many", "$((times * reward_epochs))", "$reward_epochs"),
+            ("few pairs are read without bound", "all / n < 10 ?", "all / n < 99 ?"),
+            ("more votes than there are", '"$n" -ge "$all"', '"$n" -gt "$all"'),
+            ("the raw vote keeps all votes", '--votes "$2/rewards', '--votes "$RUN/4_pseudo_reward/rewards'),
+            ("both rewards with the learned one", 'arm "raw_$1" --votes "$2/rewards.jsonl"',
+             'arm "raw_$1" --reward_model "$RUN/5_reward+$1"')]),
+        ("all runs have one teacher", " TEACHER=${!teacher}", "", "test_train_all::every_teacher_has_runs_of_its_own"),
     ],
     "presets/_quick.sh": [
         ("QUICK=1 overrules the environment", "${train:=200}", '" && train=200 && : "',

@@ -1,4 +1,4 @@
-"""train_all.sh and bench/ablate.sh with a stub for Python: which command gets what, signals, paths, bad settings."""
+"""train_all.sh and two experiments with a stub for Python: which command gets what, signals, paths, bad settings."""
 
 import contextlib
 import importlib
@@ -42,7 +42,7 @@ def shell(tmp_path):
     """
     place = tmp_path / "the clone"
     presets = [f"presets/{path.name}" for path in ROOT.glob("presets/*.sh")]
-    for file in ["train_all.sh", "runtime/stages.sh", "bench/ablate.sh", *presets]:
+    for file in ["train_all.sh", "runtime/stages.sh", "bench/ablate.sh", "bench/pays.sh", *presets]:
         (place / file).parent.mkdir(parents=True, exist_ok=True)
         mutated = Path(os.environ.get("MUTANT", "nowhere"), file)
         shutil.copy(mutated if mutated.is_file() else ROOT / file, place / file)
@@ -166,6 +166,24 @@ ARMS = """
 7_eval/arms                eval           =sft+all=2_sft+all =sft+tenth=2_sft+tenth =sft+half=2_sft+half =sft+twice=2_sft+twice =sft+longer=2_sft+longer =sft+own=2_sft+own =sft+longest=2_sft+longest =sft+shortest=2_sft+shortest =ppo+longer=6_ppo+longer =ppo+shorter=6_ppo+shorter =ppo+gold=6_ppo+gold =ppo+kl0=6_ppo+kl0 =ppo+raw_kl0=6_ppo+raw_kl0 =ppo+kl0.25=6_ppo+kl0.25 =ppo+raw_kl0.25=6_ppo+raw_kl0.25 =ppo+kl0.5=6_ppo+kl0.5 =ppo+raw_kl0.5=6_ppo+raw_kl0.5 =ppo+kl2=6_ppo+kl2 =ppo+raw_kl2=6_ppo+raw_kl2 =ppo+kl4=6_ppo+kl4 =ppo+raw_kl4=6_ppo+raw_kl4 =ppo+both=6_ppo+both =ppo+teacher=6_ppo+teacher =ppo+r2=6_ppo+r2 =ppo+r2teacher=6_ppo+r2teacher
 """  # noqa: E501
 
+FEWER = """
+6_ppo+kl0.25         ppo            policy=2_sft reward_model=5_reward kl_coef=0.065
+6_ppo+raw_kl0.25     ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=0.065
+6_ppo+kl0.5          ppo            policy=2_sft reward_model=5_reward kl_coef=0.13
+6_ppo+raw_kl0.5      ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=0.13
+5_reward+votes2      reward         model=2_sft pairs=4_pseudo_reward+votes2/pairs.jsonl epochs=190
+6_ppo+votes2         ppo            policy=2_sft reward_model=5_reward+votes2
+6_ppo+raw_votes2     ppo            policy=2_sft votes=4_pseudo_reward+votes2/rewards.jsonl lenient=yes
+5_reward+votes9      reward         model=2_sft pairs=4_pseudo_reward+votes9/pairs.jsonl epochs=57
+6_ppo+votes9         ppo            policy=2_sft reward_model=5_reward+votes9
+6_ppo+raw_votes9     ppo            policy=2_sft votes=4_pseudo_reward+votes9/rewards.jsonl lenient=yes
+4_pseudo_reward+one  pseudo_reward  teacher=1_teacher+one/samples.jsonl student=3_student/samples.jsonl min_share=0.21
+5_reward+one         reward         model=2_sft pairs=4_pseudo_reward+one/pairs.jsonl
+6_ppo+one            ppo            policy=2_sft reward_model=5_reward+one
+6_ppo+raw_one        ppo            policy=2_sft votes=4_pseudo_reward+one/rewards.jsonl lenient=yes
+7_eval/arms          eval           =ppo+kl0.25=6_ppo+kl0.25 =ppo+raw_kl0.25=6_ppo+raw_kl0.25 =ppo+kl0.5=6_ppo+kl0.5 =ppo+raw_kl0.5=6_ppo+raw_kl0.5 =ppo+votes2=6_ppo+votes2 =ppo+raw_votes2=6_ppo+raw_votes2 =ppo+votes9=6_ppo+votes9 =ppo+raw_votes9=6_ppo+raw_votes9 =ppo+one=6_ppo+one =ppo+raw_one=6_ppo+raw_one
+"""  # noqa: E501
+
 
 def wired(table):
     """What a table says: [(stage, script, flags)]."""
@@ -219,6 +237,37 @@ def test_the_ablation_runs_every_seed_and_compares_them(shell):
     seeds = {stage: flags["seed"] for stage, _, flags in commands if stage.endswith("/2_sft")}
     assert seeds == {"0/2_sft": "0", "12/2_sft": "12"}
     assert commands[-1] == ("run", "ablation", {"=0": "", "=12": ""})
+
+
+def test_fewer_votes_change_the_reward_alone(shell, tmp_path):
+    """Thirty questions have a vote, more cannot be asked for; a judge of few reads them at most ten times as often."""
+    (tmp_path / "a run/4_pseudo_reward").mkdir(parents=True)
+    (tmp_path / "a run/4_pseudo_reward/rewards.jsonl").write_text("{}\n" * 30)
+    done, commands = shell("bench/pays.sh", "arms", SEED="7", QUESTIONS="mine.jsonl", VOTES="2 9 30", **NUMBERS)
+    assert done.returncode == 0, done.stderr
+    arms = [command for command in stages(commands) if "+" in command[0] or command[0] == "7_eval/arms"]
+    cuts = {stage: flags for stage, script, flags in arms if script == "pays"}
+    votes = {"=cut": "", "votes": "4_pseudo_reward", "seed": "7"}
+    assert cuts == {"4_pseudo_reward+votes2": votes | {"questions": "2"},
+                    "4_pseudo_reward+votes9": votes | {"questions": "9"},
+                    "1_teacher+one": {"=cut": "", "samples": "1_teacher/samples.jsonl"}}
+    assert [command for command in arms if command[1] != "pays"] == wired(FEWER)
+
+
+def test_every_teacher_has_runs_of_its_own(shell, tmp_path):
+    """The preset's with fewer votes, the others without."""
+    (tmp_path / "weak one").mkdir()
+    for run in ("3", "WEAK-3"):
+        (tmp_path / f"a run/{run}/4_pseudo_reward").mkdir(parents=True)
+        (tmp_path / f"a run/{run}/4_pseudo_reward/rewards.jsonl").write_text("{}\n" * 30)
+    done, commands = shell("bench/pays.sh", SEEDS="3", JOBS="1", VOTES="5", WEAK=str(tmp_path / "weak one"))
+    assert done.returncode == 0, done.stderr
+    asked = {stage: flags for stage, _, flags in commands}
+    assert (asked["3/1_teacher"]["model"], asked["WEAK-3/1_teacher"]["model"]) == ("teacher", "weak one")
+    assert asked["3/2_sft"]["seed"] == asked["WEAK-3/2_sft"]["seed"] == "3"
+    assert {"3/6_ppo+votes5", "3/6_ppo+one", "3/6_ppo+kl0.5", "WEAK-3/6_ppo+kl0.5"} < set(asked)
+    assert not {"WEAK-3/6_ppo+votes5", "WEAK-3/6_ppo+one"} & set(asked)
+    assert commands[-1][1:] == ("pays", {"=default": "3", "=WEAK": "WEAK-3"})
 
 
 def test_a_recorded_teacher_is_not_asked(shell):
