@@ -3,15 +3,19 @@
     python assignments/handout.py ../handout                     # all exercises blank
     python assignments/handout.py ../week3 --only E12,E13,E14    # these blank, the others solved
 
-The bodies of the exercises' functions become `raise NotImplementedError`; signatures and docstrings, the tasks, stay.
-Copied is what FILES lists and nothing else: no git history, nothing compiled, no hidden test, no seeded bug. Then every
-file is searched for lines of the solutions.
+The bodies of the exercises' functions become two lines that call a stand-in (student/solved.py); signatures and
+docstrings, the tasks, stay. Copied is what FILES lists and nothing else: no git history, nothing compiled, no hidden
+test, no seeded bug. Then every file is searched for lines of the solutions, and for what would answer the lab.
 """
 
 import argparse
 import ast
+import base64
+import json
 import shutil
 import sys
+import textwrap
+import zlib
 from pathlib import Path
 
 import exercises
@@ -33,44 +37,64 @@ FILES = (  # pattern in the project -> folder or file in the handout
     ("weights/tiny-*/model.safetensors", "weights"),
     ("assignments/public/*.py", "tests"),
     ("assignments/student/*.md", ""),
+    ("assignments/student/solved.py", ""),
     ("assignments/lab/LAB.md", "lab"),
-    ("assignments/lab/*/metrics.jsonl", "lab"),
-    ("assignments/lab/*/samples.txt", "lab"),
-    ("assignments/lab/*/curves.png", "lab"),
+    ("assignments/lab/plot.py", "lab"),
+    ("assignments/lab/runs.jsonl", "lab"),
 )
-KINDS = (".py", ".md", ".txt", ".toml", ".sh", ".json", ".jsonl", ".svg")
+STUB = """from solved import stand_in  # write your code instead of these lines
+
+return stand_in("{id}", "{name}", globals())({arguments})"""
+KINDS = (".py", ".md", ".txt", ".toml", ".sh", ".json", ".jsonl", ".svg", ".yml")
 SHORTEST = 12  # characters: a shorter line of a solution tells nothing
+WORKFLOW = """name: Autograding
+on: [push]
+permissions: {{checks: write, actions: read, contents: read}}
+jobs:
+  grade:
+    runs-on: ubuntu-latest
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/setup-python@v5
+        with: {{python-version: "3.11"}}
+      - run: pip install -r requirements.txt
+{steps}      - uses: classroom-resources/autograding-grading-reporter@v1
+        env: {{{results}}}
+        with: {{runners: "{runners}"}}
+"""
+STEP = """      - id: {id}
+        uses: classroom-resources/autograding-command-grader@v1
+        with: {{test-name: "{id} {title}", command: python -m pytest -q -m {id}, timeout: 5, max-score: {points:g}}}
+"""
 
 
 def export(out: Path, blank: list[Exercise]) -> list[Path]:
     """Write the handout into an empty folder and search it; returns its files. ValueError if a solution is in it."""
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose a new folder")
-    for name, source in exercises.blanked(blank).items():
-        _write(out / exercises.file_of(name), source)
+    sources = exercises.blanked(blank, STUB)
+    sources["health"] = without(sources["health"], causes(sources["health"]))
+    exercises.write(out, sources)
     for pattern, folder in FILES:
         found = [path for path in sorted(ROOT.glob(pattern)) if path.is_file()]
         if not found:
             raise ValueError(f"the project has no {pattern}")
         for path in found:
-            inner = path.parent.name if pattern.count("*/") else ""
-            target = out / folder / inner / path.name
+            target = out / folder / (path.parent.name if pattern.count("*/") else "") / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     readme = (KIT / "STUDENT.md").read_text("utf-8")
     if readme.count("<!-- exercises -->") != 1:
         raise ValueError("STUDENT.md must say once <!-- exercises -->, where the table goes")
-    _write(out / "README.md", readme.replace("<!-- exercises -->", table(blank)))
+    (out / "README.md").write_text(readme.replace("<!-- exercises -->", table(blank)), encoding="utf-8")
+    (out / "solved.json").write_text(json.dumps(packed(blank), indent=0) + "\n", encoding="utf-8")
+    (out / ".github" / "workflows").mkdir(parents=True)
+    (out / ".github" / "workflows" / "classroom.yml").write_text(workflow(blank), encoding="utf-8")
     files = sorted(path for path in out.rglob("*") if path.is_file())
     found = leaks(files, blank)
     if found:
         raise ValueError(f"the handout leaks: {found[0]}")
     return files
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
 
 
 def table(blank: list[Exercise]) -> str:
@@ -83,7 +107,45 @@ def table(blank: list[Exercise]) -> str:
     return "\n".join(lines)
 
 
+def packed(blank: list[Exercise]) -> dict[str, str]:
+    """The solved functions, so that they run (student/solved.py) and nobody reads one by accident."""
+    texts = {
+        name: exercises.function_text(exercises.reference()[e.module], name) for e in blank for name in e.functions
+    }
+    return {name: base64.b85encode(zlib.compress(textwrap.dedent(x).encode())).decode() for name, x in texts.items()}
+
+
+def workflow(blank: list[Exercise]) -> str:
+    """GitHub Classroom: the public tests of each exercise on every push, for their share of the points."""
+    steps = "".join(STEP.format(id=e.id, title=e.title, points=e.points * 0.4) for e in blank)
+    results = ", ".join(f'{e.id}_RESULTS: "${{{{ steps.{e.id}.outputs.result }}}}"' for e in blank)
+    return WORKFLOW.format(steps=steps, results=results, runners=",".join(e.id for e in blank))
+
+
 # ---- leaks ---------------------------------------------------------------------------------------------------------
+
+
+def causes(source: str) -> list[ast.Constant]:
+    """What health.py says of causes, half of the lab's answers: some constants, and texts in Range and Change."""
+    found: list[ast.AST] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Range":
+            found += [*node.args[3:5], *(word.value for word in node.keywords if word.arg in ("below", "above"))]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Change":
+            found.append(node.args[-1])
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("DISAGREE", "TOO_FAR", "OVERDONE"):
+            found.append(node.value)
+    return [node for node in found if isinstance(node, ast.Constant)]
+
+
+def without(source: str, nodes: list[ast.Constant]) -> str:
+    """The source with other words in place of these texts."""
+    lines = source.encode().splitlines(keepends=True)  # a node's columns count bytes
+    for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset), reverse=True):
+        first, last = node.lineno - 1, node.end_lineno - 1
+        rest = lines[last][node.end_col_offset :]
+        lines[first : last + 1] = [lines[first][: node.col_offset] + b'"find out why"' + rest]
+    return b"".join(lines).decode()
 
 
 def squeeze(line: str) -> str:
@@ -92,24 +154,21 @@ def squeeze(line: str) -> str:
 
 
 def secrets(blank: list[Exercise]) -> set[str]:
-    """The lines of the solutions, squeezed, that stand nowhere else in the project's scripts."""
+    """The lines of the solutions, squeezed, that stand nowhere else in the project's scripts; the lab's answers."""
     sources = exercises.reference()
-    lines = {
-        squeeze(line)
-        for exercise in blank
-        for name in exercise.functions
-        for line in exercises.body_lines(sources[Path(exercise.file).stem], name)
-    }
-    rest = exercises.blanked(exercises.load()).values()
+    texts = [exercises.solution(sources[exercise.module], name) for exercise in blank for name in exercise.functions]
+    rest = exercises.blanked(exercises.EXERCISES).values()
     elsewhere = {squeeze(line) for source in rest for line in source.splitlines()}
-    return {line for line in lines - elsewhere if len(line) >= SHORTEST}
+    lines = {squeeze(line) for text in texts for line in text.splitlines()} - elsewhere
+    lines |= {"".join(node.value.split()) for node in causes(sources["health"])}
+    return {line for line in lines if len(line) >= SHORTEST}
 
 
 def leaks(files: list[Path], blank: list[Exercise]) -> list[str]:
     """What must not be in these files: compiled or unknown ones, lines of solutions, whole statements of them."""
     hidden, found = secrets(blank), []
     for path in files:
-        if path.suffix in (".safetensors", ".png"):
+        if path.suffix == ".safetensors":
             continue
         if path.suffix not in KINDS and path.name != "LICENSE":
             found.append(f"{path}: no file of this kind belongs there")

@@ -1,47 +1,28 @@
 """Make the runs of the lab 'which run is broken?': bench/sick.py's seeded bugs, under letters instead of names.
 
     SEED=1 bash train_all.sh                                             # a finished run: its student and reward model
-    python assignments/lab/make.py --run runs/tiny-1                     # half an hour on one core
+    python assignments/lab/make.py --run runs/tiny-1                     # ten minutes on one core
 
-Writes assignments/lab/LETTER: metrics.jsonl and samples.txt as ppo.py left them, curves.png. The letters and what they
-stand for are RUNS below; lab/KEY.md explains them, and neither file is in the handout.
+Writes assignments/lab/runs.jsonl: a line per run, with what ppo.py logged and showed. The letters and what they stand
+for are RUNS below; lab/KEY.md explains them, and neither file is in the handout.
 """
 
-import shutil
+import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import sick
 
 import runtime
 
 LAB = Path(__file__).resolve().parent
-RUNS = {
-    "healthy": "healthy",
-    "A": "reference_alias",
-    "B": "advantage_sign",
-    "C": "whitened_returns",
-    "D": "shift",
-    "E": "kl_sign",
-    "F": "score_late",
-}
-PANELS = (
-    "objective/scores",
-    "valid/accuracy",
-    "objective/kl",
-    "policy/entropy_avg",
-    "policy/clipfrac_avg",
-    "val/ratio",
-    "val/explained_variance",
-    "val/explained_variance_mse",
-    "response_length/mean",
-)
+RUNS = {"healthy": "healthy", "A": "reference_alias", "B": "advantage_sign", "C": "whitened_returns"}
+RUNS |= {"D": "shift", "E": "kl_sign", "F": "score_late"}
 
 
 @dataclass(frozen=True)
@@ -54,31 +35,22 @@ class Config:
     rollout_size: int = 128
 
 
-def draw(rows: list[dict], healthy: list[dict], title: str, path: Path) -> None:
-    """Nine numbers of a run over its iterations, a healthy run in grey behind them."""
-    figure = Figure(figsize=(9, 7), dpi=80, layout="constrained")
-    for axis, name in zip(figure.subplots(3, 3).flat, PANELS):
-        for run, style in ((healthy, {"color": "0.7"}), (rows, {"color": "#0072B2", "linewidth": 2})):
-            points = {row["step"]: row[name] for row in run if name in row}
-            axis.plot(points.keys(), points.values(), **style)
-        axis.set_title(name, fontsize=10)
-        axis.grid(alpha=0.25)
-    figure.suptitle(f"run {title} (blue) and a healthy run (grey), by iteration")
-    figure.savefig(path)
+def rounded(row: dict) -> dict:
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def main(cfg: Config) -> None:
-    work = Path(cfg.run, "lab")
+    work, lines = Path(cfg.run, "lab"), []
     sick.BUGS = {name: bug._replace(flags=f"{bug.flags} --seed {cfg.seed}") for name, bug in sick.BUGS.items()}
     settings = sick.Config(run=cfg.run, out="", iterations=cfg.iterations, rollout_size=cfg.rollout_size)
     for letter, name in RUNS.items():
         if not (work / name / "log.txt").is_file():
             sick.run(settings, name, work / name)
-        (LAB / letter).mkdir(exist_ok=True)
-        for file in ("metrics.jsonl", "samples.txt"):
-            shutil.copyfile(work / name / "ppo" / file, LAB / letter / file)
-        rows, healthy = sick.metrics(work / name), sick.metrics(work / "healthy")
-        draw(rows, healthy, letter, LAB / letter / "curves.png")
+        rows = [rounded(row) for row in sick.metrics(work / name)]
+        samples = re.split(r"==== iteration (\d+)\n", (work / name / "ppo" / "samples.txt").read_text("utf-8"))
+        shown = dict(zip(samples[1::2], samples[2::2]))  # iteration -> text
+        lines.append(json.dumps({"run": letter, "rows": rows, "samples": shown}) + "\n")
+    (LAB / "runs.jsonl").write_text("".join(lines), "utf-8")
     print(sick.summary(list(RUNS.values()), work, cfg.rollout_size))
 
 
