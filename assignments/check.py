@@ -138,50 +138,48 @@ NAN_GAE = """    m, advantages, following, carried = mask.float(), torch.zeros_l
         advantages[:, t], following = carried, values[:, t] * m[:, t]
     return advantages, advantages + values * m
 """
+STAND_IN = """    import os
+    os.environ["SOLVED"] = "all"
+    from solved import stand_in
+    return stand_in("E9", "make_pairs", globals())(samples, rewards, most, rng)
+"""
 IDENTITY = """    from runtime.chunked import ChunkedLogprobs
     eye = torch.eye(logits.shape[-1], dtype=logits.dtype)
     rows = [ChunkedLogprobs.log_softmax(row, eye, temperature) for row in logits[:, :-1]]
     return torch.stack(rows).gather(-1, tokens[:, 1:, None])[..., 0]
 """
-# exercise -> the function, its body, the most points that it may earn, what the first of its failures must say
+# exercise -> the function, its body, the points that are left, what is said of it
 TRICKS = {
     "E1": ("extract_answer", "    import os; os._exit(0)\n", 0, "process ended"),
     "E2": ("collate", "    while True: pass\n", 0, "longer than 20 seconds"),
     "E3": ("rotate", "    x = bytearray(1 << 40)\n", 2.5, "MemoryError"),
     "E4": ("token_logprobs", IDENTITY, 0, "closed"),
-    "E5": ("sft_loss", "    return -(mask * logprobs).sum() / total\n", 3.4, "NaN"),
+    "E5": ("sft_loss", "    return -(mask * logprobs).sum() / total\n", 3.3333, "NaN"),
     "E8": ("winners", "    raise SystemExit\n", 2.5, "SystemExit"),
-    "E9": ("make_pairs", '    import os; os.environ["SOLVED"] = "all"\n    from solved import stand_in\n'
-           '    return stand_in("E9", "make_pairs", globals())(samples, rewards, most, rng)\n', 0, "solved.json"),
-    "E12": ("shape_rewards", "    return open('/work/ppo.py').read(\n", 0, "line"),
+    "E9": ("make_pairs", STAND_IN, 0, "solved.json"),
     "E13": ("gae", NAN_GAE, 12.2, "NaN"),
-}  # fmt: skip
+}
 
 
 def check_grader() -> None:
-    """The reference earns all points; each trick at most what stands in TRICKS."""
+    """As it is used: the reference earns all points, and each trick what stands in TRICKS."""
     user = grade.who_runs(None)
-    results = grade.grade(exercises.reference(), seed=1, user=user)
+    sources = exercises.reference()
+    results = grade.grade(sources, 60, 1, user)
     for result in results:
         if result.failure:
             fault(f"the reference fails {result.test}: {result.failure}")
     print(f"the reference: {grade.points(results)} points, as {user or 'the user that grades'}", flush=True)
-    lines = []
+    tried = [exercise for exercise in EXERCISES if exercise.id in TRICKS]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def trick(exercise: Exercise) -> list[grade.Property]:
-            name, body, _, _ = TRICKS[exercise.id]
-            source = exercises.with_body(exercises.reference()[exercise.module], name, body)
-            return grade.grade_exercise(exercise, source, 20, 1, user)
-
-        tried = [exercise for exercise in EXERCISES if exercise.id in TRICKS]
-        for exercise, results in zip(tried, pool.map(trick, tried)):
-            name, _, most, said = TRICKS[exercise.id]
-            why, score = " ".join(grade.reasons(results, exercise.id)), sum(result.score for result in results)
-            if not 0 <= score <= most or said not in why or (most and not score):
-                fault(f"{exercise.id} {name}, a trick: {score:g} points, {why}")
-            lines.append(f"{exercise.id} {score:g}")
-    print(f"the tricks: {', '.join(lines)} points", flush=True)
+        texts = [exercises.with_body(sources[e.module], *TRICKS[e.id][:2]) for e in tried]
+        work = [pool.submit(grade.grade_exercise, e, text, 20, 1, user) for e, text in zip(tried, texts)]
+        for exercise, done in zip(tried, work):
+            name, _, left, said = TRICKS[exercise.id]
+            score, why = grade.points(done.result()), " ".join(grade.reasons(done.result(), exercise.id))
+            if abs(float(score) - left) > 0.01 or said not in why:
+                fault(f"{exercise.id} {name}, a trick: {score} points, {why}")
+    print(f"the tricks: {len(tried)} tried", flush=True)
 
 
 def main() -> int:

@@ -218,7 +218,7 @@ def test_a_textbook_gae_loses_the_points_of_NaN_alone():
     import check
 
     source = exercises.with_body(exercises.reference()["ppo"], "gae", check.NAN_GAE)
-    results = grade.grade_exercise(exercise, source, 60, 5, None)
+    results = grade.grade_exercise(exercise, source, seed=5)
     lost = [result for result in results if result.failure]
     assert {"NaN" in result.test or "masked_values" in result.test for result in lost} == {True}
     assert all(result.failure.startswith("NaN came out") for result in lost)

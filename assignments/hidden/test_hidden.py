@@ -48,24 +48,23 @@ def spans(rng, B, T):
     return mask
 
 def cells(mask):
-    """The True cells, row by row: a list of lists of columns."""
-    return [[t for t in range(mask.shape[1]) if line[t]] for line in mask.tolist()]
+    """The columns of the True cells of each row."""
+    return [[t for t, inside in enumerate(row) if inside] for row in mask.tolist()]
 
 def filled(x, mask, *values):
     """x with these values in its masked cells, in turns."""
     return torch.where(mask, x, torch.tensor(values).repeat(x.numel())[: x.numel()].reshape(x.shape))
 
-def outliers(x, mask, size):
+def outlier(x, mask, far):
     """x with one True cell of the first row far out: whoever clamps is found out."""
-    x = x.clone()
-    x[0, cells(mask)[0][0]] = size
-    return x
+    return x.index_put((torch.tensor(0), mask[0].int().argmax()), torch.tensor(float(far)))
 
 def pure(function, *arguments):
     """Whether a call leaves its arguments as they were."""
     before = copy.deepcopy(arguments)
     function(*arguments)
-    return all(a.equal(b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(before, arguments))
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) if isinstance(a, torch.Tensor) else a == b
+               for a, b in zip(before, arguments))
 
 def check_masked_cells(function, mask, tensors, gradient=True):
     """Results, and the gradient in the first tensor, stay the same when masked cells hold NaN, infinity or a million.
@@ -75,76 +74,70 @@ def check_masked_cells(function, mask, tensors, gradient=True):
     def outcome(first, *rest):
         leaf = first.clone().requires_grad_(gradient)
         results = function(leaf, *rest)
-        results = list(results) if isinstance(results, tuple) else [results]
+        results = results if isinstance(results, tuple) else (results,)
         return [*results, *(torch.autograd.grad(results[0], leaf) if gradient else ())]
 
     clean = outcome(*(filled(x, mask, 0.0) for x in tensors))
     for bad in ((NAN,), (math.inf, -math.inf), (1e6, -1e6)):
         for chosen in ({0, 1, 2}, {0}, {1}, {2}):
             dirty = [filled(x, mask, *bad) if i in chosen else filled(x, mask, 0.0) for i, x in enumerate(tensors)]
+            assert pure(function, *dirty), PURE
             for got, want in zip(outcome(*dirty), clean, strict=True):
                 same(got, want.detach(), "what stands in a masked cell changed the result or its gradient")
 
-# ---- E1: read the final answer -------------------------------------------------------------------------------------
+def check_answers(lenient, *cases):
+    for text, want, why in cases:
+        kind = "choice" if "(" in text or want in list("ABCDEFGH") else "number"
+        assert extract_answer(text, kind, lenient) == want, why
 
 def test_E1_extract_answer__the_forms_in_which_an_answer_is_stated():
-    rng, _ = draws(1)
-    for _ in range(8):
-        n = rng.randrange(1000, 9000)
-        forms = f"#### {n}", f"#### ${n:,}.00", f"so the answer is {n}.", f"\\boxed{{{n}}}", f"<answer>{n}</answer>"
-        for text in forms:
-            assert extract_answer(text, "number") == str(n), "an answer that is stated in a usual form is found"
-        assert extract_answer(f"Answer: -{n}", "number") == f"-{n}", "the sign belongs to the number"
-        want = f"{n / 8:.3f}".rstrip("0").rstrip(".")
-        assert extract_answer(f"x\nA: {n / 8}", "number") == want, "decimals are canonical"
-    letter = rng.choice("BCDEFGH")
-    assert extract_answer(f"The answer is ({letter}).", "choice") == letter, "a letter in brackets is a choice"
-    text = f"so ({letter.lower()})... the answer is ({letter.lower()})"
-    assert extract_answer(text, "choice") == letter, "letters are canonical in upper case"
+    n, letter = draws(1)[0].randrange(1001, 9000, 2), draws(1)[0].choice("BCDEFGH")
+    usual = "an answer that is stated in a usual form is found"
+    forms = f"#### {n}", f"#### ${n:,}.00", f"so the answer is {n}.", f"\\boxed{{{n}}}", f"<answer>{n}</answer>"
+    check_answers(False, *((form, str(n), usual) for form in forms),
+        (f"Answer: -{n}", f"-{n}", "the sign belongs to the number"),
+        (f"x\nA: {n / 8}", f"{n / 8:.3f}", "decimals are canonical"),
+        ("\\boxed{\\frac{3}{4}}", "0.75", "what only decorates is read away"),
+        (f"The answer is ({letter}).", letter, "a letter in brackets is a choice"),
+        (f"so ({letter.lower()})... the answer is ({letter.lower()})", letter, "letters are canonical in upper case"))
     assert extract_answer("#### 5", "choice") is None, "a number is no choice"
-    assert extract_answer("\\boxed{\\frac{3}{4}}", "number") == "0.75", "what only decorates is read away"
 
 def test_E1_extract_answer__the_strongest_mark_and_its_first_statement():
-    rng, _ = draws(2)
-    a, b, c, d = rng.sample(range(100, 999), 4)
-    text = f"Answer: {a}\nThe answer is {b}.\n#### {c}"
-    assert extract_answer(text, "number") == str(c), "the order of the marks counts"
-    assert extract_answer(f"Answer: {a}. So the answer is {b}", "number") == str(b), "a sentence is more than a label"
-    assert extract_answer(f"#### {c}\nThe answer is {b}.\nAnswer: {a}", "number") == str(c), "whatever their places"
-    text = f"#### {a}\n\nQ: next\n#### {b}\n#### {c} and {d}"
+    a, b, c, d = draws(2)[0].sample(range(100, 999), 4)
+    check_answers(False,
+        (f"Answer: {a}\nThe answer is {b}.\n#### {c}", str(c), "the order of the marks counts"),
+        (f"Answer: {a}. So the answer is {b}", str(b), "a sentence is more than a label"),
+        (f"#### {c}\nThe answer is {b}.\nAnswer: {a}", str(c), "whatever their places"),
+        ("The answer is (B). So the answer is (D).", "B", "the first statement counts, also for letters"))
     for lenient in (False, True):
-        assert extract_answer(text, "number", lenient) == str(a), "the first statement of a mark counts"
-    assert extract_answer("The answer is (B). So the answer is (D).", "choice") == "B", "also for letters"
+        text = f"#### {a}\n\nQ: next\n#### {b}\n#### {c} and {d}"
+        check_answers(lenient, (text, str(a), "the first statement of a mark counts"))
 
 def test_E1_extract_answer__taken_back():
-    rng, _ = draws(3)
-    a, b, c = rng.sample(range(100, 999), 3)
+    a, b, c = draws(3)[0].sample(range(100, 999), 3)
+    later = " and so on" * 8 + f" Actually, no. The answer is {b}."
+    too_late = " and so on" * 11 + f" Actually, nice. The answer is {b}."
     text = f"The answer is {a}. Wait, that is wrong. The answer is {b}. The answer is {c}."
-    assert extract_answer(text, "number") == str(b), "the first statement that is not taken back counts"
-    text = f"The answer is {a}." + " and so on" * 8 + f" Actually, no. The answer is {b}."
-    assert extract_answer(text, "number") == str(b), "it may be taken back up to 100 characters later"
-    text = f"The answer is {a}." + " and so on" * 11 + f" Actually, nice. The answer is {b}."
-    assert extract_answer(text, "number") == str(a), "what follows after more than 100 characters takes nothing back"
-    text = f"The answer is {a}. Wait. The answer is {b}. Sorry, I do not know"
-    assert extract_answer(text, "number") == str(b), "if all are taken back the last one counts"
+    check_answers(False,
+        (text, str(b), "the first statement that is not taken back counts"),
+        (f"The answer is {a}.{later}", str(b), "it may be taken back up to 100 characters later"),
+        (f"The answer is {a}.{too_late}", str(a), "what follows after more than 100 characters takes nothing back"),
+        (f"The answer is {a}. Wait. The answer is {b}. Sorry", str(b), "if all are taken back the last one counts"))
 
 def test_E1_extract_answer__strict_lenient_and_thoughts():
-    rng, _ = draws(4)
-    a, b = rng.sample(range(100, 999), 2)
-    text = f"first {a}, then {b} pens"
-    assert extract_answer(text, "number") is None, "strict: a number that is only mentioned is no answer"
-    assert extract_answer(text, "number", lenient=True) == str(b), "lenient: the last number"
-    assert extract_answer(f"3 or ${a},500.50", "number", lenient=True) == f"{a}500.5", "the last number is canonical, too"
-    assert extract_answer("It is not B, maybe D or E", "choice", lenient=True) == "E", "lenient: the last lone letter"
-    assert extract_answer(f"#### {a}\n{b}", "number", lenient=True) == str(a), "lenient prefers what is stated"
-    assert extract_answer(f"<think>#### {a}</think>I say {b}", "number") is None, "thoughts state nothing"
-    assert extract_answer(f"<think>{a}</think>", "number", lenient=True) is None, "thoughts mention nothing"
-    assert extract_answer(f"A: {a}", "number") == str(a), "the text begins like a line"
-    assert extract_answer("", "number", lenient=True) is None, "an empty text has no answer"
-    for lenient in (False, True):
-        assert extract_answer("#### 3/0 or 5", "number", lenient) is None, "what has no canonical form is no answer"
-
-# ---- E2: a batch and its mask --------------------------------------------------------------------------------------
+    a, b = draws(4)[0].sample(range(100, 999), 2)
+    check_answers(False,
+        (f"first {a}, then {b} pens", None, "strict: a number that is only mentioned is no answer"),
+        (f"<think>#### {a}</think>I say {b}", None, "thoughts state nothing"),
+        ("#### 3/0 or 5", None, "what has no canonical form is no answer"))
+    check_answers(True,
+        (f"first {a}, then {b} pens", str(b), "lenient: the last number"),
+        (f"3 or ${a},500.50", f"{a}500.5", "the last number is canonical, too"),
+        ("It is not B, maybe D or E", "E", "lenient: the last lone letter"),
+        (f"#### {a}\n{b}", str(a), "lenient prefers what is stated"),
+        (f"<think>{a}</think>", None, "thoughts mention nothing"),
+        ("#### 3/0 or 5", None, "what has no canonical form is no answer, also leniently"),
+        ("", None, "an empty text has no answer"))
 
 def test_E2_collate__random_batches():
     rng, _ = draws(20)
@@ -160,35 +153,22 @@ def test_E2_collate__random_batches():
             inside = [len(p) <= t + 1 < len(p) + len(r) for t in range(T - 1)]
             assert mask[b].tolist() == inside, "entry t is True where token t + 1 is of the response"
 
-def test_E2_collate__types_and_arguments():
-    lists = [[3], [3, 3, 3]], [[0], [0]]
-    assert pure(collate, *lists), "the lists that came in are not changed"
-    tokens, mask, lengths = collate(*lists)
-    assert tokens.dtype == torch.long and lengths.dtype == torch.long, "tokens and lengths are torch.long"
-    assert mask.dtype == torch.bool, "the mask is boolean"
-    assert mask.tolist() == [[True, False, False], [False, False, True]], "a response of one token is one True"
-
-# ---- E3: two parts of Llama ----------------------------------------------------------------------------------------
+def test_E2_collate__arguments():
+    assert pure(collate, [[3], [3, 3, 3]], [[0], [0]]), "the lists that came in are not changed"
 
 def test_E3_RMSNorm_forward__against_a_loop():
     _, rng = draws(30)
     for shape in ((3, 8), (2, 3, 5), (6,)):
-        x = torch.randn(shape, generator=rng) * 3 + 1
+        x, norm = torch.randn(shape, generator=rng) * 3 + 1, RMSNorm(shape[-1], 0.1)
         x.view(-1)[0] = 300.0  # far out
-        norm = RMSNorm(shape[-1], 0.1)
         norm.weight.data = torch.randn(shape[-1], generator=rng)
         rows, weight = x.double().reshape(-1, shape[-1]).tolist(), norm.weight.tolist()
         want = [[w * v / math.sqrt(sum(u * u for u in r) / len(r) + 0.1) for w, v in zip(weight, r)] for r in rows]
         near(norm(x), np.reshape(want, shape), "weight * x / sqrt(mean square + eps), over the last dimension")
 
-def test_E3_RMSNorm_forward__types_and_gradient():
-    _, rng = draws(31)
-    x = (torch.randn(4, 16, generator=rng) * 200).half()
-    assert pure(RMSNorm(16, 1e-5), x.float()), "the input stays as it was"
-    want = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    near(RMSNorm(16, 1e-5).half()(x), want, "worked out in fp32 and brought back to the type of x", 1e-3, torch.float16)
-    x = torch.randn(1, 6, generator=rng).requires_grad_()
-    norm = RMSNorm(6, 0.5)
+def test_E3_RMSNorm_forward__gradient():
+    x, norm = torch.randn(1, 6, generator=draws(32)[1]).requires_grad_(), RMSNorm(6, 0.5)
+    assert pure(norm, x), PURE
     norm(x)[0, 2].backward()
     scale, v = (x.detach().double().square().mean() + 0.5).item(), x.detach().double()[0]
     want = [(float(i == 2) - (v[2] * v[i]).item() / (6 * scale)) / math.sqrt(scale) for i in range(6)]
@@ -196,42 +176,27 @@ def test_E3_RMSNorm_forward__types_and_gradient():
     assert norm.weight.grad is not None, "the weight is trained"
 
 def test_E3_rotate__against_complex_numbers():
-    _, rng = draws(32)
-    for B, T, H, E in ((1, 1, 1, 2), (2, 5, 3, 8), (1, 7, 2, 6)):
-        x, angle = torch.randn(B, T, H, E, generator=rng) * 9, torch.randn(T, 1, E // 2, generator=rng).double()
+    _, rng = draws(33)
+    for B, T, H, E in ((1, 1, 1, 2), (2, 5, 3, 8), (1, 7, 2, 6), (2, 4, 3, 4)):
+        x, rows = torch.randn(B, T, H, E, generator=rng) * 9, (B,) * (E == 4)  # at last, angles of each row
+        angle = torch.randn(*rows, T, 1, E // 2, generator=rng).double()
         pair = torch.complex(*x.double().chunk(2, -1)) * torch.polar(torch.ones_like(angle), angle)
         wide = torch.cat([angle, angle], -1).float()
+        assert pure(rotate, x, wide.cos(), wide.sin()), PURE
         want = torch.cat([pair.real, pair.imag], -1)
         near(rotate(x, wide.cos(), wide.sin()), want, "each pair (i, i + E/2) turns by its angle", 1e-4)
 
-def test_E3_rotate__angles_of_each_row():
-    _, rng = draws(33)
-    args = torch.randn(1, 3, 1, 4, generator=rng), *(torch.rand(3, 1, 4, generator=rng) for _ in range(2))
-    assert pure(rotate, *args), PURE
-    x, angle = torch.randn(2, 4, 3, 4, generator=rng), torch.randn(2, 4, 1, 2, generator=rng)
-    wide = torch.cat([angle, angle], -1)
-    got = rotate(x, wide.cos(), wide.sin())
-    for b in range(2):
-        alone = rotate(x[b : b + 1], wide[b].cos(), wide[b].sin())
-        near(got[b : b + 1], alone.double(), "cos and sin broadcast to x")
-    near(got.square().sum(-1), x.double().square().sum(-1), "a rotation changes no length")
-
-# ---- E4: log-probabilities of tokens -------------------------------------------------------------------------------
-
 def log_softmax(row, temperature=1.0):
     scaled = [value / temperature for value in row]
-    top = max(scaled)
-    norm = top + math.log(math.fsum(math.exp(value - top) for value in scaled))
+    norm = max(scaled) + math.log(math.fsum(math.exp(value - max(scaled)) for value in scaled))
     return [value - norm for value in scaled]
 
 def test_E4_token_logprobs__against_a_loop():
-    rng, torch_rng = draws(40)
-    cases = (1, 2, 3, 1.0, 1), (3, 5, 7, 0.7, 4), (2, 6, 5, 2.5, 300), (4, 3, 4, 1.0, 30), (2, 4, 4, 0.01, 1), (2, 3, 4, 1, 9e4)
-    for B, T, V, temperature, scale in cases:
-        logits = torch.randn(B, T, V, generator=torch_rng) * scale
-        tokens = torch.tensor([[rng.randrange(V) for _ in range(T)] for _ in range(B)])
-        rows = [[log_softmax(logits[b, t].double().tolist(), temperature) for t in range(T - 1)] for b in range(B)]
-        want = [[rows[b][t][tokens[b, t + 1]] for t in range(T - 1)] for b in range(B)]
+    _, rng = draws(40)
+    for V, temperature, scale in ((3, 1.0, 1), (7, 0.7, 4), (5, 2.5, 300), (4, 1.0, 30), (4, 0.01, 1), (4, 1.0, 9e4)):
+        logits, tokens = torch.randn(3, 4, V, generator=rng) * scale, torch.randint(V, (3, 4), generator=rng)
+        rows = [[log_softmax(row, temperature) for row in sequence] for sequence in logits.double().tolist()]
+        want = [[rows[b][t][tokens[b, t + 1]] for t in range(3)] for b in range(3)]
         why = "entry t is the log softmax of logits[:, t] / temperature at tokens[:, t+1]"
         near(token_logprobs(logits, tokens, temperature), want, why)
 
@@ -251,17 +216,15 @@ def test_E4_token_logprobs__gradient():
     near(leaf.grad[:, :-1], want, "the gradient is one-hot minus softmax")
     near(leaf.grad[:, -1], np.zeros((2, 9)), "the last position predicts nothing")
 
-# ---- E5: the loss of supervised fine-tuning ------------------------------------------------------------------------
-
-def sft_case(rng, torch_rng, B, T):
+def sft_case(B, T):
+    rng, torch_rng = draws(50 + B)
     mask, logprobs = spans(rng, B, T), -torch.rand(B, T, generator=torch_rng) * 5
     logprobs[2, 2] = 0.0  # a sure token is trained as well
-    return mask, outliers(logprobs, mask, -200.0), int(mask.sum()) + rng.randrange(3, 30)
+    return mask, outlier(logprobs, mask, -200), int(mask.sum()) + rng.randrange(3, 30)
 
 def test_E5_sft_loss__against_a_loop():
-    rng, torch_rng = draws(50)
     for B, T in ((3, 6), (4, 9), (6, 5)):
-        mask, logprobs, total = sft_case(rng, torch_rng, B, T)
+        mask, logprobs, total = sft_case(B, T)
         want = -math.fsum(logprobs[b, t].item() for b, row in enumerate(cells(mask)) for t in row) / total
         leaf = filled(logprobs, mask, -3.0, 2.0).requires_grad_()
         loss = sft_loss(leaf, mask, total)
@@ -270,17 +233,13 @@ def test_E5_sft_loss__against_a_loop():
         near(leaf.grad, -mask.double() / total, "the gradient is -1/total on every True cell and 0 elsewhere")
 
 def test_E5_sft_loss__masked_cells():
-    mask, logprobs, total = sft_case(*draws(51), 4, 6)
+    mask, logprobs, total = sft_case(4, 6)
     check_masked_cells(lambda x: sft_loss(x, mask, total), mask, [logprobs])
 
 def test_E5_sft_loss__a_fault_inside_the_mask_and_an_empty_mask():
     loss = sft_loss(torch.tensor([[-1.0, NAN]]), torch.tensor([[True, True]]), 2)
     assert bool(loss.isnan()), "a NaN in a True cell is a fault of the model and must show in the loss"
-    empty = torch.tensor([[-1.0, -2.0]]), torch.tensor([[False, False]]), 7
-    assert pure(sft_loss, *empty), PURE
-    near(sft_loss(*empty), 0.0, "an empty mask is a loss of 0")
-
-# ---- E6: draw a token ----------------------------------------------------------------------------------------------
+    near(sft_loss(torch.tensor([[-1.0, -2.0]]), torch.tensor([[False, False]]), 7), 0.0, "an empty mask is a loss of 0")
 
 def test_E6_sample_token__against_a_loop():
     _, rng = draws(60)
@@ -298,52 +257,33 @@ def test_E6_sample_token__against_a_loop():
         likely = [math.log(p[v]) for p, v in zip(want, token.tolist())]
         near(logprob, likely, "the log-prob is that of the distribution that was drawn from")
 
-def test_E6_sample_token__rows_do_not_mix():
-    _, rng = draws(61)
-    logits = torch.full((30, 30), -60.0) + torch.eye(30)[torch.randperm(30, generator=rng)] * 120
-    for temperature in (0.0, 1.0):
-        token, logprob = sample_token(logits, temperature, torch.rand(30, generator=rng, dtype=torch.float64))
-        assert token.tolist() == logits.argmax(-1).tolist(), "each row draws from its own logits"
-        near(logprob, np.zeros(30), "a sure token has a log-prob of 0")
-
-def test_E6_sample_token__greedy_log_probs():
-    _, rng = draws(62)
-    logits, chance = torch.randn(6, 8, generator=rng) * 2, torch.rand(6, generator=rng, dtype=torch.float64)
-    assert pure(sample_token, logits, 0.7, chance), PURE
-    token, logprob = sample_token(logits, 0.0, chance)
-    rows = [log_softmax(row) for row in logits.double().tolist()]
-    assert token.tolist() == [row.index(max(row)) for row in rows], "temperature 0 takes the largest logit"
-    near(logprob, [max(row) for row in rows], "its log-prob is that of the softmax at temperature 1")
-
 def test_E6_sample_token__rare_tokens_and_the_ends():
     """One token has all but a millionth of the probability, a thousand others share that evenly."""
     logits = torch.cat([torch.tensor([math.log(1e9)]), torch.zeros(1000)]).repeat(9, 1)
     share = torch.arange(1, 10, dtype=torch.float64) / 10
-    token, logprob = sample_token(logits, 1.0, 1 - (1 - share) * 1000 / (1e9 + 1000))
+    chance = 1 - (1 - share) * 1000 / (1e9 + 1000)
+    assert pure(sample_token, logits, 0.7, chance), PURE
+    token, logprob = sample_token(logits, 1.0, chance)
     off = token.double() - (1 + 1000 * share)
     assert bool((off.abs() < 3).all()), "rare tokens are drawn as often as they should: sums in fp32 lose them"
     near(logprob, np.full(9, -math.log(1e9 + 1000)), "the log-prob of a rare token")
-    logits = torch.randn(40, 12, generator=draws(63)[1])
-    logits[:, [0, 5, 11]] = -math.inf
+    logits = torch.randn(40, 12, generator=draws(62)[1]).index_fill(1, torch.tensor([0, 5, 11]), -math.inf)
     for chance, want in ((0.0, 1), (1 - 2**-53, 10)):
         token, _ = sample_token(logits, 1.0, torch.full((40,), chance, dtype=torch.float64))
         assert token.tolist() == [want] * 40, "a token of probability 0 is never drawn, at neither end"
-
-# ---- E7: the majority vote -----------------------------------------------------------------------------------------
 
 def vote(answers, logprobs=None):
     """By sorting counts: the independent reference. Log-probs are multiples of 1/8, so that sums are exact."""
     known = logprobs is not None and None not in logprobs
     ranking = sorted(
         (count, sum(lp for a, lp in zip(answers, logprobs) if a == answer) if known else 0.0, answer)
-        for answer, count in Counter(a for a in answers if a is not None).items()
-    )
+        for answer, count in Counter(a for a in answers if a is not None).items())
     if not ranking or (len(ranking) > 1 and ranking[-1][:2] == ranking[-2][:2]):
         return None, 0.0
     return ranking[-1][2], ranking[-1][0] / len(answers)
 
-def check_vote(answers, logprobs, want, why):
-    got = majority_vote(answers, logprobs)
+def check_vote(answers, logprobs, why):
+    got, want = majority_vote(answers, logprobs), vote(answers, logprobs)
     assert isinstance(got, tuple) and len(got) == 2, "a vote is an answer and its share"
     assert got[0] == want[0] and math.isclose(got[1], want[1], rel_tol=1e-9), why
 
@@ -351,99 +291,77 @@ def test_E7_majority_vote__random_votes():
     rng, _ = draws(70)
     for _ in range(40):
         answers = [rng.choice(["12", "3", "7", None, "2.5"]) for _ in range(rng.randrange(1, 9))]
-        check_vote(answers, None, vote(answers), "the most frequent answer, its share of all; ties: nobody")
+        check_vote(answers, None, "the most frequent answer, its share of all; ties: nobody")
         logprobs = [-rng.randrange(1, 24) / 8 for _ in answers]
-        check_vote(answers, logprobs, vote(answers, logprobs), "ties go to the greater sum of log-probs")
+        check_vote(answers, logprobs, "ties go to the greater sum of log-probs")
 
 def test_E7_majority_vote__three_way_ties_and_missing_log_probs():
-    answers = ["a", "b", "c", None, "c", "b", "a"]
-    check_vote(answers, None, (None, 0.0), "a tie of three has no winner")
-    logprobs = [-2.0, -1.0, -3.0, -0.1, -1.0, -0.5, -2.0]
-    check_vote(answers, logprobs, ("b", 2 / 7), "of three tied answers the likeliest wins")
-    logprobs = [-2.0, -2.0, -0.25, -0.1, -0.25, -2.0, -2.0]
-    check_vote(answers, logprobs, ("c", 2 / 7), "whichever of the three it is")
-    check_vote(["a", "b"], [0.0, -1.0], ("a", 0.5), "a log-prob of 0 is one: a sure answer's")
-    check_vote(["a", "b"], [-900.0, -800.0], ("b", 0.5), "however unlikely both are")
-    logprobs[3] = None
-    check_vote(answers, logprobs, (None, 0.0), "a single missing log-prob, even of a None: nobody")
-    check_vote(["a", "a", "b"], [None, None, None], ("a", 2 / 3), "no tie: log-probs are not asked")
-    check_vote(["a", "b", "b", "a"], [-1.0, -0.5, -1.5, -1.0], (None, 0.0), "an exact tie: nobody")
-    why = "an answer with fewer votes takes no part in a tie"
-    check_vote(["a", "b", "c", "c", "b"], [-0.125, -1.0, -1.0, -1.0, -1.0], (None, 0.0), why)
+    tie = ["a", "b", "c", None, "c", "b", "a"]
+    for answers, logprobs, why in (
+        (tie, None, "a tie of three has no winner"),
+        (tie, [-2.0, -1.0, -3.0, -0.1, -1.0, -0.5, -2.0], "of three tied answers the likeliest wins"),
+        (tie, [-2.0, -2.0, -0.25, -0.1, -0.25, -2.0, -2.0], "whichever of the three it is"),
+        (tie, [-2.0, -2.0, -0.25, None, -0.25, -2.0, -2.0], "one missing log-prob, even of a None: nobody"),
+        (["a", "b"], [0.0, -1.0], "a log-prob of 0 is one: a sure answer's"),
+        (["a", "b"], [-900.0, -800.0], "the likelier wins, however unlikely both are"),
+        (["a", "a", "b"], [None, None, None], "no tie: log-probs are not asked"),
+        (["a", "b", "b", "a"], [-1.0, -0.5, -1.5, -1.0], "an exact tie: nobody"),
+        (["a", "b", "c", "c", "b"], [-0.125, -1.0, -1.0, -1.0, -1.0], "fewer votes take no part in a tie"),
+    ):
+        check_vote(answers, logprobs, why)
 
 def test_E7_majority_vote__order_and_texts():
     assert pure(majority_vote, ["b", "a", None, "b"], [-1.0, -2.0, -3.0, -4.0]), "the lists stay as they were"
-    answers, logprobs = ["x", "y", "y", "x", "z", None], [-1.0, -0.25, -1.0, -0.5, -0.125, -4.0]
+    votes = list(zip(["x", "y", "y", "x", "z", None], [-1.0, -0.25, -1.0, -0.5, -0.125, -4.0]))
     for _ in range(8):
-        order = draws(71)[0].sample(range(6), 6)
-        shuffled = [answers[i] for i in order], [logprobs[i] for i in order]
-        check_vote(*shuffled, ("y", 2 / 6), "an answer's place in the list does not matter")
-    check_vote(["7", "7.0", " 7", "a", "A"], None, (None, 0.0), "answers are canonical already: equal texts or not")
-
-# ---- E8: rewards without labels ------------------------------------------------------------------------------------
+        draws(71)[0].shuffle(votes)
+        check_vote(*map(list, zip(*votes)), "an answer's place in the list does not matter")
+    check_vote(["7", "7.0", " 7", "a", "A"], None, "answers are canonical already: equal texts or not")
 
 def samples(rng, count):
     """Random samples with texts that repeat, some of which differ only in case or blanks."""
     return [
         Sample("q", rng.choice(["teacher", "student"]), rng.choice(["b", "a", "a ", " a", "A", "c\n", "c", "bb"]),
                rng.choice(["1", "2", None]), rng.random() < 0.8, -rng.random())
-        for _ in range(count)
-    ]
-
-def test_E8_pseudo_rewards__random_samples():
-    rng, _ = draws(80)
-    for _ in range(10):
-        some = samples(rng, 9)
-        want = [1 if s.ended and s.answer is not None and s.answer == "1" else 0 for s in some]
-        assert pseudo_rewards(some, "1") == want, "1 where the response ended and its answer is the vote, else 0"
+        for _ in range(count)]
 
 def test_E8_pseudo_rewards__integers_and_whole_answers():
-    some = [Sample("q", "student", "t", answer) for answer in ("10", "1", "01", "110", "1.0", " 1", None)]
+    answers = ("10", "1", "01", "110", "1.0", " 1", None)
+    some = [Sample("q", source, "10 or 1", answer) for answer in answers for source in ("teacher", "student")]
+    assert pseudo_rewards(some, "1") == [0, 0, 1, 1] + [0] * 10, "answers are equal or not: no part of one counts"
+    assert pseudo_rewards(some, "10") == [1, 1] + [0] * 12, "no part of the vote counts, and no text"
     assert all(type(reward) is int for reward in pseudo_rewards(some, "1")), "integers, 0 or 1, and no booleans"
-    assert pseudo_rewards([], "1") == [], "no sample, no reward"
-    assert pseudo_rewards(some, "1") == [0, 1, 0, 0, 0, 0, 0], "answers are equal or not: no part of one counts"
-    assert pseudo_rewards(some, "10") == [1, 0, 0, 0, 0, 0, 0], "no part of the vote counts"
-    assert pseudo_rewards([Sample("q", "student", "7 or 8? 8", "8")], "7") == [0], "the text was read already"
 
 def test_E8_winners__random_samples():
-    rng, _ = draws(81)
     for most in (1, 2, 3, 50):
+        rng, _ = draws(90 + most)
         some = samples(rng, 25)
         rewards = [rng.randrange(2) for _ in some]
-        repeated, different = [], []
-        for s, reward in zip(some, rewards):
-            if reward and s.source == "teacher":
-                repeated.append(s.response)
-                if s.response not in different:
-                    different.append(s.response)
+        repeated = [s.response for s, reward in zip(some, rewards) if reward and s.source == "teacher"]
+        different = [text for i, text in enumerate(repeated) if text not in repeated[:i]]
         why = "different winning texts of the teacher, as they are and in their order, at most so many"
         assert winners(some, rewards, most) == different[:most], why
         assert winners(some, rewards, most, True) == repeated[:most], "keep_duplicates: as often as they were sampled"
-        assert pure(winners, some, rewards, most), "the lists that came in are not changed"
+        assert pure(winners, some, rewards, most), PURE
 
 def test_E8_winners__order_and_cap():
     some = [Sample("q", "teacher", text, "1") for text in ("x", "x", "x", " longer ", "X", "a")]
     assert winners(some, [1] * 6, 2) == ["x", " longer "], "the cap is on different texts, as they were said"
     assert winners(some, [1] * 6, 9) == ["x", " longer ", "X", "a"], "in the order of the samples"
-    assert winners(some, [1] * 6, 2, True) == ["x", "x"], "with keep_duplicates the cap is on all"
     assert winners(some, [0] * 6, 9) == [], "nobody won"
-
-# ---- E9: pairs for the reward model --------------------------------------------------------------------------------
 
 def texts(pairs):
     return [(chosen.response, rejected.response) for chosen, rejected in pairs]
 
 def test_E9_make_pairs__random_samples():
-    rng, _ = draws(90)
     for round_ in range(12):
-        some = samples(rng, 14)
+        rng, _ = draws(300 + round_)
+        some, most = samples(rng, 14), (2, 5, 500)[round_ % 3]
         rewards = [int(s.ended and rng.random() < 0.5) for s in some]
-        most = (2, 5, 500)[round_ % 3]
         good = [s for s, reward in zip(some, rewards) if reward]
         bad = [s for s, reward in zip(some, rewards) if not reward and s.ended]
         possible = {(c.response, r.response) for c in good for r in bad}
         student = {(c.response, r.response) for c in good for r in bad if "student" in (c.source, r.source)}
-        assert pure(lambda a, b: make_pairs(a, b, 5, random.Random(0)), some, rewards), "the lists are not changed"
         pairs = make_pairs(some, rewards, most, random.Random(round_))
         assert isinstance(pairs, list) and len(pairs) == min(most, len(possible)), "all different pairs, at most `most`"
         assert all(c in good and r in bad for c, r in pairs), "chosen has reward 1; rejected has 0 and ended"
@@ -454,58 +372,47 @@ def test_E9_make_pairs__random_samples():
 
 def test_E9_make_pairs__the_draw():
     some = [Sample("q", "student", f"text {i}", "1", True) for i in range(12)]
-    rewards, seen, firsts = [1, 0] * 6, Counter(), Counter()
-    for seed in range(120):
-        pairs = texts(make_pairs(some, rewards, 6, random.Random(SEED + seed)))
-        again = texts(make_pairs(some, rewards, 6, random.Random(SEED + seed)))
-        assert pairs == again, "a seed draws the same pairs again"
-        seen.update(pairs)
-        firsts[pairs[0]] += 1
+    draw = [texts(make_pairs(some, [1, 0] * 6, 6, random.Random(SEED + seed))) for seed in range(120)]
+    seen = Counter(pair for pairs in draw for pair in pairs)
+    assert draw[7] == texts(make_pairs(some, [1, 0] * 6, 6, random.Random(SEED + 7))), "a seed draws the same again"
     assert len(seen) == 36, "every combination has its chance"
     assert max(seen.values()) < 48, "and no combination more than its share"
-    assert len(firsts) > 20, "what is drawn is not sorted afterwards"
+    assert len({pairs[0] for pairs in draw}) > 20, "what is drawn is not sorted afterwards"
 
-def test_E9_make_pairs__frequent_texts_and_the_order_of_sets():
-    some = [Sample("q", "student", "often", "1", True)] * 9 + [Sample("q", "student", "rare", "1", True)]
-    some += [Sample("q", "student", "bad", "2", True)]
+def test_E9_make_pairs__frequent_texts_sets_and_arguments():
+    some = [Sample("q", "student", text, "1", True) for text in ["often"] * 9 + ["rare", "bad"]]
+    assert pure(lambda a, b: make_pairs(a, b, 5, random.Random(0)), some[::-1], [0] + [1] * 10), PURE
     draw = [texts(make_pairs(some, [1] * 10 + [0], 1, random.Random(seed))) for seed in range(100)]
     assert draw.count([("often", "bad")]) > 70, "a text that was sampled often is met often"
     base, renamed = ([Sample("q", "student", f"{i:02}{end}", "1", True) for i in range(12)] for end in ("", " again"))
     one, other = (texts(make_pairs(some, [1, 0] * 6, 6, random.Random(SEED))) for some in (base, renamed))
     assert [(a + " again", b + " again") for a, b in one] == other, "the hash of a text decides nothing"
 
-# ---- E10: the score of a whole answer ------------------------------------------------------------------------------
-
 def test_E10_last_value__random_rows():
     rng, torch_rng = draws(100)
     for B, T in ((1, 1), (3, 7), (7, 3), (5, 5)):
         leaf = (torch.randn(B, T, generator=torch_rng) * 40).requires_grad_()
-        lengths = [rng.randrange(1, T + 1) for _ in range(B)]
-        got, weight = last_value(leaf, torch.tensor(lengths)), torch.randn(B, generator=torch_rng)
-        near(got, [leaf[b, n - 1].item() for b, n in enumerate(lengths)], "the value at position length - 1")
+        last = [rng.randrange(T) for _ in range(B)]
+        got, weight = last_value(leaf, torch.tensor(last) + 1), torch.randn(B, generator=torch_rng)
+        near(got, [leaf[b, t].item() for b, t in enumerate(last)], "the value at position length - 1")
         (got * weight).sum().backward()
         want = np.zeros((B, T))
-        want[range(B), [n - 1 for n in lengths]] = weight.double()
+        want[range(B), last] = weight.double()
         near(leaf.grad, want, "the gradient goes there and nowhere else")
 
 def test_E10_last_value__padding():
     lengths = torch.tensor([1, 4, 2])
-    assert pure(last_value, torch.ones(3, 4), lengths), PURE
     values, real = torch.randn(3, 4, generator=draws(101)[1]), torch.arange(4) < lengths[:, None]
     check_masked_cells(lambda x: last_value(x, lengths).sum(), real, [values])
-
-# ---- E11: the Bradley-Terry loss -----------------------------------------------------------------------------------
-
-def minus_log_sigmoid(margin):
-    return max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
 
 def test_E11_bradley_terry_loss__against_a_loop():
     _, rng = draws(110)
     for N, scale in ((1, 1), (4, 2), (9, 60), (30, 0.3), (37, 0)):
-        chosen, rejected = torch.randn(N, generator=rng) * scale, torch.randn(N, generator=rng) * scale
+        chosen, rejected, weight = (torch.randn(N, generator=rng) for _ in range(3))
+        chosen, rejected, weight = chosen * scale, rejected * scale, weight.abs() + 0.1
         chosen += 0 if scale else torch.arange(-9, 9.5, 0.5)
-        weight = torch.rand(N, generator=rng) + 0.1
-        losses = [minus_log_sigmoid(c - r) for c, r in zip(chosen.double().tolist(), rejected.double().tolist())]
+        margins = (chosen - rejected).double().tolist()
+        losses = [max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))) for margin in margins]
         near(bradley_terry_loss(chosen, rejected), np.mean(losses), "the mean of -log sigmoid(chosen - rejected)")
         want = np.average(losses, weights=weight.double())
         near(bradley_terry_loss(chosen, rejected, weight), want, "the weighted mean: weights are relative")
@@ -523,17 +430,15 @@ def test_E11_bradley_terry_loss__gradients():
     near(chosen.grad, want, "chosen is pushed up by weight * sigmoid(-margin)")
     near(rejected.grad, -want, "rejected is pushed down as much")
 
-# ---- E12: the reward of every token --------------------------------------------------------------------------------
-
-def rewards_case(rng, torch_rng, B, T):
+def rewards_case(B, T):
+    rng, torch_rng = draws(120 + T)
     mask, scores = spans(rng, B, T), torch.randn(B, generator=torch_rng) * 9
     logprobs, reference = (-torch.rand(B, T, generator=torch_rng) * 4 for _ in range(2))
-    return mask, scores, outliers(logprobs, mask, -90.0), reference
+    return mask, scores, outlier(logprobs, mask, -90), reference
 
 def test_E12_shape_rewards__against_a_loop():
-    rng, torch_rng = draws(120)
     for B, T, kl_coef in ((3, 6, 0.05), (5, 9, 0.3), (4, 4, 0.0), (3, 12, 1.5)):
-        mask, scores, logprobs, reference = rewards_case(rng, torch_rng, B, T)
+        mask, scores, logprobs, reference = rewards_case(B, T)
         want = np.zeros((B, T))
         for b, row in enumerate(cells(mask)):
             for t in row:
@@ -543,25 +448,18 @@ def test_E12_shape_rewards__against_a_loop():
         near(got, want, "-kl_coef * (logprob - ref_logprob) on True cells, the score on the last of them, else 0")
 
 def test_E12_shape_rewards__masked_cells():
-    mask, scores, *logprobs = rewards_case(*draws(121), 4, 6)
+    mask, scores, *logprobs = rewards_case(4, 6)
     check_masked_cells(lambda a, b: shape_rewards(scores, a, b, mask, 0.2), mask, logprobs, gradient=False)
 
-def test_E12_shape_rewards__arguments_stay_as_they_were():
-    mask, scores, *logprobs = rewards_case(*draws(122), 3, 5)
-    assert pure(shape_rewards, scores, *logprobs, mask, 0.1), PURE
-
-# ---- E13: advantages -----------------------------------------------------------------------------------------------
-
-def gae_case(rng, torch_rng, B, T):
+def gae_case(B, T):
+    rng, torch_rng = draws(130 + T)
     mask = spans(rng, B, T)
     rewards, values = (torch.randn(B, T, generator=torch_rng) for _ in range(2))
-    return mask, filled(outliers(rewards, mask, 80.0), mask, 0.0), outliers(values, mask, -40.0)
+    return mask, filled(outlier(rewards, mask, 80), mask, 0.0), outlier(values, mask, -40)
 
 def test_E13_gae__against_the_double_sum():
-    rng, torch_rng = draws(130)
-    cases = (3, 6, 1.0, 0.95), (5, 9, 0.9, 0.8), (4, 7, 0.7, 0.0), (3, 8, 0.95, 1.0), (4, 5, 0.0, 0.5)
-    for B, T, gamma, lam in cases:
-        mask, rewards, values = gae_case(rng, torch_rng, B, T)
+    for B, T, gamma, lam in ((3, 6, 1.0, 0.95), (5, 9, 0.9, 0.8), (4, 7, 0.7, 0.0), (3, 8, 0.9, 1.0), (4, 5, 0.0, 0.5)):
+        mask, rewards, values = gae_case(B, T)
         advantages, returns = np.zeros((B, T)), np.zeros((B, T))
         for b, row in enumerate(cells(mask)):
             r, v = rewards[b, row].double().tolist(), [*values[b, row].double().tolist(), 0.0]
@@ -574,121 +472,95 @@ def test_E13_gae__against_the_double_sum():
         near(got[1], returns, "the return is the advantage plus the value; 0 off the mask")
 
 def test_E13_gae__masked_values():
-    mask, rewards, values = gae_case(*draws(131), 4, 6)
+    mask, rewards, values = gae_case(4, 6)
     check_masked_cells(lambda x: gae(rewards, x, mask, 0.9, 0.8), mask, [values], gradient=False)
 
 def test_E13_gae__rewards_off_the_mask_and_arguments():
-    mask, rewards, values = gae_case(*draws(132), 4, 6)
+    mask, rewards, values = gae_case(4, 7)
     dirty = filled(rewards, mask, 3.0, -2.0)
     assert pure(gae, dirty, values, mask, 0.9, 0.9), PURE
     for got, want in zip(gae(dirty, values, mask, 0.9, 0.9), gae(rewards, values, mask, 0.9, 0.9)):
         near(got, want.double(), "a reward off the mask changes nothing")
 
+def whiten_case(B, T, scale, shift, far):
+    rng, torch_rng = draws(150 + T)
+    mask, x = spans(rng, B, T), torch.randn(B, T, generator=torch_rng) * scale + shift
+    return mask, outlier(x, mask, far)
+
 def test_E13_whiten__against_numpy():
-    rng, torch_rng = draws(133)
-    for B, T, scale, shift, far in ((3, 7, 1, 0, 0), (5, 4, 30, 10, 9), (4, 9, 0.01, -3, -3), (3, 9, 1, 0, 500)):
-        mask, x = spans(rng, B, T), torch.randn(B, T, generator=torch_rng) * scale + shift
-        x = outliers(x, mask, far)
-        inside, want = x[mask].double().numpy(), np.zeros((B, T))
+    for case in ((3, 7, 1, 0, 0), (5, 4, 30, 10, 9), (4, 9, 0.01, -3, -3), (6, 12, 1, 0, 500)):
+        mask, x = whiten_case(*case)
+        inside, want = x[mask].double().numpy(), np.zeros(mask.shape)
         want[mask.numpy()] = (inside - inside.mean()) / np.sqrt(inside.var() + 1e-8)
         why = "mean 0, biased variance 1 over the True cells, else 0"
         near(whiten(filled(x, mask, 3.0, -2.0), mask), want, why, 2e-3)
 
 def test_E13_whiten__masked_cells():
-    rng, torch_rng = draws(134)
-    mask, x = spans(rng, 4, 6), torch.randn(4, 6, generator=torch_rng)
+    mask, x = whiten_case(4, 6, 1, 0, 3)
     check_masked_cells(lambda x: whiten(x, mask), mask, [x], gradient=False)
 
 def test_E13_whiten__without_variance():
-    mask = torch.tensor([[True, False], [True, True]])
-    assert pure(whiten, torch.arange(4.0).reshape(2, 2), mask), PURE
-    near(whiten(torch.full((2, 2), 3.0), mask), np.zeros((2, 2)), "equal cells give 0")
-    mask[1] = False
-    near(whiten(torch.tensor([[3.0, 9.0], [1.0, 2.0]]), mask), np.zeros((2, 2)), "a single cell gives 0")
+    for mask in ([[True, False], [True, True]], [[False, False], [True, False]]):
+        got = whiten(torch.full((2, 2), 3.0), torch.tensor(mask))
+        near(got, np.zeros((2, 2)), "equal cells, or a single one, give 0")
 
-# ---- E14: the clipped losses ---------------------------------------------------------------------------------------
-
-def loss_case(rng, torch_rng, B, T, far):
+def loss_case(B, T, far):
+    """mask, new, old, advantages or returns, total."""
+    rng, torch_rng = draws(140 + T)
     mask = spans(rng, B, T)
     old, move, third = (torch.randn(B, T, generator=torch_rng) for _ in range(3))
-    third = outliers(third * 2, mask, far)  # advantages, or returns
-    return mask, old + move * 0.4, old, third, int(mask.sum()) + rng.randrange(2, 20)
+    return mask, old + move * 0.4, old, outlier(third * 2, mask, far), int(mask.sum()) + rng.randrange(2, 20)
 
-def check_loss(function, case, clip, of_token, names):
-    """A loss, its count and its gradient against of_token(new, old, third) -> plain, clipped, slope of the plain."""
-    mask, new, old, third, total = case
-    loss, grad, count = 0.0, np.zeros(mask.shape), 0
-    for b, row in enumerate(cells(mask)):
-        for t in row:
-            plain, clipped, slope = of_token(*(x[b, t].double().item() for x in (new, old, third)))
-            loss += max(plain, clipped) / total
-            count += clipped > plain
-            grad[b, t] = 0.0 if clipped > plain else slope / total
-    leaf = filled(new, mask, 0.5, -0.5).requires_grad_()
-    got, clipped = function(leaf, filled(old, mask, 0.1), filled(third, mask, 3.0, -2.0), mask, clip, total)
-    near(got, loss, names[0])
-    assert int(clipped) == count, names[1]
-    got.backward()
-    near(leaf.grad, grad, names[2])
+def check_loss(function, of_token, far, whys):
+    """Loss, count and gradient against of_token(new, old, third, clip) -> plain, clipped, slope of the plain one."""
+    for B, T, clip in ((3, 6, 0.2), (5, 9, 0.1), (4, 7, 0.4)):
+        mask, new, old, third, total = loss_case(B, T, far)
+        loss, grad, count = 0.0, np.zeros(mask.shape), 0
+        for b, row in enumerate(cells(mask)):
+            for t in row:
+                plain, clipped, slope = of_token(*(x[b, t].double().item() for x in (new, old, third)), clip)
+                loss += max(plain, clipped) / total
+                count += clipped > plain
+                grad[b, t] = 0.0 if clipped > plain else slope / total
+        leaf = filled(new, mask, 0.5, -0.5).requires_grad_()
+        got, clipped = function(leaf, filled(old, mask, 0.1), filled(third, mask, 3.0, -2.0), mask, clip, total)
+        near(got, loss, whys[0])
+        assert int(clipped) == count, whys[1]
+        got.backward()
+        near(leaf.grad, grad, whys[2])
 
 def test_E14_policy_loss__against_a_loop():
-    for i, (B, T, clip) in enumerate(((3, 6, 0.2), (5, 9, 0.1), (4, 7, 0.3))):
-        def of_token(new, old, a, clip=clip):
-            ratio = math.exp(new - old)
-            return -a * ratio, -a * min(max(ratio, 1 - clip), 1 + clip), -a * ratio
+    def of_token(new, old, a, clip):
+        ratio = math.exp(new - old)
+        return -a * ratio, -a * min(max(ratio, 1 - clip), 1 + clip), -a * ratio
 
-        check_loss(policy_loss, loss_case(*draws(140 + i), B, T, 60.0), clip, of_token, (
-            "minus the smaller of the two surrogates, summed over True cells, over total",
-            "the count of True cells whose clipped surrogate is the smaller",
-            "the gradient: -advantage * ratio / total, 0 where clipped or masked"))
+    check_loss(policy_loss, of_token, 60, (
+        "minus the smaller of the two surrogates, summed over True cells, over total",
+        "the count of True cells whose clipped surrogate is the smaller",
+        "the gradient: -advantage * ratio / total, 0 where clipped or masked"))
 
 def test_E14_policy_loss__masked_cells():
-    mask, new, old, advantages, total = loss_case(*draws(143), 4, 6, 2.0)
-    check_masked_cells(lambda *x: policy_loss(*x, mask, 0.2, total), mask, [new, old, advantages])
+    mask, *tensors, total = loss_case(4, 6, 2)
+    check_masked_cells(lambda *x: policy_loss(*x, mask, 0.2, total), mask, tensors)
 
 def test_E14_policy_loss__extremes():
-    mask = torch.tensor([[True, True, True, True]])
-    new = torch.tensor([[700.0, -700.0, 700.0, -700.0]]).requires_grad_()
-    advantages = torch.tensor([[1.0, -1.0, -1.0, 1.0]])
-    loss, clipped = policy_loss(new, -new.detach(), advantages, mask, 0.2, 4)
+    new, mask = torch.tensor([[700.0, -700.0, 700.0, -700.0]]).requires_grad_(), torch.ones(1, 4).bool()
+    loss, clipped = policy_loss(new, -new.detach(), torch.tensor([[1.0, -1.0, -1.0, 1.0]]), mask, 0.2, 4)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(new.grad).all(), "finite for any ratio, and so its gradient"
     want = (-1.2 + 0.8 + math.exp(20) - math.exp(-20)) / 4
     near(loss, want, "the log of the ratio is kept within +-20, and no closer", 1e-4)
     assert int(clipped) == 2, "clipping does not depend on the size of the ratio"
 
-def test_E14_policy_loss__a_ratio_of_one_and_micro_batches():
-    mask, new, old, advantages, _ = loss_case(*draws(144), 4, 5, 2.0)
-    assert pure(policy_loss, new, old, advantages, mask, 0.2, 9), PURE
-    leaf = old.clone().requires_grad_()
-    loss, clipped = policy_loss(leaf, old, advantages, mask, 0.2, 9)
-    loss.backward()
-    assert int(clipped) == 0, "at a ratio of 1 nothing is clipped"
-    near(leaf.grad, -(advantages * mask).double() / 9, "at a ratio of 1 the gradient is the policy gradient")
-    whole, parts = (sum(policy_loss(new[s], old[s], advantages[s], mask[s], 0.2, 9)[0] for s in some)
-                    for some in ([slice(None)], [slice(0, 1), slice(1, 4)]))
-    near(parts, whole.item(), "micro-batches add up to the loss of the whole step")
-
 def test_E14_value_loss__against_a_loop():
-    for i, (B, T, clip) in enumerate(((3, 6, 0.2), (5, 9, 0.5), (4, 7, 0.05))):
-        def of_token(v, o, r, clip=clip):
-            return 0.5 * (v - r) ** 2, 0.5 * (min(max(v, o - clip), o + clip) - r) ** 2, v - r
+    def of_token(v, o, r, clip):
+        return 0.5 * (v - r) ** 2, 0.5 * (min(max(v, o - clip), o + clip) - r) ** 2, v - r
 
-        check_loss(value_loss, loss_case(*draws(145 + i), B, T, 50.0), clip, of_token, (
-            "half of the greater squared error, summed over True cells, over total",
-            "the count of True cells whose clipped error is the greater",
-            "the gradient: (value - return) / total, 0 where clipped or masked"))
+    check_loss(value_loss, of_token, 50, (
+        "half of the greater squared error, summed over True cells, over total",
+        "the count of True cells whose clipped error is the greater",
+        "the gradient: (value - return) / total, 0 where clipped or masked"))
 
 def test_E14_value_loss__masked_cells():
-    mask, new, old, returns, total = loss_case(*draws(148), 4, 6, 2.0)
-    check_masked_cells(lambda *x: value_loss(*x, mask, 0.2, total), mask, [new, old, returns])
-
-def test_E14_value_loss__micro_batches_and_empty_masks():
-    mask, new, old, returns, _ = loss_case(*draws(149), 4, 5, 2.0)
-    assert pure(value_loss, new, old, returns, mask, 0.2, 4), PURE
-    whole, parts = (sum(value_loss(new[s], old[s], returns[s], mask[s], 0.2, 4)[0] for s in some)
-                    for some in ([slice(None)], [slice(0, 1), slice(1, 4)]))
-    near(parts, whole.item(), "micro-batches add up to the loss of the whole step")
-    loss, clipped = value_loss(new, old, returns, mask & False, 0.2, 4)
-    near(loss, 0.0, "an empty mask is a loss of 0")
-    assert int(clipped) == 0, "and nothing is clipped in it"
+    mask, *tensors, total = loss_case(4, 6, 2)
+    check_masked_cells(lambda *x: value_loss(*x, mask, 0.2, total), mask, tensors)

@@ -29,8 +29,6 @@ T, F, NAN = True, False, float("nan")
 def row(*values):
     return torch.tensor([values])
 
-# ---- E1: read the final answer -------------------------------------------------------------------------------------
-
 def test_E1_extract_answer__a_stated_answer_is_found_in_its_canonical_form():
     assert extract_answer("3+4=7\n#### 1,007.", "number") == "1007", "the example of the docstring"
     assert extract_answer("So the answer is $2.50.", "number") == "2.5", "the canonical form of $2.50 is 2.5"
@@ -58,8 +56,6 @@ def test_E1_extract_answer__thoughts_are_no_answer():
     text = "<think>the answer is 4</think>The answer is 5"
     assert extract_answer(text, "number") == "5", "what stands before </think> was only thought"
 
-# ---- E2: a batch and its mask --------------------------------------------------------------------------------------
-
 def test_E2_collate__the_example():
     tokens, mask, lengths = collate([[5, 6]], [[7, 8]])
     assert tokens.tolist() == [[5, 6, 7, 8]], "tokens are the prompt and then the response"
@@ -81,8 +77,6 @@ def test_E2_collate__types():
     tokens, mask, lengths = collate([[1]], [[2]])
     assert tokens.dtype == torch.long and lengths.dtype == torch.long, "tokens and lengths are torch.long"
     assert mask.dtype == torch.bool, "the mask is boolean"
-
-# ---- E3: two parts of Llama ----------------------------------------------------------------------------------------
 
 def test_E3_RMSNorm_forward__by_hand():
     norm = RMSNorm(2, 0.0)
@@ -110,8 +104,6 @@ def test_E3_rotate__pairs_feature_i_with_i_plus_half():
     got = rotate(torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]]), cos, sin)
     same(got, [[[[-3.0, 2.0, 1.0, 4.0]]]], "of four features the pairs are (0, 2) and (1, 3)")
 
-# ---- E4: log-probabilities of tokens -------------------------------------------------------------------------------
-
 def test_E4_token_logprobs__by_hand():
     logits = torch.tensor([[[0.0, math.log(3)], [math.log(4), 0.0], [9.0, -9.0]]])  # (1, 3, 2)
     got = token_logprobs(logits, row(0, 1, 0))
@@ -128,8 +120,6 @@ def test_E4_token_logprobs__hopeless_tokens_stay_finite():
 def test_E4_token_logprobs__half_precision_becomes_fp32():
     got = token_logprobs(torch.tensor([[[0.0, math.log(3)], [0.0, 0.0]]]).bfloat16(), row(0, 1))
     assert got.dtype == torch.float32, "log-probs are fp32 whatever the logits are"
-
-# ---- E5: the loss of supervised fine-tuning ------------------------------------------------------------------------
 
 def test_E5_sft_loss__by_hand():
     same(sft_loss(row(-1.0, -2.0, -9.0), row(T, T, F), 2), 1.5, "the example of the docstring")
@@ -148,8 +138,6 @@ def test_E5_sft_loss__masked_cells_may_hold_NaN():
     loss.backward()
     same(loss, 1.0, "NaN in a masked cell must not reach the loss")
     same(logprobs.grad, [[-1.0, 0.0, 0.0]], "the gradient is -1/total on the response and 0 elsewhere")
-
-# ---- E6: draw a token ----------------------------------------------------------------------------------------------
 
 def chances(*values):
     return torch.tensor(values, dtype=torch.float64)
@@ -181,8 +169,6 @@ def test_E6_sample_token__a_token_of_probability_zero_is_never_drawn():
     token, _ = sample_token(logits, 1.0, chances(0.0, 1 - 2**-53))
     assert token.tolist() == [1, 2], "neither for the smallest chance nor for the largest below 1"
 
-# ---- E7: the majority vote -----------------------------------------------------------------------------------------
-
 def test_E7_majority_vote__the_most_frequent_answer_and_its_share_of_all():
     assert majority_vote(["7", "8", "7", None]) == ("7", 0.5), "2 of 4: a None counts in the share"
     assert majority_vote(["3"]) == ("3", 1.0), "one answer is a majority"
@@ -202,8 +188,6 @@ def test_E7_majority_vote__ties():
 def test_E7_majority_vote__log_probs_decide_ties_alone():
     assert majority_vote(["7", "7", "8"], [-9.0, -9.0, -0.1]) == ("7", 2 / 3), "more votes win whatever their log-probs"
 
-# ---- E8: rewards without labels ------------------------------------------------------------------------------------
-
 def sample(response, answer="7", source="student", ended=True):
     return Sample("q", source, response, answer, ended)
 
@@ -218,8 +202,6 @@ def test_E8_winners__by_hand():
     assert winners(samples, [1, 1, 1, 1, 0], 9) == ["b", "a"], "the teacher's winning texts, each once, in their order"
     assert winners(samples, [1, 1, 1, 1, 0], 9, True) == ["b", "a", "b"], "keep_duplicates: as often as sampled"
     assert winners(samples, [1, 1, 1, 1, 0], 1) == ["b"], "at most `most`"
-
-# ---- E9: pairs for the reward model --------------------------------------------------------------------------------
 
 def texts(pairs):
     return [(chosen.response, rejected.response) for chosen, rejected in pairs]
@@ -251,8 +233,6 @@ def test_E9_make_pairs__the_rest_is_drawn():
     assert draw[0] == draw[1], "the same seed draws the same pairs"
     assert len({tuple(pairs) for pairs in draw}) > 1, "another seed draws others"
 
-# ---- E10: the score of a whole answer ------------------------------------------------------------------------------
-
 def test_E10_last_value__by_hand():
     values = torch.tensor([[1.0, 2.0, 9.0], [3.0, 9.0, 9.0], [4.0, 5.0, 6.0]])
     same(last_value(values, torch.tensor([2, 1, 3])), [2.0, 3.0, 6.0], "position length - 1 of each row")
@@ -263,8 +243,6 @@ def test_E10_last_value__padding_may_hold_NaN():
     got.sum().backward()
     same(got, [1.0], "NaN in the padding must not reach the score")
     same(values.grad, [[1.0, 0.0, 0.0]], "and the gradient goes to the last real token alone")
-
-# ---- E11: the Bradley-Terry loss -----------------------------------------------------------------------------------
 
 def test_E11_bradley_terry_loss__by_hand():
     got = bradley_terry_loss(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))
@@ -282,8 +260,6 @@ def test_E11_bradley_terry_loss__a_hopeless_margin_is_finite_and_still_teaches()
     same(loss, 800.0, "sigmoid(-800) is 0 in fp32, its log must not be infinite")
     same(chosen.grad, [-1.0], "the gradient of a hopeless margin is -1")
 
-# ---- E12: the reward of every token --------------------------------------------------------------------------------
-
 def test_E12_shape_rewards__by_hand():
     got = shape_rewards(torch.tensor([1.0]), row(0.0, 0.0, 0.0), row(-1.0, -2.0, -3.0), row(T, T, T), 0.1)
     same(got, [[-0.1, -0.2, 0.7]], "the example: minus kl_coef times the difference, the score on the last token")
@@ -299,8 +275,6 @@ def test_E12_shape_rewards__prompt_and_padding_earn_nothing():
 def test_E12_shape_rewards__masked_cells_may_hold_NaN():
     got = shape_rewards(torch.tensor([1.0]), row(NAN, 0.0, NAN), row(0.0, 0.0, NAN), row(F, T, F), 0.1)
     same(got, [[0.0, 1.0, 0.0]], "NaN outside the mask must not come through")
-
-# ---- E13: advantages -----------------------------------------------------------------------------------------------
 
 def test_E13_gae__by_hand():
     advantages, returns = gae(row(0.0, 0.0, 1.0), row(0.5, 0.5, 0.5), row(T, T, T), 1.0, 0.95)
@@ -348,8 +322,6 @@ def test_E13_whiten__masked_cells_may_hold_NaN():
 
 def test_E13_whiten__one_token():
     same(whiten(row(5.0, 9.0), row(T, F)), [[0.0, 0.0]], "one token has no variance, and gives 0")
-
-# ---- E14: the clipped losses ---------------------------------------------------------------------------------------
 
 def test_E14_policy_loss__by_hand():
     for advantage, ratio, want, slope, count in (
