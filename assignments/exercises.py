@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 KIT = Path(__file__).resolve().parent
 ROOT = KIT.parent
-PACKAGES = ("hf", "runtime", "tasks")
 # where the tests lie in the kit; hidden ones never leave it
 TESTS = {"public": KIT / "public" / "test_exercises.py", "hidden": KIT / "hidden" / "test_hidden.py"}
 
@@ -23,10 +22,6 @@ class Exercise(NamedTuple):
     file: str
     functions: dict[str, float]  # name (or Class.method) -> points
     hours: float  # what a student who knows PyTorch should plan, reading and tests included
-
-    @property
-    def module(self) -> str:
-        return self.file.removesuffix(".py")
 
     @property
     def points(self) -> float:
@@ -49,38 +44,35 @@ EXERCISES = [  # in learning order; 100 points in all
     Exercise("E13", "Advantages", "ppo.py", {"gae": 10, "whiten": 5}, 3),
     Exercise("E14", "The clipped losses", "ppo.py", {"policy_loss": 5, "value_loss": 5}, 2),
 ]
-# functions of other files that do an exercise's work: they are blank while it is graded
-CLOSED = {"E4": ("runtime.chunked", ("ChunkedLogprobs.forward", "ChunkedLogprobs.log_softmax"))}
+# functions of other files that do an exercise's work: they are closed while it is graded
+CLOSED = {"E4": ("runtime/chunked.py", ("ChunkedLogprobs.forward", "ChunkedLogprobs.log_softmax"))}
 
 
 def chosen(ids: str) -> list[Exercise]:
     """Those of a list such as 'E7,E8'; all of an empty one. ValueError names an id that does not exist."""
-    wanted = [word.strip() for word in ids.split(",") if word.strip()]
-    known = [exercise.id for exercise in EXERCISES]
-    for word in wanted:
-        if word not in known:
-            raise ValueError(f"--only {word}: there is no such exercise; they are {', '.join(known)}")
+    wanted = {word.strip() for word in ids.split(",") if word.strip()}
+    unknown = wanted - {exercise.id for exercise in EXERCISES}
+    if unknown:
+        raise ValueError(f"--only {min(unknown)}: there is no such exercise; they are E1 to {EXERCISES[-1].id}")
     return [exercise for exercise in EXERCISES if not wanted or exercise.id in wanted]
 
 
 @functools.cache
 def reference() -> dict[str, str]:
-    """The project's scripts and packages: module name, dotted -> source text."""
-    paths = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in ROOT.glob(f"{package}/*.py"))])
-    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
-    return {name.removesuffix(".__init__"): path.read_text("utf-8") for name, path in zip(names, paths)}
+    """The project's scripts and packages: path -> source text."""
+    paths = [path for pattern in ("*.py", "hf/*.py", "runtime/*.py", "tasks/*.py") for path in ROOT.glob(pattern)]
+    return {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
 
 
 def write(folder: Path, sources: dict[str, str]) -> None:
-    """Modules as files, at the places where the project has them."""
-    for module, text in sources.items():
-        inner = Path(module, "__init__.py") if module in PACKAGES else Path(*module.split(".")).with_suffix(".py")
-        (folder / inner).parent.mkdir(parents=True, exist_ok=True)
-        (folder / inner).write_text(text, encoding="utf-8")
+    """Write path -> text under a folder."""
+    for name, text in sources.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def properties(group: str) -> dict[tuple[str, str], list[str]]:
-    """The public or hidden tests of (exercise, function), in order; the names are test_EXERCISE_FUNCTION__PROPERTY."""
+    """The public or hidden tests of (exercise, function), in order: named test_EXERCISE_FUNCTION__PROPERTY."""
     defined = [node.name for node in parse(TESTS[group].read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
     units = [(exercise.id, name) for exercise in EXERCISES for name in exercise.functions]
     start = {unit: f"test_{unit[0]}_{unit[1].replace('.', '_')}__" for unit in units}
@@ -106,10 +98,10 @@ def find(source: str, name: str) -> ast.FunctionDef:
     return scope
 
 
-def span(source: str, name: str) -> tuple[list[str], int, int, int]:
-    """The lines, and the indices of a function: its first line, the first of its solution, the one past its last.
+def cut(source: str, name: str) -> tuple[str, str, str, str]:
+    """The source in four: before a function, its head with its docstring, the rest of it (the solution), and after.
 
-    Decorators belong to it, and comments of its depth after its last statement; its docstring is no solution.
+    Decorators belong to it, and comments of its depth after its last statement.
     """
     node, lines = find(source, name), source.splitlines(keepends=True)
     start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
@@ -121,36 +113,34 @@ def span(source: str, name: str) -> tuple[list[str], int, int, int]:
             end = i + 1
         elif text:
             break
-    return lines, start, body, end
+    return tuple("".join(part) for part in (lines[:start], lines[start:body], lines[body:end], lines[end:]))
 
 
 def function_text(source: str, name: str) -> str:
     """A function as it stands, from its decorators to its last line."""
-    lines, start, _, end = span(source, name)
-    return "".join(lines[start:end])
+    return "".join(cut(source, name)[1:3])
 
 
 def solution(source: str, name: str) -> str:
     """The lines of a function after its docstring."""
-    lines, _, body, end = span(source, name)
-    return "".join(lines[body:end])
+    return cut(source, name)[2]
 
 
 def with_body(source: str, name: str, text: str) -> str:
     """The source with other lines after the docstring of a function."""
-    lines, _, body, end = span(source, name)
-    return "".join([*lines[:body], text, *lines[end:]])
+    before, head, _, after = cut(source, name)
+    return before + head + text + after
 
 
 def graft(source: str, name: str, donor: str) -> str:
     """`source` with its function `name` exchanged for that of `donor`; at its end, if it has none of this name."""
     try:
-        lines, start, _, end = span(source, name)
+        before, _, _, after = cut(source, name)
     except LookupError:
         if "." in name:
             raise
-        return f"{source}\n\n{function_text(donor, name)}"
-    return "".join([*lines[:start], function_text(donor, name), *lines[end:]])
+        before, after = f"{source}\n\n", ""
+    return before + function_text(donor, name) + after
 
 
 def blanked(blank: list[Exercise], stub: str = 'raise NotImplementedError("{id}: write {name}")') -> dict[str, str]:
@@ -158,9 +148,9 @@ def blanked(blank: list[Exercise], stub: str = 'raise NotImplementedError("{id}:
     sources = dict(reference())
     for exercise in blank:
         for name in exercise.functions:
-            source = sources[exercise.module]
-            indent = " " * find(source, name).body[0].col_offset
-            names = ", ".join(argument.arg for argument in find(source, name).args.args)
-            text = stub.format(id=exercise.id, name=name, module=exercise.module, arguments=names)
-            sources[exercise.module] = with_body(source, name, "".join(f"{indent}{x}\n" for x in text.split("\n")))
+            node = find(sources[exercise.file], name)
+            names = ", ".join(argument.arg for argument in node.args.args)
+            lines = stub.format(id=exercise.id, name=name, arguments=names).split("\n")
+            body = "".join(" " * node.body[0].col_offset * bool(line) + f"{line}\n" for line in lines)
+            sources[exercise.file] = with_body(sources[exercise.file], name, body)
     return sources

@@ -54,18 +54,18 @@ def lay_out(folder: Path, exercise: Exercise, source: str) -> None:
     sources = dict(exercises.reference())
     for other in EXERCISES:
         for name in other.functions if other.file == exercise.file and other != exercise else ():
-            source = exercises.graft(source, name, sources[exercise.module])
+            source = exercises.graft(source, name, sources[exercise.file])
     for name in exercise.functions:
         exercises.find(source, name)
-    sources[exercise.module] = source
+    sources[exercise.file] = source
     module, names = CLOSED.get(exercise.id, ("", ()))
     for name in names:
         closed = f'        raise PermissionError("{name} is closed while {exercise.id} is graded")\n'
         sources[module] = exercises.with_body(sources[module], name, closed)
     for path in (TESTS["hidden"], *KIT.glob("public/*.py")):
-        sources[f"tests.{path.stem}"] = path.read_text("utf-8")
-    exercises.write(folder, sources | {"solved": (KIT / "student" / "solved.py").read_text("utf-8")})
-    (folder / "pytest.ini").write_text("[pytest]\n")
+        sources[f"tests/{path.name}"] = path.read_text("utf-8")
+    sources |= {"pytest.ini": "[pytest]\n", "solved.py": (KIT / "student" / "solved.py").read_text("utf-8")}
+    exercises.write(folder, sources)
     (folder / "out").mkdir()
     folder.chmod(0o755)
     (folder / "out").chmod(0o777)  # whoever runs the tests writes their result
@@ -143,7 +143,7 @@ def grade_exercise(
 def grade(sources: dict[str, str | Exception], *settings: object) -> list[Property]:
     """All properties of a submission: module -> its text, or why there is none; seconds, seed, user as above."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        work = [pool.submit(grade_exercise, e, sources.get(e.module), *settings) for e in EXERCISES]
+        work = [pool.submit(grade_exercise, e, sources.get(e.file[:-3]), *settings) for e in EXERCISES]
         return [result for part in work for result in part.result()]
 
 

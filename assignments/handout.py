@@ -4,7 +4,7 @@
     python assignments/handout.py ../week3 --only E12,E13,E14    # these blank, the others solved
 
 The bodies of the exercises' functions become two lines that call a stand-in (student/solved.py); signatures and
-docstrings, the tasks, stay. Copied is what FILES lists and nothing else: no git history, nothing compiled, no hidden
+docstrings, the tasks, stay. Copied is what is listed here and nothing else: no git history, nothing compiled, no hidden
 test, no seeded bug. Then every file is searched for lines of the solutions, and for what would answer the lab.
 """
 
@@ -19,29 +19,19 @@ import zlib
 from pathlib import Path
 
 import exercises
-from exercises import KIT, ROOT, Exercise
+from exercises import EXERCISES, KIT, ROOT, Exercise
 
-FILES = (  # pattern in the project -> folder or file in the handout
-    ("train_all.sh", ""),
-    ("presets/*.sh", "presets"),
-    ("runtime/stages.sh", "runtime"),
-    ("LICENSE", ""),
-    ("requirements.txt", ""),
-    ("pyproject.toml", ""),
-    ("docs/pipeline.svg", "docs"),
-    ("tasks/*.txt", "tasks"),
-    ("weights/README.md", "weights"),
-    ("weights/make.py", "weights"),
-    ("weights/tiny-*/*config.json", "weights"),
-    ("weights/tiny-*/tokenizer.json", "weights"),
-    ("weights/tiny-*/model.safetensors", "weights"),
-    ("assignments/public/*.py", "tests"),
-    ("assignments/student/*.md", ""),
-    ("assignments/student/solved.py", ""),
-    ("assignments/lab/LAB.md", "lab"),
-    ("assignments/lab/plot.py", "lab"),
-    ("assignments/lab/runs.jsonl", "lab"),
-)
+AS_IT_IS = """train_all.sh presets/*.sh runtime/stages.sh LICENSE requirements.txt pyproject.toml docs/pipeline.svg
+tasks/*.txt weights/README.md weights/make.py weights/tiny-*/*config.json weights/tiny-*/tokenizer.json
+weights/tiny-*/model.safetensors""".split()
+OF_THE_KIT = {  # -> folder in the handout
+    "public/*.py": "tests",
+    "student/*.md": "",
+    "student/solved.py": "",
+    "lab/LAB.md": "lab",
+    "lab/plot.py": "lab",
+    "lab/runs.jsonl": "lab",
+}
 STUB = """from solved import stand_in  # write your code instead of these lines
 
 return stand_in("{id}", "{name}", globals())({arguments})"""
@@ -53,6 +43,7 @@ permissions: {{checks: write, actions: read, contents: read}}
 jobs:
   grade:
     runs-on: ubuntu-latest
+    if: github.actor != 'github-classroom[bot]'
     steps:
       - uses: actions/checkout@v4
       - uses: actions/setup-python@v5
@@ -62,9 +53,9 @@ jobs:
         env: {{{results}}}
         with: {{runners: "{runners}"}}
 """
-STEP = """      - id: {id}
+STEP = """      - id: {e.id}
         uses: classroom-resources/autograding-command-grader@v1
-        with: {{test-name: "{id} {title}", command: python -m pytest -q -m {id}, timeout: 5, max-score: {points:g}}}
+        with: {{test-name: {e.id}, command: python -m pytest -m {e.id}, timeout: 5, max-score: {points:g}}}
 """
 
 
@@ -72,24 +63,21 @@ def export(out: Path, blank: list[Exercise]) -> list[Path]:
     """Write the handout into an empty folder and search it; returns its files. ValueError if a solution is in it."""
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose a new folder")
-    sources = exercises.blanked(blank, STUB)
-    sources["health"] = without(sources["health"], causes(sources["health"]))
-    exercises.write(out, sources)
-    for pattern, folder in FILES:
-        found = [path for path in sorted(ROOT.glob(pattern)) if path.is_file()]
+    texts = exercises.blanked(blank, STUB)
+    texts["health.py"] = without(texts["health.py"], causes(texts["health.py"]))
+    texts["README.md"] = (KIT / "STUDENT.md").read_text("utf-8").replace("<!-- exercises -->", table(blank))
+    texts["solved.json"] = json.dumps(packed(blank), indent=0) + "\n"
+    texts[".github/workflows/classroom.yml"] = workflow(blank)
+    exercises.write(out, texts)
+    for pattern in [*AS_IT_IS, *(f"assignments/{pattern}" for pattern in OF_THE_KIT)]:
+        found = [path for path in ROOT.glob(pattern) if path.is_file()]
         if not found:
             raise ValueError(f"the project has no {pattern}")
         for path in found:
-            target = out / folder / (path.parent.name if pattern.count("*/") else "") / path.name
+            moved = OF_THE_KIT.get(pattern.removeprefix("assignments/"))
+            target = out / path.relative_to(ROOT) if moved is None else out / moved / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    readme = (KIT / "STUDENT.md").read_text("utf-8")
-    if readme.count("<!-- exercises -->") != 1:
-        raise ValueError("STUDENT.md must say once <!-- exercises -->, where the table goes")
-    (out / "README.md").write_text(readme.replace("<!-- exercises -->", table(blank)), encoding="utf-8")
-    (out / "solved.json").write_text(json.dumps(packed(blank), indent=0) + "\n", encoding="utf-8")
-    (out / ".github" / "workflows").mkdir(parents=True)
-    (out / ".github" / "workflows" / "classroom.yml").write_text(workflow(blank), encoding="utf-8")
     files = sorted(path for path in out.rglob("*") if path.is_file())
     found = leaks(files, blank)
     if found:
@@ -100,24 +88,21 @@ def export(out: Path, blank: list[Exercise]) -> list[Path]:
 def table(blank: list[Exercise]) -> str:
     """The exercises, as Markdown."""
     lines = ["| | what | function | points | hours |", "|---|---|---|---|---|"]
-    for exercise in blank:
-        names = ", ".join(f"`{name}`" for name in exercise.functions)
-        place, numbers = f"{names} in `{exercise.file}`", f"{exercise.points:g} | {exercise.hours:g}"
-        lines.append(f"| {exercise.id} | {exercise.title} | {place} | {numbers} |")
+    for e in blank:
+        names = ", ".join(f"`{name}`" for name in e.functions)
+        lines.append(f"| {e.id} | {e.title} | {names} in `{e.file}` | {e.points:g} | {e.hours:g} |")
     return "\n".join(lines)
 
 
 def packed(blank: list[Exercise]) -> dict[str, str]:
     """The solved functions, so that they run (student/solved.py) and nobody reads one by accident."""
-    texts = {
-        name: exercises.function_text(exercises.reference()[e.module], name) for e in blank for name in e.functions
-    }
+    texts = {name: exercises.function_text(exercises.reference()[e.file], name) for e in blank for name in e.functions}
     return {name: base64.b85encode(zlib.compress(textwrap.dedent(x).encode())).decode() for name, x in texts.items()}
 
 
 def workflow(blank: list[Exercise]) -> str:
     """GitHub Classroom: the public tests of each exercise on every push, for their share of the points."""
-    steps = "".join(STEP.format(id=e.id, title=e.title, points=e.points * 0.4) for e in blank)
+    steps = "".join(STEP.format(e=e, points=e.points * 0.4) for e in blank)
     results = ", ".join(f'{e.id}_RESULTS: "${{{{ steps.{e.id}.outputs.result }}}}"' for e in blank)
     return WORKFLOW.format(steps=steps, results=results, runners=",".join(e.id for e in blank))
 
@@ -142,9 +127,9 @@ def without(source: str, nodes: list[ast.Constant]) -> str:
     """The source with other words in place of these texts."""
     lines = source.encode().splitlines(keepends=True)  # a node's columns count bytes
     for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset), reverse=True):
-        first, last = node.lineno - 1, node.end_lineno - 1
-        rest = lines[last][node.end_col_offset :]
-        lines[first : last + 1] = [lines[first][: node.col_offset] + b'"find out why"' + rest]
+        rest = lines[node.end_lineno - 1][node.end_col_offset :]
+        start = lines[node.lineno - 1][: node.col_offset]
+        lines[node.lineno - 1 : node.end_lineno] = [start + b'"find out why"' + rest]
     return b"".join(lines).decode()
 
 
@@ -156,11 +141,10 @@ def squeeze(line: str) -> str:
 def secrets(blank: list[Exercise]) -> set[str]:
     """The lines of the solutions, squeezed, that stand nowhere else in the project's scripts; the lab's answers."""
     sources = exercises.reference()
-    texts = [exercises.solution(sources[exercise.module], name) for exercise in blank for name in exercise.functions]
-    rest = exercises.blanked(exercises.EXERCISES).values()
-    elsewhere = {squeeze(line) for source in rest for line in source.splitlines()}
+    texts = [exercises.solution(sources[exercise.file], name) for exercise in blank for name in exercise.functions]
+    elsewhere = {squeeze(line) for text in exercises.blanked(EXERCISES).values() for line in text.splitlines()}
     lines = {squeeze(line) for text in texts for line in text.splitlines()} - elsewhere
-    lines |= {"".join(node.value.split()) for node in causes(sources["health"])}
+    lines |= {"".join(node.value.split()) for node in causes(sources["health.py"])}
     return {line for line in lines if len(line) >= SHORTEST}
 
 
@@ -168,17 +152,15 @@ def leaks(files: list[Path], blank: list[Exercise]) -> list[str]:
     """What must not be in these files: compiled or unknown ones, lines of solutions, whole statements of them."""
     hidden, found = secrets(blank), []
     for path in files:
-        if path.suffix == ".safetensors":
-            continue
-        if path.suffix not in KINDS and path.name != "LICENSE":
+        if path.suffix not in (*KINDS, ".safetensors") and path.name != "LICENSE":
             found.append(f"{path}: no file of this kind belongs there")
-            continue
-        text = path.read_text(encoding="utf-8")
-        for number, line in enumerate(text.splitlines(), 1):
-            line = "".join(line.split())
-            found += [f"{path}, line {number}: {secret}" for secret in hidden if secret in line]
-        if path.suffix == ".py":  # the same statement in another layout
-            written = {squeeze(ast.unparse(node)) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt)}
+        elif path.suffix != ".safetensors":
+            text = path.read_text(encoding="utf-8")
+            for number, line in enumerate(text.splitlines(), 1):
+                line = "".join(line.split())
+                found += [f"{path}, line {number}: {secret}" for secret in hidden if secret in line]
+            nodes = ast.walk(ast.parse(text)) if path.suffix == ".py" else ()  # a statement in another layout
+            written = {squeeze(ast.unparse(node)) for node in nodes if isinstance(node, ast.stmt)}
             found += [f"{path}: {secret}" for secret in sorted(hidden & written)]
     return found
 
@@ -194,8 +176,8 @@ def main() -> int:
     except (OSError, ValueError, LookupError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    names = ", ".join(exercise.id for exercise in blank)
     size = sum(path.stat().st_size for path in files) / 1e6
+    names = ", ".join(exercise.id for exercise in blank)
     print(f"{args.out}: {len(files)} files, {size:.1f} MB, {names} to be written; no line of a solution is in them")
     return 0
 

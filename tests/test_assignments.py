@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,8 @@ def test_what_is_not_written_is_one_line_and_can_stand_in(handed_out):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     done = subprocess.run([sys.executable, "-m", "pytest", "-m", "E4 or E12", "tests"], cwd=out, env=environment,
                           capture_output=True, text=True)
-    assert done.returncode == 1 and "E4: 0 tests pass, 4 to be written" in done.stdout and "Traceback" not in done.stdout
-    assert len(done.stdout.splitlines()) < 20, done.stdout
+    assert done.returncode == 1 and "E4: 4 to be written" in done.stdout, done.stdout
+    assert "Traceback" not in done.stdout and len(done.stdout.splitlines()) < 20, done.stdout
     code = """
 import os, torch, ppo
 for solved in ("", "E12", "E13", "all"):
@@ -177,7 +178,7 @@ def test_a_link_to_the_solution_is_not_followed(tmp_path):
 
 
 def test_the_kit_proves_itself():
-    """check.py: the reference, stubs, every seeded bug, tricks, leaks."""
+    """check.py: the reference, the handout, every seeded bug."""
     done = subprocess.run([sys.executable, KIT / "check.py"], capture_output=True, text=True)
     assert done.returncode == 0 and "0 faults" in done.stdout, done.stdout + done.stderr
 
@@ -187,7 +188,7 @@ test_the_kit_proves_itself = pytest.mark.slow(test_the_kit_proves_itself)
 
 def test_grading_a_class(tmp_path):
     """One student with a right whiten, a gae without lambda and a file that is no Python; one with nothing readable."""
-    right, ppo = exercises.reference()["ppo"], exercises.blanked(EXERCISES)["ppo"]
+    right, ppo = exercises.reference()["ppo.py"], exercises.blanked(EXERCISES)["ppo.py"]
     ppo = exercises.graft(exercises.graft(ppo, "gae", right), "whiten", right)
     (tmp_path / "ann").mkdir()
     (tmp_path / "ann" / "ppo.py").write_text(ppo.replace("gamma * lam * next_advantage", "gamma * next_advantage"))
@@ -213,13 +214,46 @@ def test_grading_a_class(tmp_path):
     assert {test["score"] for test in gae} == {0.0} and any("does not" not in test["output"] for test in gae)
 
 
-def test_a_textbook_gae_loses_the_points_of_NaN_alone():
-    exercise = next(exercise for exercise in EXERCISES if exercise.id == "E13")
-    import check
+NAN_GAE = """    m, advantages, following, carried = mask.float(), torch.zeros_like(values), 0.0, 0.0
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] * m[:, t] + gamma * following - values[:, t] * m[:, t]
+        carried = (delta + gamma * lam * carried) * m[:, t]
+        advantages[:, t], following = carried, values[:, t] * m[:, t]
+    return advantages, advantages + values * m
+"""
+CHUNKED = """    from runtime.chunked import ChunkedLogprobs
+    eye = torch.eye(logits.shape[-1], dtype=logits.dtype)
+    rows = [ChunkedLogprobs.log_softmax(row, eye, temperature) for row in logits[:, :-1]]
+    return torch.stack(rows).gather(-1, tokens[:, 1:, None])[..., 0]
+"""
+STAND_IN = """    import os
+    os.environ["SOLVED"] = "all"
+    from solved import stand_in
+    return stand_in("E9", "make_pairs", globals())(samples, rewards, most, rng)
+"""
+TRICKS = {  # exercise -> function, its body, the points that are left, what is said of it
+    "E1": ("extract_answer", "    import os; os._exit(0)\n", 0, "process ended"),
+    "E2": ("collate", "    while True: pass\n", 0, "longer than 30 seconds"),
+    "E3": ("rotate", "    x = bytearray(1 << 40)\n", 2.5, "MemoryError"),
+    "E4": ("token_logprobs", CHUNKED, 0, "closed"),
+    "E5": ("sft_loss", "    return -(mask * logprobs).sum() / total\n", 3.3333, "NaN came out"),
+    "E8": ("winners", "    raise SystemExit\n", 2.5, "SystemExit"),
+    "E9": ("make_pairs", STAND_IN, 0, "solved.json"),
+    "E13": ("gae", NAN_GAE, 12.2, "NaN came out"),  # a textbook's: right but for the masked cells
+}
 
-    source = exercises.with_body(exercises.reference()["ppo"], "gae", check.NAN_GAE)
-    results = grade.grade_exercise(exercise, source, seed=5)
-    lost = [result for result in results if result.failure]
-    assert {"NaN" in result.test or "masked_values" in result.test for result in lost} == {True}
-    assert all(result.failure.startswith("NaN came out") for result in lost)
-    assert sum(result.most for result in lost) <= 3
+
+def test_a_textbook_answer_loses_the_points_of_NaN_alone_and_a_trick_earns_nothing():
+    def graded(exercise):
+        source = exercises.with_body(exercises.reference()[exercise.file], *TRICKS[exercise.id][:2])
+        return exercise, grade.grade_exercise(exercise, source, seconds=30)
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(graded, [exercise for exercise in EXERCISES if exercise.id in TRICKS]))
+    for exercise, results in answers:
+        name, _, left, said = TRICKS[exercise.id]
+        lost = [result for result in results if result.failure]
+        assert sum(result.score for result in results) == pytest.approx(left, abs=0.01), (exercise.id, lost)
+        assert {result.function for result in lost} >= {name} and any(said in result.failure for result in lost), lost
+        if "NaN" in said:
+            assert all(result.failure.startswith(said) for result in lost), lost

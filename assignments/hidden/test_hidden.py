@@ -6,6 +6,7 @@ name the property and never a value. SEED comes from grade.py --seed: choose one
 # fmt: off
 
 import copy
+import functools
 import math
 import os
 import random
@@ -32,20 +33,15 @@ def draws(salt):
     """Generators of a test's own: the order of the tests does not matter."""
     return random.Random(SEED * 1000 + salt), torch.Generator().manual_seed(SEED * 1000 + salt)
 
-def near(got, want, why, tolerance=2e-5, dtype=torch.float32):
-    same(got, want, why, tolerance, dtype)
+near = functools.partial(same, tolerance=2e-5, dtype=torch.float32)
 
 def spans(rng, B, T):
     """A mask (B, T) as batches have it: one run of True per row, after a prompt and before padding, none of them empty.
 
     The first row reaches the last column, the second begins in the first, the third holds a single token.
     """
-    mask = torch.zeros(B, T, dtype=torch.bool)
-    for b in range(B):
-        start, end = sorted(rng.sample(range(T + 1), 2))
-        start, end = {0: (T // 2, T), 1: (0, T - 2), 2: (2, 3)}.get(b, (start, end))
-        mask[b, start:end] = True
-    return mask
+    ends = [(T // 2, T), (0, T - 2), (2, 3), *(sorted(rng.sample(range(T + 1), 2)) for _ in range(B))]
+    return torch.tensor([[start <= t < end for t in range(T)] for start, end in ends[:B]])
 
 def cells(mask):
     """The columns of the True cells of each row."""
@@ -143,6 +139,7 @@ def test_E2_collate__random_batches():
     rng, _ = draws(20)
     for B in (1, 2, 5, 8):
         prompts, responses = ([[rng.randrange(4) for _ in range(rng.randrange(1, 7))] for _ in range(B)] for _ in "pr")
+        assert pure(collate, prompts, responses), PURE
         tokens, mask, lengths = collate(prompts, responses)
         T = max(len(p) + len(r) for p, r in zip(prompts, responses))
         assert tuple(tokens.shape) == (B, T), "tokens are as wide as the longest row"
@@ -152,9 +149,6 @@ def test_E2_collate__random_batches():
             assert tokens[b].tolist() == p + r + [0] * (T - len(p) - len(r)), "prompt, response, then zeros"
             inside = [len(p) <= t + 1 < len(p) + len(r) for t in range(T - 1)]
             assert mask[b].tolist() == inside, "entry t is True where token t + 1 is of the response"
-
-def test_E2_collate__arguments():
-    assert pure(collate, [[3], [3, 3, 3]], [[0], [0]]), "the lists that came in are not changed"
 
 def test_E3_RMSNorm_forward__against_a_loop():
     _, rng = draws(30)
@@ -184,7 +178,7 @@ def test_E3_rotate__against_complex_numbers():
         wide = torch.cat([angle, angle], -1).float()
         assert pure(rotate, x, wide.cos(), wide.sin()), PURE
         want = torch.cat([pair.real, pair.imag], -1)
-        near(rotate(x, wide.cos(), wide.sin()), want, "each pair (i, i + E/2) turns by its angle", 1e-4)
+        near(rotate(x, wide.cos(), wide.sin()), want, "each pair (i, i + E/2) turns by its angle", tolerance=1e-4)
 
 def log_softmax(row, temperature=1.0):
     scaled = [value / temperature for value in row]
@@ -310,12 +304,8 @@ def test_E7_majority_vote__three_way_ties_and_missing_log_probs():
     ):
         check_vote(answers, logprobs, why)
 
-def test_E7_majority_vote__order_and_texts():
+def test_E7_majority_vote__arguments_and_texts():
     assert pure(majority_vote, ["b", "a", None, "b"], [-1.0, -2.0, -3.0, -4.0]), "the lists stay as they were"
-    votes = list(zip(["x", "y", "y", "x", "z", None], [-1.0, -0.25, -1.0, -0.5, -0.125, -4.0]))
-    for _ in range(8):
-        draws(71)[0].shuffle(votes)
-        check_vote(*map(list, zip(*votes)), "an answer's place in the list does not matter")
     check_vote(["7", "7.0", " 7", "a", "A"], None, "answers are canonical already: equal texts or not")
 
 def samples(rng, count):
@@ -333,7 +323,7 @@ def test_E8_pseudo_rewards__integers_and_whole_answers():
     assert all(type(reward) is int for reward in pseudo_rewards(some, "1")), "integers, 0 or 1, and no booleans"
 
 def test_E8_winners__random_samples():
-    for most in (1, 2, 3, 50):
+    for most in (1, 2, 3, 4, 5, 50):
         rng, _ = draws(90 + most)
         some = samples(rng, 25)
         rewards = [rng.randrange(2) for _ in some]
@@ -343,12 +333,6 @@ def test_E8_winners__random_samples():
         assert winners(some, rewards, most) == different[:most], why
         assert winners(some, rewards, most, True) == repeated[:most], "keep_duplicates: as often as they were sampled"
         assert pure(winners, some, rewards, most), PURE
-
-def test_E8_winners__order_and_cap():
-    some = [Sample("q", "teacher", text, "1") for text in ("x", "x", "x", " longer ", "X", "a")]
-    assert winners(some, [1] * 6, 2) == ["x", " longer "], "the cap is on different texts, as they were said"
-    assert winners(some, [1] * 6, 9) == ["x", " longer ", "X", "a"], "in the order of the samples"
-    assert winners(some, [0] * 6, 9) == [], "nobody won"
 
 def texts(pairs):
     return [(chosen.response, rejected.response) for chosen, rejected in pairs]
@@ -363,9 +347,8 @@ def test_E9_make_pairs__random_samples():
         possible = {(c.response, r.response) for c in good for r in bad}
         student = {(c.response, r.response) for c in good for r in bad if "student" in (c.source, r.source)}
         pairs = make_pairs(some, rewards, most, random.Random(round_))
-        assert isinstance(pairs, list) and len(pairs) == min(most, len(possible)), "all different pairs, at most `most`"
         assert all(c in good and r in bad for c, r in pairs), "chosen has reward 1; rejected has 0 and ended"
-        assert len(set(texts(pairs))) == len(pairs), "no two pairs with the same two texts"
+        assert len(pairs) == len(set(texts(pairs))) == min(most, len(possible)), "all different pairs, at most `most`"
         first = [c.source == r.source == "teacher" for c, r in pairs]
         assert first == sorted(first), "pairs with a response of the student come first"
         assert first.count(False) == min(most, len(student)), "and as many of them as there are"
@@ -379,25 +362,21 @@ def test_E9_make_pairs__the_draw():
     assert max(seen.values()) < 48, "and no combination more than its share"
     assert len({pairs[0] for pairs in draw}) > 20, "what is drawn is not sorted afterwards"
 
-def test_E9_make_pairs__frequent_texts_sets_and_arguments():
+def test_E9_make_pairs__frequent_texts_and_arguments():
     some = [Sample("q", "student", text, "1", True) for text in ["often"] * 9 + ["rare", "bad"]]
     assert pure(lambda a, b: make_pairs(a, b, 5, random.Random(0)), some[::-1], [0] + [1] * 10), PURE
     draw = [texts(make_pairs(some, [1] * 10 + [0], 1, random.Random(seed))) for seed in range(100)]
     assert draw.count([("often", "bad")]) > 70, "a text that was sampled often is met often"
-    base, renamed = ([Sample("q", "student", f"{i:02}{end}", "1", True) for i in range(12)] for end in ("", " again"))
-    one, other = (texts(make_pairs(some, [1, 0] * 6, 6, random.Random(SEED))) for some in (base, renamed))
-    assert [(a + " again", b + " again") for a, b in one] == other, "the hash of a text decides nothing"
 
 def test_E10_last_value__random_rows():
     rng, torch_rng = draws(100)
     for B, T in ((1, 1), (3, 7), (7, 3), (5, 5)):
         leaf = (torch.randn(B, T, generator=torch_rng) * 40).requires_grad_()
         last = [rng.randrange(T) for _ in range(B)]
-        got, weight = last_value(leaf, torch.tensor(last) + 1), torch.randn(B, generator=torch_rng)
+        got = last_value(leaf, torch.tensor(last) + 1)
         near(got, [leaf[b, t].item() for b, t in enumerate(last)], "the value at position length - 1")
-        (got * weight).sum().backward()
-        want = np.zeros((B, T))
-        want[range(B), last] = weight.double()
+        got.square().sum().backward()
+        want = [[2 * leaf[b, t].item() * (t == last[b]) for t in range(T)] for b in range(B)]
         near(leaf.grad, want, "the gradient goes there and nowhere else")
 
 def test_E10_last_value__padding():
@@ -483,9 +462,8 @@ def test_E13_gae__rewards_off_the_mask_and_arguments():
         near(got, want.double(), "a reward off the mask changes nothing")
 
 def whiten_case(B, T, scale, shift, far):
-    rng, torch_rng = draws(150 + T)
-    mask, x = spans(rng, B, T), torch.randn(B, T, generator=torch_rng) * scale + shift
-    return mask, outlier(x, mask, far)
+    mask = spans(draws(150 + T)[0], B, T)
+    return mask, outlier(torch.randn(B, T, generator=draws(150 + T)[1]) * scale + shift, mask, far)
 
 def test_E13_whiten__against_numpy():
     for case in ((3, 7, 1, 0, 0), (5, 4, 30, 10, 9), (4, 9, 0.01, -3, -3), (6, 12, 1, 0, 500)):
@@ -493,7 +471,7 @@ def test_E13_whiten__against_numpy():
         inside, want = x[mask].double().numpy(), np.zeros(mask.shape)
         want[mask.numpy()] = (inside - inside.mean()) / np.sqrt(inside.var() + 1e-8)
         why = "mean 0, biased variance 1 over the True cells, else 0"
-        near(whiten(filled(x, mask, 3.0, -2.0), mask), want, why, 2e-3)
+        near(whiten(filled(x, mask, 3.0, -2.0), mask), want, why, tolerance=2e-3)
 
 def test_E13_whiten__masked_cells():
     mask, x = whiten_case(4, 6, 1, 0, 3)
@@ -549,7 +527,7 @@ def test_E14_policy_loss__extremes():
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(new.grad).all(), "finite for any ratio, and so its gradient"
     want = (-1.2 + 0.8 + math.exp(20) - math.exp(-20)) / 4
-    near(loss, want, "the log of the ratio is kept within +-20, and no closer", 1e-4)
+    near(loss, want, "the log of the ratio is kept within +-20, and no closer", tolerance=1e-4)
     assert int(clipped) == 2, "clipping does not depend on the size of the ratio"
 
 def test_E14_value_loss__against_a_loop():

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -37,12 +37,11 @@ def pytest_report_teststatus(report):
 
 
 def pytest_terminal_summary(terminalreporter):
-    passed, failed, to_write = (
-        Counter(report.nodeid.split("::test_")[1].split("_")[0] for report in terminalreporter.getreports(outcome))
-        for outcome in ("passed", "failed", "to write")
-    )
-    for name in sorted(passed | failed | to_write, key=lambda name: int(name[1:])):
-        wrong = f", {failed[name]} fail" * bool(failed[name]) + f", {to_write[name]} to be written" * bool(
-            to_write[name]
-        )
-        terminalreporter.write_line(f"{name}: {passed[name]} tests pass{wrong or ': done, as far as they can tell'}")
+    counts = defaultdict(Counter)  # exercise -> outcome -> tests
+    for outcome, word in (("passed", "tests pass"), ("failed", "fail"), ("to write", "to be written")):
+        for report in terminalreporter.getreports(outcome):
+            counts[report.nodeid.split("::test_")[1].split("_")[0]][word] += 1
+    for name in sorted(counts, key=lambda name: int(name[1:])):
+        told = ", ".join(f"{count} {word}" for word, count in counts[name].items())
+        done = ": done, as far as these tests can tell" * (set(counts[name]) == {"tests pass"})
+        terminalreporter.write_line(f"{name}: {told}{done}")
