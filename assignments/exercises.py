@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 KIT = Path(__file__).resolve().parent
 ROOT = KIT.parent
-# where the tests lie in the kit; hidden ones never leave it
 TESTS = {"public": KIT / "public" / "test_exercises.py", "hidden": KIT / "hidden" / "test_hidden.py"}
 
 
@@ -119,11 +118,6 @@ def cut(source: str, name: str) -> tuple[str, str, str, str]:
 def function_text(source: str, name: str) -> str:
     """A function as it stands, from its decorators to its last line."""
     return "".join(cut(source, name)[1:3])
-
-
-def solution(source: str, name: str) -> str:
-    """The lines of a function after its docstring."""
-    return cut(source, name)[2]
 
 
 def with_body(source: str, name: str, text: str) -> str:

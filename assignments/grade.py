@@ -30,7 +30,7 @@ from exercises import CLOSED, EXERCISES, KIT, TESTS, Exercise
 from handed_in import read_submission, submissions
 
 SHARES = {"public": 0.4, "hidden": 0.6}
-# 4 GB of memory, on Linux; then pytest, its result as JUnit's XML
+# 4 GB of memory, on Linux
 COMMAND = 'ulimit -Sd 4194304 2>/dev/null; exec "$0" -B -m pytest -p no:cacheprovider --assert=plain --tb=short "$@"'
 
 
@@ -44,9 +44,6 @@ class Property(NamedTuple):
     most: float
     score: float
     failure: str  # empty if it holds
-
-
-# ---- one exercise, in a process of its own -------------------------------------------------------------------------
 
 
 def lay_out(folder: Path, exercise: Exercise, source: str) -> None:
@@ -103,7 +100,7 @@ def run_tests(exercise: Exercise, source: str, seconds: int, seed: int, user: st
 
 def sentence(case: ElementTree.Element, file: str) -> str:
     """Why a test failed; empty if it passed."""
-    bad = next((part for part in case if part.tag in ("failure", "error", "skipped")), None)
+    bad = next(iter(case.findall("failure") + case.findall("error") + case.findall("skipped")), None)
     if bad is None:
         return ""
     text = bad.text or ""
@@ -147,9 +144,6 @@ def grade(sources: dict[str, str | Exception], *settings: object) -> list[Proper
         return [result for part in work for result in part.result()]
 
 
-# ---- reports -------------------------------------------------------------------------------------------------------
-
-
 def points(results: list[Property], exercise: str = "") -> str:
     """Their sum, of one exercise or of all."""
     score = sum(result.score for result in results if exercise in ("", result.exercise))
@@ -172,11 +166,6 @@ def table(name: str, notes: list[str], results: list[Property]) -> str:
         lines.append(f"  {e.id:4} {e.title:36} {points(results, e.id):>5} / {e.points:g}")
         lines += [f"         {reason}" for reason in reasons(results, e.id)]
     return "\n".join([*lines, f"  {'total':41} {points(results):>5} / 100"])
-
-
-def csv_row(name: str, notes: list[str], results: list[Property]) -> list[str]:
-    why = [f"{e.id} {reason}" for e in EXERCISES for reason in reasons(results, e.id)]
-    return [name, points(results), *(points(results, e.id) for e in EXERCISES), "; ".join([*notes, *why])]
 
 
 def gradescope(notes: list[str], results: list[Property], seconds: float) -> dict:
@@ -221,7 +210,7 @@ def main() -> int:
     try:
         if args.gradescope and len(args.submissions) != 1:
             raise ValueError(f"--gradescope takes one submission, not {len(args.submissions)}")
-        handed_in = args.submissions if args.gradescope else submissions(args.submissions)
+        found = submissions(args.submissions)
         user = who_runs(args.user)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -229,7 +218,7 @@ def main() -> int:
     rows = csv.writer(sys.stdout)
     if args.csv:
         rows.writerow(["submission", "total", *(exercise.id for exercise in EXERCISES), "why"])
-    for path in handed_in:
+    for path in args.submissions if args.gradescope else found:
         start, notes = time.monotonic(), []
         results = grade(read_submission(path, notes), args.seconds, args.seed, user)
         name = path.name if len(args.submissions) == 1 else str(path)
@@ -237,7 +226,8 @@ def main() -> int:
             text = json.dumps(gradescope(notes, results, time.monotonic() - start), indent=2)
             args.gradescope.write_text(text + "\n", encoding="utf-8")
         if args.csv:
-            rows.writerow(csv_row(name, notes, results))
+            notes += [f"{e.id} {reason}" for e in EXERCISES for reason in reasons(results, e.id)]
+            rows.writerow([name, points(results), *(points(results, e.id) for e in EXERCISES), "; ".join(notes)])
         else:
             print(table(name, notes, results), flush=True)
     return 0

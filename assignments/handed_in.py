@@ -1,6 +1,6 @@
 """Find what was handed in: folders, archives and files as learning platforms give them. Nothing vanishes silently.
 
-Nothing is unpacked to the disk: a member of an archive is read in memory, wherever its path points.
+Nothing is unpacked to the disk: members of archives are read in memory, wherever their paths point.
 """
 
 import io
@@ -15,13 +15,14 @@ from exercises import EXERCISES
 FILES = sorted({exercise.file for exercise in EXERCISES})
 # browsers number what is downloaded twice, 'ppo (1).py'; platforms put a name before a lone file, 'ada_ppo.py'
 NAME = re.compile(rf"({'|'.join(file[:-3] for file in FILES)})([ _]?\(\d+\)|-\d+)?\.py", re.IGNORECASE)
-LONE = re.compile(rf"(?:.*[_ -])?{NAME.pattern}", re.IGNORECASE)
+LONE = re.compile(rf"(?:.*?[_ -])??{NAME.pattern}", re.IGNORECASE)
 ARCHIVES, FOREIGN = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"), (".rar", ".7z")
+Script = tuple[PurePosixPath, bytes | Exception]  # its place in a submission, and its contents
 LARGEST_FILE, LARGEST_ARCHIVE, DEEPEST = 1 << 20, 1 << 26, 8  # bytes, bytes, folders and archives in each other
 
 
 def is_junk(name: str) -> bool:
-    return name.startswith("._") or name in (".git", ".DS_Store", "__MACOSX", "__pycache__", ".venv", "venv")
+    return name.startswith("._") or name in (".git", ".DS_Store", "__MACOSX", ".venv", "venv", "site-packages")
 
 
 def submissions(paths: list[Path]) -> list[Path]:
@@ -43,7 +44,7 @@ def read_submission(path: Path, notes: list[str] | None = None) -> dict[str, str
     Of several with one name the least deep counts. `notes` hears what was odd, and why nothing was found.
     """
     notes = [] if notes is None else notes
-    copies: dict[str, list[tuple[PurePosixPath, bytes | Exception]]] = {}
+    copies: dict[str, list[Script]] = {}
     for inner, data in scripts(path, notes):
         if match := (NAME if path.is_dir() or len(inner.parts) > 1 else LONE).fullmatch(inner.name):
             copies.setdefault(match[1].lower(), []).append((inner, data))
@@ -63,21 +64,17 @@ def read_submission(path: Path, notes: list[str] | None = None) -> dict[str, str
     return sources
 
 
-def scripts(path: Path, notes: list[str]) -> Iterator[tuple[PurePosixPath, bytes | Exception]]:
-    """Place and contents of every Python file of a folder, an archive or a lone file."""
-    if path.is_file():
-        yield from opened(PurePosixPath(path.name), path.stat().st_size, path.read_bytes, notes)
-    for file in sorted(path.rglob("*")) if path.is_dir() else []:
-        inner = PurePosixPath(file.relative_to(path).as_posix())
-        if path.resolve() not in file.resolve().parents:
+def scripts(path: Path, notes: list[str]) -> Iterator[Script]:
+    """Every Python file of a folder, an archive or a lone file."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        inner = PurePosixPath(file.relative_to(path).as_posix() if path.is_dir() else path.name)
+        if path.is_dir() and path.resolve() not in file.resolve().parents:
             notes.append(f"{inner} is a link to elsewhere, and not read")  # it could lead to the solution
         elif file.is_file():
             yield from opened(inner, file.stat().st_size, file.read_bytes, notes)
 
 
-def opened(
-    inner: PurePosixPath, size: int, read: Callable[[], bytes], notes: list[str]
-) -> Iterator[tuple[PurePosixPath, bytes | Exception]]:
+def opened(inner: PurePosixPath, size: int, read: Callable[[], bytes], notes: list[str]) -> Iterator[Script]:
     """A file if it is Python; all of them in an archive; a note about what cannot be looked into."""
     suffix = inner.suffix.lower()
     if any(map(is_junk, inner.parts)):

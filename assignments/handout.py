@@ -4,8 +4,8 @@
     python assignments/handout.py ../week3 --only E12,E13,E14    # these blank, the others solved
 
 The bodies of the exercises' functions become two lines that call a stand-in (student/solved.py); signatures and
-docstrings, the tasks, stay. Copied is what is listed here and nothing else: no git history, nothing compiled, no hidden
-test, no seeded bug. Then every file is searched for lines of the solutions, and for what would answer the lab.
+docstrings, the tasks, stay. Copied is what is listed here and nothing else. Then every file is searched for lines of
+the solutions, and for what would answer the lab.
 """
 
 import argparse
@@ -29,7 +29,6 @@ OF_THE_KIT = {  # -> folder in the handout
     "student/*.md": "",
     "student/solved.py": "",
     "lab/LAB.md": "lab",
-    "lab/plot.py": "lab",
     "lab/runs.jsonl": "lab",
 }
 STUB = """from solved import stand_in  # write your code instead of these lines
@@ -141,7 +140,7 @@ def squeeze(line: str) -> str:
 def secrets(blank: list[Exercise]) -> set[str]:
     """The lines of the solutions, squeezed, that stand nowhere else in the project's scripts; the lab's answers."""
     sources = exercises.reference()
-    texts = [exercises.solution(sources[exercise.file], name) for exercise in blank for name in exercise.functions]
+    texts = [exercises.cut(sources[exercise.file], name)[2] for exercise in blank for name in exercise.functions]
     elsewhere = {squeeze(line) for text in exercises.blanked(EXERCISES).values() for line in text.splitlines()}
     lines = {squeeze(line) for text in texts for line in text.splitlines()} - elsewhere
     lines |= {"".join(node.value.split()) for node in causes(sources["health.py"])}

@@ -36,10 +36,7 @@ def draws(salt):
 near = functools.partial(same, tolerance=2e-5, dtype=torch.float32)
 
 def spans(rng, B, T):
-    """A mask (B, T) as batches have it: one run of True per row, after a prompt and before padding, none of them empty.
-
-    The first row reaches the last column, the second begins in the first, the third holds a single token.
-    """
+    """A mask (B, T): one run of True per row; to the last column, from the first one, of a single cell, and drawn."""
     ends = [(T // 2, T), (0, T - 2), (2, 3), *(sorted(rng.sample(range(T + 1), 2)) for _ in range(B))]
     return torch.tensor([[start <= t < end for t in range(T)] for start, end in ends[:B]])
 
@@ -132,23 +129,25 @@ def test_E1_extract_answer__strict_lenient_and_thoughts():
         ("It is not B, maybe D or E", "E", "lenient: the last lone letter"),
         (f"#### {a}\n{b}", str(a), "lenient prefers what is stated"),
         (f"<think>{a}</think>", None, "thoughts mention nothing"),
-        ("#### 3/0 or 5", None, "what has no canonical form is no answer, also leniently"),
         ("", None, "an empty text has no answer"))
 
 def test_E2_collate__random_batches():
     rng, _ = draws(20)
     for B in (1, 2, 5, 8):
         prompts, responses = ([[rng.randrange(4) for _ in range(rng.randrange(1, 7))] for _ in range(B)] for _ in "pr")
-        assert pure(collate, prompts, responses), PURE
-        tokens, mask, lengths = collate(prompts, responses)
+        tokens, mask, _ = collate(prompts, responses)
         T = max(len(p) + len(r) for p, r in zip(prompts, responses))
         assert tuple(tokens.shape) == (B, T), "tokens are as wide as the longest row"
         assert tuple(mask.shape) == (B, T - 1), "the mask has one column less than tokens"
         for b, (p, r) in enumerate(zip(prompts, responses)):
-            assert int(lengths[b]) == len(p) + len(r), "lengths of prompt and response"
             assert tokens[b].tolist() == p + r + [0] * (T - len(p) - len(r)), "prompt, response, then zeros"
             inside = [len(p) <= t + 1 < len(p) + len(r) for t in range(T - 1)]
             assert mask[b].tolist() == inside, "entry t is True where token t + 1 is of the response"
+
+def test_E2_collate__lengths_and_arguments():
+    lists = [[3], [3, 3, 3], [0, 0]], [[0], [0], [4, 0, 0]]
+    assert pure(collate, *lists), PURE
+    assert collate(*lists)[2].tolist() == [2, 4, 5], "lengths of prompt and response, whatever their ids"
 
 def test_E3_RMSNorm_forward__against_a_loop():
     _, rng = draws(30)
@@ -158,16 +157,8 @@ def test_E3_RMSNorm_forward__against_a_loop():
         norm.weight.data = torch.randn(shape[-1], generator=rng)
         rows, weight = x.double().reshape(-1, shape[-1]).tolist(), norm.weight.tolist()
         want = [[w * v / math.sqrt(sum(u * u for u in r) / len(r) + 0.1) for w, v in zip(weight, r)] for r in rows]
+        assert pure(norm, x), PURE
         near(norm(x), np.reshape(want, shape), "weight * x / sqrt(mean square + eps), over the last dimension")
-
-def test_E3_RMSNorm_forward__gradient():
-    x, norm = torch.randn(1, 6, generator=draws(32)[1]).requires_grad_(), RMSNorm(6, 0.5)
-    assert pure(norm, x), PURE
-    norm(x)[0, 2].backward()
-    scale, v = (x.detach().double().square().mean() + 0.5).item(), x.detach().double()[0]
-    want = [(float(i == 2) - (v[2] * v[i]).item() / (6 * scale)) / math.sqrt(scale) for i in range(6)]
-    near(x.grad[0], want, "the gradient goes through the norm, too")
-    assert norm.weight.grad is not None, "the weight is trained"
 
 def test_E3_rotate__against_complex_numbers():
     _, rng = draws(33)
@@ -297,7 +288,6 @@ def test_E7_majority_vote__three_way_ties_and_missing_log_probs():
         (tie, [-2.0, -2.0, -0.25, -0.1, -0.25, -2.0, -2.0], "whichever of the three it is"),
         (tie, [-2.0, -2.0, -0.25, None, -0.25, -2.0, -2.0], "one missing log-prob, even of a None: nobody"),
         (["a", "b"], [0.0, -1.0], "a log-prob of 0 is one: a sure answer's"),
-        (["a", "b"], [-900.0, -800.0], "the likelier wins, however unlikely both are"),
         (["a", "a", "b"], [None, None, None], "no tie: log-probs are not asked"),
         (["a", "b", "b", "a"], [-1.0, -0.5, -1.5, -1.0], "an exact tie: nobody"),
         (["a", "b", "c", "c", "b"], [-0.125, -1.0, -1.0, -1.0, -1.0], "fewer votes take no part in a tie"),
@@ -395,7 +385,6 @@ def test_E11_bradley_terry_loss__against_a_loop():
         near(bradley_terry_loss(chosen, rejected), np.mean(losses), "the mean of -log sigmoid(chosen - rejected)")
         want = np.average(losses, weights=weight.double())
         near(bradley_terry_loss(chosen, rejected, weight), want, "the weighted mean: weights are relative")
-        near(bradley_terry_loss(chosen, rejected, 7 * weight), want, "all weights times seven change nothing")
 
 def test_E11_bradley_terry_loss__gradients():
     _, rng = draws(111)
@@ -431,12 +420,13 @@ def test_E12_shape_rewards__masked_cells():
     check_masked_cells(lambda a, b: shape_rewards(scores, a, b, mask, 0.2), mask, logprobs, gradient=False)
 
 def gae_case(B, T):
+    """mask, rewards, values."""
     rng, torch_rng = draws(130 + T)
     mask = spans(rng, B, T)
     rewards, values = (torch.randn(B, T, generator=torch_rng) for _ in range(2))
     return mask, filled(outlier(rewards, mask, 80), mask, 0.0), outlier(values, mask, -40)
 
-def test_E13_gae__against_the_double_sum():
+def check_gae(which, why):
     for B, T, gamma, lam in ((3, 6, 1.0, 0.95), (5, 9, 0.9, 0.8), (4, 7, 0.7, 0.0), (3, 8, 0.9, 1.0), (4, 5, 0.0, 0.5)):
         mask, rewards, values = gae_case(B, T)
         advantages, returns = np.zeros((B, T)), np.zeros((B, T))
@@ -447,19 +437,17 @@ def test_E13_gae__against_the_double_sum():
                 advantages[b, t] = math.fsum((gamma * lam) ** k * deltas[i + k] for k in range(len(r) - i))
                 returns[b, t] = advantages[b, t] + v[i]
         got = gae(rewards, filled(values, mask, 3.0, -2.0), mask, gamma, lam)
-        near(got[0], advantages, "A_t is the sum of (gamma lam)^k delta_(t+k), over the response alone; 0 off the mask")
-        near(got[1], returns, "the return is the advantage plus the value; 0 off the mask")
+        near(got[which], (advantages, returns)[which], why)
+
+def test_E13_gae__against_the_double_sum():
+    check_gae(0, "A_t is the sum of (gamma lam)^k delta_(t+k), over the response alone; 0 off the mask")
+
+def test_E13_gae__returns():
+    check_gae(1, "the return is the advantage plus the value; 0 off the mask")
 
 def test_E13_gae__masked_values():
     mask, rewards, values = gae_case(4, 6)
     check_masked_cells(lambda x: gae(rewards, x, mask, 0.9, 0.8), mask, [values], gradient=False)
-
-def test_E13_gae__rewards_off_the_mask_and_arguments():
-    mask, rewards, values = gae_case(4, 7)
-    dirty = filled(rewards, mask, 3.0, -2.0)
-    assert pure(gae, dirty, values, mask, 0.9, 0.9), PURE
-    for got, want in zip(gae(dirty, values, mask, 0.9, 0.9), gae(rewards, values, mask, 0.9, 0.9)):
-        near(got, want.double(), "a reward off the mask changes nothing")
 
 def whiten_case(B, T, scale, shift, far):
     mask = spans(draws(150 + T)[0], B, T)
@@ -489,8 +477,8 @@ def loss_case(B, T, far):
     old, move, third = (torch.randn(B, T, generator=torch_rng) for _ in range(3))
     return mask, old + move * 0.4, old, outlier(third * 2, mask, far), int(mask.sum()) + rng.randrange(2, 20)
 
-def check_loss(function, of_token, far, whys):
-    """Loss, count and gradient against of_token(new, old, third, clip) -> plain, clipped, slope of the plain one."""
+def check_loss(function, of_token, far, *whys):
+    """Loss and gradient, or the count, against of_token(new, old, third, clip) -> plain, clipped, slope of plain."""
     for B, T, clip in ((3, 6, 0.2), (5, 9, 0.1), (4, 7, 0.4)):
         mask, new, old, third, total = loss_case(B, T, far)
         loss, grad, count = 0.0, np.zeros(mask.shape), 0
@@ -502,20 +490,27 @@ def check_loss(function, of_token, far, whys):
                 grad[b, t] = 0.0 if clipped > plain else slope / total
         leaf = filled(new, mask, 0.5, -0.5).requires_grad_()
         got, clipped = function(leaf, filled(old, mask, 0.1), filled(third, mask, 3.0, -2.0), mask, clip, total)
+        if len(whys) == 1:
+            assert int(clipped) == count, whys[0]
+            continue
         near(got, loss, whys[0])
-        assert int(clipped) == count, whys[1]
         got.backward()
-        near(leaf.grad, grad, whys[2])
+        near(leaf.grad, grad, whys[1])
+
+def surrogates(new, old, advantage, clip):
+    ratio = math.exp(new - old)
+    return -advantage * ratio, -advantage * min(max(ratio, 1 - clip), 1 + clip), -advantage * ratio
+
+def errors(value, old, target, clip):
+    return (value - target) ** 2 / 2, (min(max(value, old - clip), old + clip) - target) ** 2 / 2, value - target
 
 def test_E14_policy_loss__against_a_loop():
-    def of_token(new, old, a, clip):
-        ratio = math.exp(new - old)
-        return -a * ratio, -a * min(max(ratio, 1 - clip), 1 + clip), -a * ratio
-
-    check_loss(policy_loss, of_token, 60, (
+    check_loss(policy_loss, surrogates, 60,
         "minus the smaller of the two surrogates, summed over True cells, over total",
-        "the count of True cells whose clipped surrogate is the smaller",
-        "the gradient: -advantage * ratio / total, 0 where clipped or masked"))
+        "the gradient: -advantage * ratio / total, 0 where clipped or masked")
+
+def test_E14_policy_loss__the_count():
+    check_loss(policy_loss, surrogates, 60, "the count of True cells whose clipped surrogate is the smaller")
 
 def test_E14_policy_loss__masked_cells():
     mask, *tensors, total = loss_case(4, 6, 2)
@@ -523,21 +518,19 @@ def test_E14_policy_loss__masked_cells():
 
 def test_E14_policy_loss__extremes():
     new, mask = torch.tensor([[700.0, -700.0, 700.0, -700.0]]).requires_grad_(), torch.ones(1, 4).bool()
-    loss, clipped = policy_loss(new, -new.detach(), torch.tensor([[1.0, -1.0, -1.0, 1.0]]), mask, 0.2, 4)
+    loss, _ = policy_loss(new, -new.detach(), torch.tensor([[1.0, -1.0, -1.0, 1.0]]), mask, 0.2, 4)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(new.grad).all(), "finite for any ratio, and so its gradient"
     want = (-1.2 + 0.8 + math.exp(20) - math.exp(-20)) / 4
     near(loss, want, "the log of the ratio is kept within +-20, and no closer", tolerance=1e-4)
-    assert int(clipped) == 2, "clipping does not depend on the size of the ratio"
 
 def test_E14_value_loss__against_a_loop():
-    def of_token(v, o, r, clip):
-        return 0.5 * (v - r) ** 2, 0.5 * (min(max(v, o - clip), o + clip) - r) ** 2, v - r
-
-    check_loss(value_loss, of_token, 50, (
+    check_loss(value_loss, errors, 50,
         "half of the greater squared error, summed over True cells, over total",
-        "the count of True cells whose clipped error is the greater",
-        "the gradient: (value - return) / total, 0 where clipped or masked"))
+        "the gradient: (value - return) / total, 0 where clipped or masked")
+
+def test_E14_value_loss__the_count():
+    check_loss(value_loss, errors, 50, "the count of True cells whose clipped error is the greater")
 
 def test_E14_value_loss__masked_cells():
     mask, *tensors, total = loss_case(4, 6, 2)

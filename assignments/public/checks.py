@@ -4,10 +4,7 @@ import torch
 
 
 def same(got, want, why, tolerance=1e-5, dtype=None):
-    """AssertionError with `why` unless a tensor has the shape and the values of `want`, a number, nested list or array.
-
-    Within `tolerance` of a value's size, or of 1 if that is greater.
-    """
+    """AssertionError with `why` unless a tensor has this shape and, within `tolerance` of their size or 1, the values."""
     __tracebackhide__ = True  # the test's line is what matters
     want = torch.as_tensor(want, dtype=torch.float64)
     if not isinstance(got, torch.Tensor):
