@@ -43,6 +43,37 @@ SCALE = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 LETTER = r"[A-J]\b|[a-j](?=\))"  # a small letter only in brackets: 'the answer is a guess' states nothing
 LONGEST = 300  # more digits than that are noise
 
+# ---- what was only thought -------------------------------------------------------------------------------------------
+
+THOUGHT = "(?i:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|scratchpad)"
+OPENING_TAG = (  # DeepSeek, Qwen, Seed, Sky-T1, Command A; Kimi; Magistral; gpt-oss, also without its special tokens
+    rf"<\|?(?:seed:)?(?i:begin_of_|start_)?{THOUGHT}(?:\s[^<>\n]{{0,99}})?\|?>"
+    r"|◁think▷|\[THINK\]|<\|channel\|>(?!final)|\Aanalysis(?=[A-Z])"
+)
+CLOSING_TAG = (
+    rf"</(?:seed:)?{THOUGHT}>|<\|(?i:end_of_|end_|/){THOUGHT}\|>"
+    r"|◁/think▷|\[/THINK\]|<\|channel\|>final|assistantfinal"
+)
+TAG = re.compile(f"(?P<opening>{OPENING_TAG})|{CLOSING_TAG}")
+
+
+def without_thoughts(text: str) -> str:
+    """A response without what a reasoning model only thought, which is no answer, be the thought closed or not.
+
+    Example: '<think>a</think>b' -> 'b', and 'a</think>b' too, for a template may open the thought; '<think>a' -> ''.
+    """
+    if not any(sign in text for sign in ("<", "[", "◁", "analysis")):  # to save time
+        return text
+    said, start, depth, thinking = [], 0, 0, False
+    for i, tag in enumerate(TAG.finditer(text)):
+        opening = bool(tag["opening"])
+        if not thinking and (opening or (i > 0 and depth == 0)):  # else the text before a closing tag was thought
+            said.append(text[start : tag.start()])
+        depth = depth + 1 if opening else max(depth - 1, 0)
+        start, thinking = tag.end(), opening
+    return "\n".join(said if thinking else [*said, text[start:]])
+
+
 # ---- how an answer is stated -----------------------------------------------------------------------------------------
 
 ANSWER = "answer|Answer|ANSWER"
@@ -75,7 +106,7 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
     last number or the last lone capital letter. Example: ('3+4=7\\n#### 1,007.', 'number') -> '1007'.
     Of the strongest mark the first statement counts that is not TAKEN_BACK within 100 characters, else the last.
     """
-    text = "\n" + _plain(text.split("</think>")[:2][-1])  # what a reasoning model thought is no answer
+    text = "\n" + _plain(without_thoughts(text))
     for mark in STATED[kind]:
         stated = None
         for stated in mark.finditer(text):  # the first one counts, for a model may run on to a new question ...

@@ -28,6 +28,8 @@ from model import ScalarModel, last_value, load_scalar_model
 from runtime import Desk, ranks, steps
 from runtime.flags import AtOnce, Count, Input, Natural, Positive, Questions, Saving, Share
 
+UNFINISHED_SCORE = -2.0  # of an answer without an end: well below the mean of 0
+
 
 @dataclass(frozen=True)
 class Config:
@@ -132,6 +134,16 @@ def score_responses(
     return steps.read(lengths, micro_tokens, reader, like)[0, :, 0].cpu()  # (N,)
 
 
+def replace_unfinished(scores: Tensor, finishes: Sequence[str], unfinished_score: float) -> Tensor:
+    """Scores (N,) as they count, in PPO and in best-of-n: an answer that was cut off gets `unfinished_score`.
+
+    The reward model learned from answers that end, so what it says of others means nothing.
+    Example: scores [3, 1], 'length' and 'stop', -2 -> [-2, 1].
+    """
+    ended = torch.tensor([finish == "stop" for finish in finishes])  # (N,)
+    return torch.where(ended, scores, unfinished_score)
+
+
 def calibrate(model: ScalarModel, scores: Tensor) -> float:
     """Shift and scale the head so that its scores (N,) get mean 0 and deviation 1; returns their old deviation."""
     std = scores.std(correction=0).clamp(min=1e-6)  # a constant model must not become infinite
@@ -147,8 +159,19 @@ def make_score(cfg, questions: list[Question], desk: Desk) -> tuple[Callable, li
     Another reward is another function of this form: lists of questions, token ids and texts in, a number each out.
     `desk` brings the reward model to the device while it works (runtime/steps.py).
     """
-    given = [name for name in ("reward_model", "votes", "gold") if getattr(cfg, name)]
-    runtime.require(len(given) == 1, f"give one of --reward_model, --votes and --gold, not {given or 'none'}")
+    given = [name for name in ("reward_model", "votes", "reward", "gold") if getattr(cfg, name)]
+    asked_for = f"give one of --reward_model, --votes, --reward and --gold, not {given or 'none'}"
+    runtime.require(len(given) == 1, asked_for)
+    if cfg.reward:
+        users = runtime.flags.function(cfg.reward, "--reward")
+
+        def by_function(questions, prompts, responses, texts) -> Tensor:
+            scores = torch.as_tensor(users(questions, prompts, responses, texts), dtype=torch.float32)
+            one_each = scores.shape == (len(texts),)
+            runtime.require(one_each, f"--reward {cfg.reward}: shape {tuple(scores.shape)} for {len(texts)} answers")
+            return scores  # (B,)
+
+        return by_function, questions
     if cfg.reward_model:
         judge = ranks.shard(load_scalar_model(cfg.reward_model, torch.float32, desk.idle).requires_grad_(False))
 

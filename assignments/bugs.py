@@ -20,9 +20,9 @@ BUGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("an empty string for no answer", "if last else None", 'if last else ""'),
         ("what is taken back counts", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)", "True"),
         ("taken back anywhere later", ", stated.end() + 100", ""),
-        ("thoughts instead of the answer", 'text.split("</think>")[:2][-1]', 'text.split("</think>")[0]'),
+        ("thoughts instead of the answer", "without_thoughts(text)", 'text.split("</think>")[0]'),
         ("the text does not begin like a line", '"\\n" + _plain(', "_plain("),
-        ("decoration is kept", '_plain(text.split("</think>")[:2][-1])', 'text.split("</think>")[:2][-1]'),
+        ("decoration is kept", "_plain(without_thoughts(text))", "without_thoughts(text)"),
     ],
     "collate": [
         ("the mask is late by one", "1, tokens.shape[1]", "tokens.shape[1] - 1"),

@@ -38,6 +38,7 @@ arm() { # arm NAME FLAGS...: another PPO
   arms+=("ppo+$1=$RUN/6_ppo+$1")
 }
 learned=(--policy "$RUN/2_sft" --reward_model "$RUN/5_reward")
+votes=(--policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" "$(switch lenient)")
 pairs() { # pairs NAME STUDENT VOTERS: the student's answers, rewarded by other voters
   run "4_pseudo_reward+$1" pseudo_reward.py --questions "$questions" --teacher "$answers" \
     --student "$RUN/$2/samples.jsonl" --voters "$3" --min_share "$min_share" "$(switch lenient)"
@@ -47,17 +48,37 @@ pairs() { # pairs NAME STUDENT VOTERS: the student's answers, rewarded by other 
 run 1_vote+all pseudo_reward.py --questions "$questions" --teacher "$answers" "$(switch keep_duplicates)" \
   "$(switch lenient)" --no-sft_filter
 supervise all "$STUDENT" "$RUN/1_vote+all/sft.jsonl" "$sft_epochs"
-head -n $((train * 4 / 10)) "$RUN/1_vote/sft.jsonl" >"$RUN/1_vote+tenth.jsonl" # of four a question
+awk 'NR % 10 == 1' "$RUN/1_vote/sft.jsonl" >"$RUN/1_vote+tenth.jsonl" # over all questions
 supervise tenth "$STUDENT" "$RUN/1_vote+tenth.jsonl" "$sft_epochs"
-longer=$("$PYTHON" -c 'import json, sys
-sft, ppo = (json.load(open(f"{sys.argv[1]}/{stage}/done.json"))["flops"] for stage in ("2_sft", "6_ppo"))
-print(max(1, round(ppo / sft * int(sys.argv[2]))))' "$RUN" "$sft_epochs")
-supervise longer "$RUN/2_sft" "$RUN/1_vote/sft.jsonl" "$longer"
+supervise half "$STUDENT" "$RUN/1_vote/sft.jsonl" $(((sft_epochs + 1) / 2))
+supervise twice "$STUDENT" "$RUN/1_vote/sft.jsonl" $((2 * sft_epochs))
+epochs_of_ppo() { # epochs_of_ppo DATA: how many of them take as many FLOPs as PPO
+  "$PYTHON" -c 'import json, sys
+run, data, epochs = sys.argv[1:]
+sft, ppo = (json.load(open(f"{run}/{stage}/done.json"))["flops"] for stage in ("2_sft", "6_ppo"))
+rows = [sum(1 for _ in open(path)) for path in (f"{run}/1_vote/sft.jsonl", data)]
+print(max(1, round(ppo / sft * int(epochs) * rows[0] / rows[1])))' "$RUN" "$1" "$sft_epochs"
+}
+supervise longer "$RUN/2_sft" "$RUN/1_vote/sft.jsonl" "$(epochs_of_ppo "$RUN/1_vote/sft.jsonl")"
+
+# expert iteration: SFT on those of the student's own answers that equal the vote, for as long as PPO
+control() { "$PYTHON" "$here/bench/controls.py" --kind "$1" --out "$RUN/1_vote+$1.jsonl" "${@:2}"; }
+control own --rewards "$RUN/4_pseudo_reward/rewards.jsonl" --questions "$questions"
+supervise own "$RUN/2_sft" "$RUN/1_vote+own.jsonl" "$(epochs_of_ppo "$RUN/1_vote+own.jsonl")"
+
+# what learns nothing of right and wrong must not do as well: length as the reward, and as the choice of SFT's answers
+for kind in longest shortest; do
+  control "$kind" --sft "$RUN/1_vote/sft.jsonl"
+  supervise "$kind" "$STUDENT" "$RUN/1_vote+$kind.jsonl" "$sft_epochs"
+done
+for kind in longer shorter; do arm "$kind" --policy "$RUN/2_sft" --reward "$here/bench/controls.py:$kind"; done
 
 # another reward: gold (an upper bound, not the method); another KL penalty
 arm gold --policy "$RUN/2_sft" --gold "$(switch lenient)"
-arm kl0 "${learned[@]}" --kl_coef 0
-arm kl4 "${learned[@]}" --kl_coef "$(awk "BEGIN { print 4 * $kl_coef }")"
+for times in 0 0.25 0.5 2 4; do
+  arm "kl$times" "${learned[@]}" --kl_coef "$(awk "BEGIN { print $times * $kl_coef }")"
+  arm "raw_kl$times" "${votes[@]}" --kl_coef "$(awk "BEGIN { print $times * $kl_coef }")"
+done
 
 # another reward model: the student votes too; or it starts from the teacher, and the critic stays as it was
 pairs both 3_student both

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 import re
+import runpy
 import shlex
 import signal
 import sys
@@ -43,6 +44,7 @@ Share = Annotated[float, Range(0, 1, "must be from 0 to 1")]
 Input = Annotated[str, "input"]  # a file or a folder: it counts by its contents, a changed one redoes the stage
 Questions = Annotated[str, "input", "or a name"]  # a file, or the name of a question set such as arith:test
 Inputs = Annotated[tuple[str, ...], "input"]  # words NAME=PATH
+Function = Annotated[str, "input", "function"]  # FILE.py:NAME, a function of the user's own (`function`)
 
 # These change the memory that is needed and not the result: a run that had too little goes on with less. train_all.sh
 # has them under the same names.
@@ -70,9 +72,19 @@ def inputs(cfg: object) -> dict[str, str]:
     for name, kind in typing.get_type_hints(type(cfg), include_extras=True).items():
         if "input" in getattr(kind, "__metadata__", ()):
             value = getattr(cfg, name)
+            value = value.rpartition(":")[0] if "function" in kind.__metadata__ else value
             words = [(name, value)] if isinstance(value, str) else [word.partition("=")[::2] for word in value]
             named = "or a name" in kind.__metadata__ and re.fullmatch(r"\w+(:\w*)?", value) and not Path(value).exists()
             found |= {key: path for key, path in words if path and not named}
+    return found
+
+
+def function(spec: str, flag: str) -> Callable:
+    """The function that FILE.py:NAME names. Its file may import the project's own modules."""
+    path, _, name = spec.rpartition(":")
+    require(path.endswith(".py"), f"{flag} {spec}: FILE.py:NAME is expected")
+    found = runpy.run_path(path).get(name)
+    require(callable(found), f"{flag} {spec}: {path} has no function '{name}'")
     return found
 
 

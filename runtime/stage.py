@@ -118,6 +118,8 @@ class Stage:
         config = dataclasses.asdict(cfg)
         named = {"out", *hashes, *(name for name, value in config.items() if isinstance(value, tuple))}
         settings = {name: value for name, value in config.items() if name not in named}
+        if self.memory and os.environ.get("PRECISION"):  # a script with such flags has a network
+            settings["precision"] = os.environ["PRECISION"]
         self.record = {"config": config, "settings": settings, "inputs": hashes}
         self.done = self._read_done()
         self.finished = ranks.broadcast(self.done is not None and not self._changes(self.done))

@@ -12,7 +12,7 @@ set_ones() { # set_ones NAME...: those that the caller has set, as NAME=VALUE wo
   for name in "$@"; do [ -z "${!name:-}" ] || printf '%s=%q ' "$name" "${!name}"; done
 }
 changed=$(set_ones $(grep -oh '"\${[a-z_]*:=' "$here"/presets/*.sh | tr -d '"${:=' | sort -u))
-asked=$(set_ones PRESET SEED QUICK NPROC ROUNDS TEACHER TEACHER_TEST STUDENT QUESTIONS MODELS_DIR DATA_DIR)
+asked=$(set_ones PRESET SEED QUICK NPROC PRECISION ROUNDS TEACHER TEACHER_TEST STUDENT QUESTIONS MODELS_DIR DATA_DIR)
 : "${PRESET:=tiny}" "${SEED:=0}" "${QUICK:=0}" "${NPROC:=1}" "${ROUNDS:=1}" "${FROM:=}"
 PYTHON=${PYTHON:-$(command -v python || echo python3)} models=${MODELS_DIR:-$here/models}
 

@@ -103,6 +103,29 @@ def test_answers_as_models_write_them(kind, text, stated):
     assert stated is None or extract_answer(text, kind, lenient=True) == stated
 
 
+@pytest.mark.parametrize("text, stated", [
+    ("<think>\nSo the answer is 5? No, I forgot", None), ("<think>The answer is 5. Let me check", None),
+    ("<think>a</think><think>the answer is 5</think>#### 4", "4"), ("#### 5</think>#### 4", "4"),
+    ("#### 4\n<think>or is the answer 5?</think> That is all.", "4"), ("#### 4 <think>#### 5", "4"),
+    ("<think>#### 5</think>", None), ("<think>\n<think>#### 5</think>#### 4", "4"),
+    ("<think>#### 5 <think>#### 6</think> #### 7</think>#### 4", "4"), ("#### 5</think>#### 4</think>", "4"),
+    ("#### 5</think> <think>#### 6</think>#### 4 <think>#### 7</think>", "4"), ("<think >#### 5</think>#### 4", "4"),
+    *[(f"{opening}#### 5{closing}#### 4", "4") for opening, closing in [
+        ("<thinking>", "</thinking>"), ("<thought>", "</thought>"), ("<Thought>", "</Thought>"),
+        ("<reasoning>", "</reasoning>"), ("<seed:think>", "</seed:think>"), ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"), ("analysisWe add. ", "assistantfinal"),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>")]],
+    *[(f"{opening}#### 5", None) for opening in (
+        "<thinking>", "<thought>", "<reasoning>", "<seed:think>", "[THINK]", "◁think▷", "<|begin_of_thought|>",
+        "<|channel|>analysis<|message|>", "<|START_THINKING|>")],
+    ("<|channel|>final<|message|>#### 4<|return|>", "4"), ("I think: #### 4<|end|>", "4"), ("[think] #### 4", "4")])
+def test_what_was_only_thought_is_no_answer(text, stated):
+    """Closed or not, one or several, in every family's tags; a template may have opened it."""
+    assert extract_answer(text, "number") == stated
+    assert extract_answer(text, "number", lenient=True) == stated
+
+
 @pytest.mark.parametrize("text, kind, expected", [
     (" $1,234.50 ", "number", "1234.5"), ("7.", "number", "7"), ("-0.0", "number", "0"), ("1e6", "number", "1000000"),
     ("7 apples", "number", None), ("1,23", "number", None), ("1.2.3", "number", None), ("5-3", "number", None),
@@ -165,7 +188,7 @@ def test_fuzzed_numbers_are_read_from_every_spelling():
 @pytest.mark.parametrize("unit", [
     "7", "1,", "1,234,", " 111", "111{,}", " ", "\n", "#### ", "answer is ", "answer: ", "answer to ", "\\boxed{",
     "\\frac{1}", "- ", "$", "1/", "1 x ", "answer is 1 + 1 + ", "answer is x = ", "*", "\nA:", "</think>",
-    "answer is 5. wait ", "1 * 10^", "1 million ", "#### 1. ", "12:"], ids=repr)
+    "<think ", "<think>", "answer is 5. wait ", "1 * 10^", "1 million ", "#### 1. ", "12:"], ids=repr)
 def test_the_time_is_linear_in_the_length_of_garbage(unit):
     """Four times the text takes about four times as long (sixteen if a pattern backtracks), and little in any case."""
 

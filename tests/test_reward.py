@@ -264,3 +264,19 @@ def test_without_a_reward_model_an_answer_scores_plus_or_minus_one(tmp_path, fla
     assert [question.id for question in asked] == known.split()
     texts = ["#### 7", "7", "#### 8", "no idea", "#### 7.0", "A: 7", "", "#### 77"]
     assert score([asked[1]] * 8, None, None, texts).tolist() == expected
+
+
+def test_a_reward_may_be_the_users_own_function(tmp_path):
+    """It gets questions, token ids and texts of each answer; another number of scores than answers is refused."""
+    (tmp_path / "mine.py").write_text(
+        "def score(questions, prompts, responses, texts):\n"
+        "    return [len(q.id) + 10 * p[0] + 100 * len(r) + 1000 * len(t)\n"
+        "            for q, p, r, t in zip(questions, prompts, responses, texts)]\n"
+        "def one(*_): return [1.0]\n")
+    questions = [Question("q", "?"), Question("qq", "?")]
+    asked = (questions, [[1], [2]], [[5], [5, 5]], ["a", "bcd"])
+    score, kept = make_score(ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:score"), questions, Desk(False))
+    assert kept == questions and score(*asked).tolist() == [1111, 3222]
+    score, _ = make_score(ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:one"), questions, Desk(False))
+    with pytest.raises(ValueError, match=r"mine\.py:one.*2 answers"):
+        score(*asked)

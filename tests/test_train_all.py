@@ -23,10 +23,11 @@ STUB = f"""#!/usr/bin/env bash
 [ "$1" != -c ] || exec {shlex.quote(sys.executable)} "$@"
 printf '%s\\n' "$@" --- >>"$COMMANDS"
 while [ "$1" != --out ]; do shift || exit 0; done
+case $2 in *.jsonl) printf '%s\\n' a b >"$2"; exit ;; esac # bench/controls.py: half as many rows as 1_vote has
 mkdir -p "$2"
 case $2 in
 */0_questions) touch "$2/hard.jsonl" ;;
-*/1_vote) touch "$2/sft.jsonl" ;;
+*/1_vote) [ -s "$2/sft.jsonl" ] || printf '%s\\n' a b c d >"$2/sft.jsonl" ;;
 */2_sft) echo '{{"flops": 100}}' >"$2/done.json" ;;
 */6_ppo) echo '{{"flops": 250}}' >"$2/done.json" ;;
 esac
@@ -67,7 +68,7 @@ def shell(tmp_path):
 
 def parsed(words, folder):
     """(stage, script, flags): a path of the run without its folder, a model as teacher or student, models by name."""
-    for place in ("a run/", "a ", ""):
+    for place in ("a run/", "the clone/", "a ", ""):
         words = [word.replace(f"{folder}/{place}", "") for word in words]
     flags, nproc = {}, {}
     if words[0].endswith("runtime/ranks.py"):
@@ -130,10 +131,25 @@ ARMS = """
 1_vote+all                 pseudo_reward  keep_duplicates=no sft_filter=no
 2_sft+all                  sft            model=student data=1_vote+all/sft.jsonl
 2_sft+tenth                sft            model=student data=1_vote+tenth.jsonl
+2_sft+half                 sft            model=student data=1_vote/sft.jsonl epochs=9
+2_sft+twice                sft            model=student data=1_vote/sft.jsonl epochs=36
 2_sft+longer               sft            model=2_sft data=1_vote/sft.jsonl epochs=45
+2_sft+own                  sft            model=2_sft data=1_vote+own.jsonl epochs=90
+2_sft+longest              sft            model=student data=1_vote+longest.jsonl
+2_sft+shortest             sft            model=student data=1_vote+shortest.jsonl
+6_ppo+longer               ppo            policy=2_sft reward=bench/controls.py:longer
+6_ppo+shorter              ppo            policy=2_sft reward=bench/controls.py:shorter
 6_ppo+gold                 ppo            policy=2_sft gold=yes lenient=yes
-6_ppo+kl0                  ppo            policy=2_sft reward_model=5_reward kl_coef=0
-6_ppo+kl4                  ppo            policy=2_sft reward_model=5_reward kl_coef=1.04
+6_ppo+kl0                    ppo            policy=2_sft reward_model=5_reward kl_coef=0
+6_ppo+raw_kl0                ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=0
+6_ppo+kl0.25                 ppo            policy=2_sft reward_model=5_reward kl_coef=0.065
+6_ppo+raw_kl0.25             ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=0.065
+6_ppo+kl0.5                  ppo            policy=2_sft reward_model=5_reward kl_coef=0.13
+6_ppo+raw_kl0.5              ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=0.13
+6_ppo+kl2                    ppo            policy=2_sft reward_model=5_reward kl_coef=0.52
+6_ppo+raw_kl2                ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=0.52
+6_ppo+kl4                    ppo            policy=2_sft reward_model=5_reward kl_coef=1.04
+6_ppo+raw_kl4                ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=1.04
 4_pseudo_reward+both       pseudo_reward  student=3_student/samples.jsonl voters=both min_share=0.21
 5_reward+both              reward         model=2_sft pairs=4_pseudo_reward+both/pairs.jsonl
 6_ppo+both                 ppo            policy=2_sft reward_model=5_reward+both
@@ -146,7 +162,7 @@ ARMS = """
 4_pseudo_reward+r2teacher  pseudo_reward  student=3_student+r2/samples.jsonl voters=teacher min_share=0.21 seed=4294967303
 5_reward+r2teacher         reward         model=2_sft pairs=4_pseudo_reward+r2teacher/pairs.jsonl seed=4294967303
 6_ppo+r2teacher            ppo            policy=6_ppo reward_model=5_reward+r2teacher seed=4294967303
-7_eval/arms                eval           =sft+all=2_sft+all =sft+tenth=2_sft+tenth =sft+longer=2_sft+longer =ppo+gold=6_ppo+gold =ppo+kl0=6_ppo+kl0 =ppo+kl4=6_ppo+kl4 =ppo+both=6_ppo+both =ppo+teacher=6_ppo+teacher =ppo+r2=6_ppo+r2 =ppo+r2teacher=6_ppo+r2teacher
+7_eval/arms                eval           =sft+all=2_sft+all =sft+tenth=2_sft+tenth =sft+half=2_sft+half =sft+twice=2_sft+twice =sft+longer=2_sft+longer =sft+own=2_sft+own =sft+longest=2_sft+longest =sft+shortest=2_sft+shortest =ppo+longer=6_ppo+longer =ppo+shorter=6_ppo+shorter =ppo+gold=6_ppo+gold =ppo+kl0=6_ppo+kl0 =ppo+raw_kl0=6_ppo+raw_kl0 =ppo+kl0.25=6_ppo+kl0.25 =ppo+raw_kl0.25=6_ppo+raw_kl0.25 =ppo+kl0.5=6_ppo+kl0.5 =ppo+raw_kl0.5=6_ppo+raw_kl0.5 =ppo+kl2=6_ppo+kl2 =ppo+raw_kl2=6_ppo+raw_kl2 =ppo+kl4=6_ppo+kl4 =ppo+raw_kl4=6_ppo+raw_kl4 =ppo+both=6_ppo+both =ppo+teacher=6_ppo+teacher =ppo+r2=6_ppo+r2 =ppo+r2teacher=6_ppo+r2teacher
 """  # noqa: E501
 
 
@@ -182,12 +198,18 @@ def test_the_arms_of_the_ablation_differ_from_the_run_in_one_thing(shell, tmp_pa
     done, commands = shell("bench/ablate.sh", "arms", SEED="7", QUESTIONS="mine.jsonl", **NUMBERS | {"train": "5"})
     assert done.returncode == 0, done.stderr
     arms = [command for command in stages(commands) if "+" in command[0] or command[0] == "7_eval/arms"]
+    controls = {flags["kind"]: flags for _, script, flags in arms if script == "controls"}
+    arms = [command for command in arms if command[1] != "controls"]
+    assert controls == {
+        "own": {"kind": "own", "rewards": "4_pseudo_reward/rewards.jsonl", "questions": "0_questions/train.jsonl"},
+        "longest": {"kind": "longest", "sft": "1_vote/sft.jsonl"},
+        "shortest": {"kind": "shortest", "sft": "1_vote/sft.jsonl"}}
     for command, expected in zip(arms, wired(ARMS)):
         assert command == expected
     assert len(arms) == len(wired(ARMS))
-    (tmp_path / "a run/1_vote/sft.jsonl").write_text("".join(f"{i}\n" for i in range(9)))
+    (tmp_path / "a run/1_vote/sft.jsonl").write_text("".join(f"{i}\n" for i in range(25)))
     shell("bench/ablate.sh", "arms", SEED="7", QUESTIONS="mine.jsonl", **NUMBERS | {"train": "5"})
-    assert (tmp_path / "a run/1_vote+tenth.jsonl").read_text() == "0\n1\n"  # of 5 questions with 4 texts each
+    assert (tmp_path / "a run/1_vote+tenth.jsonl").read_text() == "0\n10\n20\n"  # from the first to the last question
 
 
 def test_the_ablation_runs_every_seed_and_compares_them(shell):
@@ -309,7 +331,8 @@ def at_work(shell, tmp_path):
     """train_all.sh at its second stage, in a process group of its own, as a terminal starts it."""
     (tmp_path / "python").write_text(SLOW_STUB)
     env = {"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "python"), "OUT": str(tmp_path / "a run"), "SEED": "3",
-           "TEACHER": str(tmp_path / "a teacher"), "STUDENT": str(tmp_path / "a student"), "train": "50"}
+           "PRECISION": "bf16", "TEACHER": str(tmp_path / "a teacher"), "STUDENT": str(tmp_path / "a student"),
+           "train": "50"}
     start = lambda: subprocess.Popen(["bash", str(tmp_path / "the clone/train_all.sh")], env=env, text=True,
                                      start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process = start()
@@ -334,7 +357,7 @@ def test_a_signal_is_passed_on_once_and_the_stage_waited_for(at_work, tmp_path, 
     assert process.returncode == code and error.strip() in ("", "Terminated")  # says the stub of its sleep
     assert output.split()[-1] == "[1_teacher]"  # and no later stage
     command = (tmp_path / "a run" / "started").read_text().strip().partition(" ")[2]
-    assert command.startswith("SEED=3 TEACHER=") and command.endswith("the\\ clone/train_all.sh")
+    assert command.startswith("SEED=3 PRECISION=bf16 TEACHER=") and command.endswith("the\\ clone/train_all.sh")
     assert f"OUT={tmp_path}/a\\ run " in command and "train=50 " in command
     assert "train=50 bash train_all.sh" in (tmp_path / "a run" / "command.txt").read_text()
 

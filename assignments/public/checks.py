@@ -4,7 +4,7 @@ import torch
 
 
 def same(got, want, why, tolerance=1e-5, dtype=None):
-    """AssertionError with `why` unless a tensor has this shape and, within `tolerance` of their size or 1, the values."""
+    """AssertionError with `why` unless a tensor has this shape and, within `tolerance` (of 1 or more), these values."""
     __tracebackhide__ = True  # the test's line is what matters
     want = torch.as_tensor(want, dtype=torch.float64)
     if not isinstance(got, torch.Tensor):
