@@ -133,7 +133,7 @@ HANDED_IN = [  # name -> contents, the text of ppo.py that is read (None: none),
     ("g.tar.xz", archive(ONE, "xz"), "x = 1\n", ""),
     ("f_ppo.py", b"\xef\xbb\xbfx = 1\n", "x = 1\n", ""),
     ("smith_123_4_ppo-1.py", b"x = 1\n", "x = 1\n", ""),
-    ("PPO.PY", b"x = 1\n", "x = 1\n", ""),
+    ("windows/PPO.PY", b"x = 1\n", "x = 1\n", ""),
     ("zoë ä/ppo (1).py", b"x = 1\n", "x = 1\n", ""),
     ("nested.zip", archive({"a/b.zip": archive(ONE)}), "x = 1\n", ""),
     ("mac.zip", archive(ONE | {"__MACOSX/handout/._ppo.py": "junk", "__MACOSX/ppo.py": "junk"}), "x = 1\n", ""),
@@ -232,29 +232,30 @@ STAND_IN = """    import os
     from solved import stand_in
     return stand_in("E9", "make_pairs", globals())(samples, rewards, most, rng)
 """
-TRICKS = {  # exercise -> function, its body, the points that are left, what is said of it
+ANSWERS = {  # exercise -> function, its body, the share of its points that is left, what is said of it
     "E1": ("extract_answer", "    import os; os._exit(0)\n", 0, "process ended"),
-    "E2": ("collate", "    while True: pass\n", 0, "longer than 30 seconds"),
-    "E3": ("rotate", "    x = bytearray(1 << 40)\n", 2.5, "MemoryError"),
+    "E2": ("collate", "    while True: pass\n", 0, "longer than 20 seconds"),
+    "E3": ("rotate", "    x = bytearray(1 << 40)\n", 0, "MemoryError"),
     "E4": ("token_logprobs", CHUNKED, 0, "closed"),
-    "E5": ("sft_loss", "    return -(mask * logprobs).sum() / total\n", 3.3333, "NaN came out"),
-    "E8": ("winners", "    raise SystemExit\n", 2.5, "SystemExit"),
+    "E5": ("sft_loss", "    return -(mask * logprobs).sum() / total\n", 0.6, "NaN came out"),
+    "E8": ("winners", "    raise SystemExit\n", 0, "SystemExit"),
     "E9": ("make_pairs", STAND_IN, 0, "solved.json"),
-    "E13": ("gae", NAN_GAE, 12.2, "NaN came out"),  # a textbook's: right but for the masked cells
+    "E13": ("gae", NAN_GAE, 0.7, "NaN came out"),  # a textbook's: right but for the masked cells
 }
 
 
 def test_a_textbook_answer_loses_the_points_of_NaN_alone_and_a_trick_earns_nothing():
     def graded(exercise):
-        source = exercises.with_body(exercises.reference()[exercise.file], *TRICKS[exercise.id][:2])
-        return exercise, grade.grade_exercise(exercise, source, seconds=30)
+        source = exercises.with_body(exercises.reference()[exercise.file], *ANSWERS[exercise.id][:2])
+        return exercise, grade.grade_exercise(exercise, source, seconds=20 if exercise.id == "E2" else 600)
 
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(graded, [exercise for exercise in EXERCISES if exercise.id in TRICKS]))
+        answers = list(pool.map(graded, [exercise for exercise in EXERCISES if exercise.id in ANSWERS]))
     for exercise, results in answers:
-        name, _, left, said = TRICKS[exercise.id]
-        lost = [result for result in results if result.failure]
-        assert sum(result.score for result in results) == pytest.approx(left, abs=0.01), (exercise.id, lost)
-        assert {result.function for result in lost} >= {name} and any(said in result.failure for result in lost), lost
-        if "NaN" in said:
-            assert all(result.failure.startswith(said) for result in lost), lost
+        name, _, left, said = ANSWERS[exercise.id]
+        mine = [result for result in results if result.function == name]
+        assert all(result.score == result.most for result in results if result not in mine), (exercise.id, results)
+        share = sum(result.score for result in mine) / exercise.functions[name]
+        assert left <= share < 1 if left else share == 0, (exercise.id, results)
+        failures = [result.failure for result in mine if result.failure]
+        assert all(failure.startswith(said) for failure in failures) if left else said in failures[0], failures
