@@ -313,9 +313,9 @@ def test_E8_pseudo_rewards__integers_and_whole_answers():
     assert all(type(reward) is int for reward in pseudo_rewards(some, "1")), "integers, 0 or 1, and no booleans"
 
 def test_E8_winners__random_samples():
-    for most in (1, 2, 3, 4, 5, 50):
+    for most in (1, 3, 10, 50):
         rng, _ = draws(90 + most)
-        some = samples(rng, 25)
+        some = samples(rng, 80)
         rewards = [rng.randrange(2) for _ in some]
         repeated = [s.response for s, reward in zip(some, rewards) if reward and s.source == "teacher"]
         different = [text for i, text in enumerate(repeated) if text not in repeated[:i]]
