@@ -172,9 +172,9 @@ def gradescope(notes: list[str], results: list[Property], seconds: float) -> dic
     """Gradescope's results.json (gradescope-autograders.readthedocs.io, specs): hidden tests show after publication."""
     tests = [
         {
-            "name": f"{result.exercise} {result.test.split('_', 2)[2].replace('_', ' ')}",
-            "score": round(result.score, 4),
-            "max_score": round(result.most, 4),
+            "name": f"{result.exercise} {result.test.split('_', 2)[2].replace('__', ': ').replace('_', ' ')}",
+            "score": round(result.score, 6),
+            "max_score": round(result.most, 6),
             "status": "failed" if result.failure else "passed",
             "output": result.failure or "passed",
             "visibility": "visible" if result.group == "public" else "after_published",

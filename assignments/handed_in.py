@@ -60,7 +60,8 @@ def read_submission(path: Path, notes: list[str] | None = None) -> dict[str, str
         except Exception as error:  # of any reader
             sources[stem] = ValueError(f"cannot be read ({error})")
     if not sources:
-        notes.append(f"nothing in it is named like one of {', '.join(FILES)}")
+        empty = path.is_dir() and not any(path.iterdir())
+        notes.append("it is empty" if empty else f"nothing in it is named like one of {', '.join(FILES)}")
     return sources
 
 

@@ -145,7 +145,7 @@ HANDED_IN = [  # name -> contents, the text of ppo.py that is read (None: none),
     ("work.rar", b"Rar!", None, ".zip"),
     ("7/work.7z", b"7z", None, ".zip"),
     ("notes.pdf", b"%PDF", None, "named like"),
-    ("empty/", b"", None, "named like"),
+    ("empty/", b"", None, "empty"),
     ("large.zip", archive({"ppo.py": "x" * (2 << 20)}), ValueError, ""),
     ("latin/ppo.py", b"x = '\xff'", ValueError, ""),
 ]
