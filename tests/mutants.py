@@ -1092,7 +1092,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("capitals in an archive's name", "inner.suffix.lower()", "inner.suffix"),
             ("backslashes of Windows", 'name.replace("\\\\", "/")', "name"),
             ("a lone file with a name before its own", "else LONE)", "else NAME)"),
-            ("a damaged archive ends it all", "except Exception as error:  # a damaged", "except KeyError as error:  #"),
+            ("a damaged archive ends all", "except Exception as error:  # a damaged", "except KeyError as error:  #"),
             ("the deepest copy counts", "inner, data = min(", "inner, data = max("),
             ("what macOS adds counts", "if any(map(is_junk, inner.parts)):", "if False:"),
             ("what is no archive vanishes", "if not is_junk(part.name)", "if part.is_dir() or part.suffix == '.zip'"),

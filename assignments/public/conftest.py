@@ -14,8 +14,7 @@ os.environ.pop("SOLVED", None)  # tests are about your own functions
 def pytest_configure(config):
     for number in range(1, 15):
         config.addinivalue_line("markers", f"E{number}: a property of exercise E{number}")
-    if config.option.tbstyle == "auto":
-        config.option.tbstyle = "short"
+    config.option.tbstyle = config.option.tbstyle.replace("auto", "short")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
