@@ -13,16 +13,17 @@ NORM = f"        return self.weight * (x.float() * {ROOT}).to(x.dtype)\n"  # by 
 # fmt: off
 BUGS: dict[str, list[tuple[str, str | None, str]]] = {
     "extract_answer": [
-        ("the last statement counts", "                break\n", "                pass\n"),
-        ("the last mark counts", "for mark in STATED[kind]:", "for mark in STATED[kind][::-1]:"),
-        ("the last number, though another is stated", "stated:\n", "stated and not lenient:\n"),
-        ("not canonical", 'return canonical(stated["answer"], kind)', 'return stated["answer"]'),
+        ("the last statement counts", "                return canonical(stated", "                stated and canonical(stated"),
+        ("the last mark counts", "MARKS):", "MARKS[::-1]):"),
+        ("the last number, though another is stated", "if stated and not T", "if stated and not lenient and not T"),
+        ("not canonical", '                return canonical(stated["answer"], kind)',
+         '                return stated["answer"]'),
         ("an empty string for no answer", "if last else None", 'if last else ""'),
         ("what is taken back counts", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)", "True"),
-        ("taken back anywhere later", ", stated.end() + 100", ""),
+        ("taken back anywhere later", ", stated.end() + 100)", ")"),
+        ("all taken back is no answer", "if stated and not MENTIONED[kind].search(text, stated.end())", "if False"),
         ("thoughts instead of the answer", "without_thoughts(text)", 'text.split("</think>")[0]'),
         ("the text does not begin like a line", '"\\n" + _plain(', "_plain("),
-        ("decoration is kept", "_plain(without_thoughts(text))", "without_thoughts(text)"),
     ],
     "collate": [
         ("the mask is late by one", "1, tokens.shape[1]", "tokens.shape[1] - 1"),
@@ -173,7 +174,6 @@ BUGS: dict[str, list[tuple[str, str | None, str]]] = {
     ],
     "value_loss": [
         ("no half", "0.5 * ", ""),
-        ("clipped by a share", "clip, clip", "clip * 2, clip * 2"),
         ("by its own tokens", "/ total", "/ mask.sum()"),
         ("the absolute error", "square(), (near - returns).square", "abs(), (near - returns).abs"),
         ("the sign of the return", "(values - returns).square()", "(values + returns).square()"),

@@ -46,7 +46,7 @@ pairs() { # pairs NAME STUDENT VOTERS: the student's answers, rewarded by other 
 
 # SFT on all of the teacher's answers, whoever won the vote; on a tenth of the winners; for as long as PPO
 run 1_vote+all pseudo_reward.py --questions "$questions" --teacher "$answers" "$(switch keep_duplicates)" \
-  "$(switch lenient)" --no-sft_filter
+  "$(switch lenient)" --sft_per_question "$sft_per_question" --no-sft_filter
 supervise all "$STUDENT" "$RUN/1_vote+all/sft.jsonl" "$sft_epochs"
 awk 'NR % 10 == 1' "$RUN/1_vote/sft.jsonl" >"$RUN/1_vote+tenth.jsonl" # over all questions
 supervise tenth "$STUDENT" "$RUN/1_vote+tenth.jsonl" "$sft_epochs"

@@ -82,8 +82,10 @@ def check_inputs(cfg: Config) -> None:
             continue
         kind = "file or folder" if name == "TEACHER" else "folder"
         require(place.is_dir(), f"{name}={place}: there is no such {kind}{_how_to_get(cfg.hub, place)}")
+        adapter = (place / "adapter_config.json").is_file()
         for file in ("config.json", "tokenizer.json"):
-            require((place / file).is_file(), f"{name}={place}: a model folder, but without {file}")
+            told = "an adapter: merge it into its model first" if adapter else f"a model folder, but without {file}"
+            require((place / file).is_file(), f"{name}={place}: {told}")
 
 
 def _how_to_get(hub: str, folder: Path) -> str:

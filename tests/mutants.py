@@ -28,7 +28,7 @@ ROOT = TESTS.parent
 
 HOME = {  # where the tests of a file are, if not in the test file of its own name
     "folder": "model", "chunked": "model",
-    "tokenizer": "chat", "question": "data", "__init__": "data", "published": "data",
+    "tokenizer": "chat", "template": "chat", "question": "data", "__init__": "data", "published": "data",
     "check": "data", "arith": "data", "recorded": "pseudo_reward",
     "handed_in": "assignments", "handout": "assignments", "exercises": "assignments"}
 
@@ -349,6 +349,14 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("calibration of the scores as they are", "scale *", "1.0 *",
          "../bench/tests/test_judge::a_run_is_judged_at_the_scale_that_was_trained"),
     ],
+    "bench/readings.py": [
+        *by("../bench/tests/test_readings::readings_by_hand", [
+            ("a day that is named may be invented", "day not in named and not more", "not more"),
+            ("any line that is too much is an addition", " and (event in asked or event[0] not in named)", ""),
+            ("lines need not follow from each other", "if a != now or", "if"),
+            ("the last line is not compared", "int(LAST.search(answer)[1]) == now", "True"),
+            ("any result is right", "or int(after) != right", "")]),
+    ],
     "bench/ablation.py": [
         ("questions are not drawn anew", "(of_seeds @ values) * of_questions", "of_seeds @ values",
          "../bench/tests/test_ablation::the_bootstrap_varies_over_seeds_and_over_questions"),
@@ -534,6 +542,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a fitting example is dropped", "(response) <= cfg.", "(response) < cfg.")]),
     ],
     "model.py": [
+        ("tokens that stop are not saved", "{*ends, *stop_ids}", "{*ends}",
+         "tokens_that_stop_are_saved_beside_the_models_own"),
         *by("the_logits_are_those_of_the_formulas", [
             ("rope turns the wrong way", "-second, first], dim=-1)", "second, -first], dim=-1)"),
             ("rope with interleaved pairs",
@@ -651,6 +661,17 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a scalar model is a language model", '"score.weight" in surplus', "False")]),
         ("rope's own object is not read", ' | {f"rope_{key}": rope[key] for key in rope}', "",
          "saved_model_comes_back_bit_for_bit"),
+        ("another head than the embedding is dropped", "not _same(tensors.pop(name), tensors.get(original)):",
+         "tensors.pop(name) is None:", "a_broken_folder_is_refused_by_name"),
+        ("the same head is refused", "bool((x == y).all())", "x is y",
+         "a_tied_head_that_is_in_the_file_too_changes_nothing_if_it_is_the_same"),
+        *by("a_broken_folder_is_refused_by_name", [
+            ("an adapter is a model without weights", '(path.parent / "adapter_config.json").is_file()', "False"),
+            ("the last of two tensors counts", "if name in places:", "if False:"),
+            ("rope_scaling is passed over", 'raw.get("rope_scaling") or raw.get("rope_parameters")',
+             'raw.get("rope_parameters") or raw.get("rope_scaling")'),
+            ("sliding windows by another name", '"layer_types": (', '"layers": ('),
+            ("later positions are seen", '"is_causal": _only', '"causal": _only')]),
         ("the dtype is not chosen", "dtype or tensors", "tensors", "dtype_can_be_chosen_when_loading"),
         ("an index that leaves its folder", "Path(name).name != name or not", "not",
          "test_security::an_index_cannot_leave_its_folder"),
@@ -785,7 +806,11 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("one of two sets of options", 'not (row.get("options") and row.get("choices"))', "True")]),
     ],
     "tasks/arith.py": [
-        ("tripled is doubled", '"*", 3, now * 3', '"*", 3, now * 2', "word_problems_are_solved_correctly"),
+        *by("word_problems_are_solved_correctly", [
+            ("tripled is doubled", '"*", 3)', '"*", 2)'),
+            ("half a thing", "if after in range(2, 41)", "if 2 <= after <= 40"),
+            ("a week begins on Monday and has no gap", "rng.sample(range(len(DAYS)), steps)", "range(steps)"),
+            ("days in any order", "sorted(rng.sample(range(len(DAYS)), steps))", "rng.sample(range(len(DAYS)), steps)")]),
         *by("splits_share_no_question_even_in_a_small_world", [
             ("splits are drawn by chance", "low <= bucket < high", "True"),
             ("a problem twice", " and problem.text not in seen", "")]),
@@ -837,20 +862,84 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("a text may spell a special token", "        self.backend.encode_special_tokens = True\n", "",
          "text_never_becomes_a_special_token"),
         ("only one token stops", "end_id, *stops])", "end_id])", "stop_ids_are_those_of_every_file"),
+        *by("settings_of_who_trained_with_a_tokenizer_are_neither_obeyed_nor_handed_on", [
+            ("a saved truncation is obeyed", "        self.backend.no_truncation()", "        pass"),
+            ("a saved padding is obeyed", "        self.backend.no_padding()\n", ""),
+            ("merges are left out by chance", "self.backend.model.dropout = None", "pass"),
+            ("a saved truncation is handed on", 'content |= {"truncation": None, ', "content |= {"),
+            ("a saved dropout is handed on", '{"dropout": None}', "{}"),
+            ("a text begins with what ends it too", "takewhile(", "filter(")]),
+        *by("tokens_that_depend_on_what_stands_before_are_refused", [
+            ("a conversation is not looked at as a whole", " != expected.ids or first != expected.ids[: len(first)]:",
+             " is None:"),
+            ("responses are not looked at", " or first != expected.ids[: len(first)]:", ":")]),
+        ("any token begins a conversation", "template and bos != BEGIN", "False",
+         "the_begin_token_that_a_template_names_must_be_the_real_one"),
+        ("generation_config.json without the end of a turn", ' | {"eos_token_id": sorted(self.stop_ids)}', "",
+         "a_saved_tokenizer_is_the_same_here_and_in_transformers"),
+        ("the template has no date", 'config.get("date_string") or own', 'config.get("date_string") or "now"',
+         "the_date_is_the_folders_else_fixed"),
+        ("no template always opens a turn", "and own is None", "and own is False", "conversations_equal_transformers"),
+    ],
+    "hf/template.py": [
+        *by("conversations_equal_transformers", [
+            ("line ends behind a block are written", 'text = re.sub(r"(?<=[%#]\\})\\n", "", text)', "pass"),
+            ("indentation is written", 'text = re.sub(r"(?m)^[ \\t]+(?=\\{[%#])", "", text)', "pass"),
+            ("strings are read as they are", '.encode("ascii", "backslashreplace").decode("unicode_escape")', ""),
+            ("a loop has one name", r'in re.findall(r"⟦for (\w+) in messages⟧", text)', "in ()"),
+            ("a system turn of its own is forgotten", "next(iter(match.groups()), None)", "None")]),
+        *by("a_template_that_is_not_written_out_here_is_refused", [
+            ("text between tags is not looked at", "TAG.sub(_tag, text)",
+             r'TAG.sub(_tag, re.sub(r"\}\s+\{", "}{", text))'),
+            ("expressions are not looked at", 'elif code := _code(part).strip("+~"):',
+             'elif code := re.sub(r"\\|upper|.title\\(\\)", "", _code(part).strip("+~")):'),
+            ("text between branches for tools", "[^⟧]*tool[^⟧]*⟧{UNUSED}⟦endif⟧)*", "[^⟧]*tool[^⟧]*⟧.*⟦endif⟧)*"),
+            ("spaces in strings are dropped", "part[1].replace(", 'part[1].replace(" ", "").replace('),
+            ("what stands behind is not looked at", "re.fullmatch(pattern, found", "re.match(pattern, found")]),
     ],
     "answers.py": [
         *by("answers_as_models_write_them", [
             ("the thought is the answer", "_plain(without_thoughts(text))", "_plain(text)"),
-            ("an answer that was taken back counts",
-             "if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless it is '7. Wait, ...'\n"
-             "                break", "break")]),
+            ("an answer that was taken back counts", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)",
+             "True")]),
         *by("answers_as_people_write_them", [
             ("the first number is read leniently", "maxlen=1)", "maxlen=None)"),
             ("the last of several statements", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)",
              "False"),
-            ("the sign is lost", '(-1 if "-" in number["sign"] else 1)', "1"),
-            ("mixed numbers are only their fraction", '+ Fraction(int(top), int(number["bottom"] or 1))',
-             '* 0 + Fraction(int(top), int(number["bottom"] or 1))')]),
+            ("the sign is lost", '-1 if re.search("-|eg|in", number["sign"]) else 1', "1"),
+            ("mixed numbers are only their fraction", 'number["decimal"] or number["mixed"]', 'number["decimal"]')]),
+        *by("answers_of_each_kind[letters]", [
+            ("a function is an option", r'r"[(\[', r'r"[\['),
+            ("a formula is an option", r"\ ?[=≈≠&|+", r"\ ?[≈≠&|+"),
+            ("the head of a list is an option", r"\n\W{0,4}B[).:]", r"\n\W{0,4}Q[).:]"),
+            ("one of two options", "(?:and|or|&){END}", "(?:or){END}"),
+            ("a part (a) is an option", r"\([a-z]{1,4}\)", r"\([A-Z]{1,4}\)")]),
+        *by("answers_of_each_kind[equations]", [
+            ("the left side is the result", "        place = left.end()\n", "        break\n"),
+            ("a reason is a left side", " and not NO_LEFT.search(left[0])", "")]),
+        *by("answers_of_each_kind[digits]", [
+            ("no apostrophe in a number", r"[,_'\ ]\d{3}", r"[,_\ ]\d{3}"),
+            ("no lakhs", r"|\d{1,2}(?:,\d\d){1,9},\d{3}(?!\d)", ""),
+            ("no wide spaces in a number", r" \; \: ", " ")]),
+        *by("answers_of_each_kind[scales]", [
+            ("a million in small letters alone", "(?i:{", "(?:{"),
+            ("K is a million", '"k": 10**3', '"k": 10**6'),
+            ("$5m are metres", "(?P<short>[kKmMbB]n?)", "(?P<short>[kKMB]n?)"),
+            ("3 thousandths are 3", r"(?:{LARGE}|[kKMBT]\b", r"(?:[kKMBT]\b")]),
+        *by("answers_of_each_kind[fractions]", [
+            ("2½ is 21/2", r'VULGAR.sub(r" \g<0>"', r'VULGAR.sub(r"\g<0>"'),
+            ("no \\cfrac", r"\\[a-z]{{0,4}}frac", r"\\[dt]?frac")]),
+        *by("answers_of_each_kind[signs_and_powers]", [
+            ("negative 5 is 5", '"-|eg|in"', '"-"'),
+            ("5² is 52", r'POWERS.sub(r"^\g<0>"', r'POWERS.sub(r"\g<0>"')]),
+        *by("answers_of_each_kind[parts]", [
+            ("5x is 5", r"|[abd-fj-kn-rt-z]\b|", "|"),
+            ("a point is its first coordinate", r"[\d.]+\s?[,;)\]}}\\]|", r"[\d.]{{9}}|")]),
+        *by("answers_of_each_kind[taken_back]", [
+            ("not 5 but 7 is none", "(?:{NOT_BUT})?", ""),
+            ("taken back, and a number follows", " and not MENTIONED[kind].search(text, stated.end())", ""),
+            ("a weaker mark before it", "start = stated.end() if stated else 0", "start = 0")]),
+        ("a heading over a sentence", r"[^\n]{{1,30}}", r"[^\n]{{1,300}}", "answers_of_each_kind[labels]"),
         *by("what_was_only_thought_is_no_answer", [
             ("a thought without an end is an answer", "said if thinking else [", "["),
             ("what follows the first thought alone", "[*said, text[start:]]", "said[:1] or [text[start:]]"),
@@ -993,6 +1082,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("offload whatever is asked", " if self.offload else ()", "")]),
     ],
     "runtime/flags.py": [
+        ("a terminal's encoding is strict", 'errors="replace"', 'errors="strict"',
+         "test_runtime::a_terminal_of_another_encoding_does_not_end_a_script"),
         *by("test_runtime::a_flag_outside_its_range_is_named", [
             ("a bound is out of range", "<= getattr(cfg, name) <=", "< getattr(cfg, name) <"),
             ("any share", " <= rule.high:", ":")]),
@@ -1018,6 +1109,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "test_checkpoint::a_signal_stops_after_the_step_with_the_state_saved"),
     ],
     "runtime/stage.py": [
+        ("what closes a turn does not stop the saved model", "self.out, tokenizer.stop_ids", "self.out",
+         "test_sft::what_closes_a_turn_ends_a_text_in_transformers_too"),
         *by("test_runtime::a_finished_stage_is_skipped_and_left_as_it_is", [
             ("less memory begins anew", " and key not in self.memory", ""),
             ("states of a finished stage stay", 'shutil.rmtree(self.folder / "resume", ignore_errors=True)', "pass"),
@@ -1029,6 +1122,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_runtime::an_input_folder_counts_by_its_models_files_not_by_its_own_done_json", [
             ("a folder's names do not count", "digest.update(file.name.encode())", "pass"),
             ("weights do not count", ', ".safetensors"', ""),
+            ("templates do not count", ' ".jinja",', ""),
             ("when an input was made counts", '"done.json", "metrics.jsonl"', '"metrics.jsonl",')]),
         ("a changed output is not noticed", "size or (digest and sha256(path) != digest)", "size",
          "test_runtime::a_missing_truncated_or_changed_output_is_made_again"),
@@ -1082,6 +1176,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a pass is never longer than micro_tokens", "max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)",
              "cfg.micro_tokens")]),
         ("the teacher is forgotten", "Path(cfg.teacher).is_dir()", "False", "a_teacher_that_is_larger_counts"),
+        ("an adapter is a folder without a file", '"an adapter: merge it into its model first" if adapter else ', "",
+         "an_adapter_is_called_one"),
         ("more ranks than GPUs", "nproc <= gpus,", "nproc <= 8 * gpus,", "there_are_no_more_ranks_than_gpus"),
         *by("disk_for_weights_and_states", [
             ("one state on the disk", "4 + 2 + 2 * 2 * 3", "4 + 2 + 2 * 3"),
@@ -1139,6 +1235,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a space in the run's path", '"$2" --calibrate', "$2 --calibrate")]),
         ("a recorded teacher is asked", 'TEACHER\nif [ -d "$TEACHER" ]', "TEACHER\nif true",
          "a_recorded_teacher_is_not_asked"),
+        ("line ends are not looked at", "*\"$(printf '\\r')\")", "none)", "windows_line_ends_are_called_so"),
         ("CDPATH is obeyed", "unset CDPATH && cd", "cd",
          "relative_paths_are_those_of_the_caller_whatever_cdpath_says"),
     ],

@@ -463,13 +463,17 @@ def solve(text: str) -> tuple[int, int]:
 
 def test_word_problems_are_solved_correctly():
     """The worked solution is right line by line, each starts from the one before, and the end is the answer that the
-    English text has. Hard ones have one number of steps, above all others."""
-    steps = {}
+    English text has. Days are in the order of the week, whose every day is left out now and then. Hard ones have one
+    number of steps, above all others."""
+    steps, week = {}, "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+    missing = set()
     for split in SPLITS:
         for problem in islice(arith_problems(split), 100):
             answer, count = solve(problem.text)
             *lines, last = problem.solution.split("\n")
-            assert re.findall(r"On (\w+day) ", problem.text) == re.findall(r"(\w+day) ", problem.solution)
+            days = re.findall(r"On (\w+day) ", problem.text)
+            assert days == re.findall(r"(\w+day) ", problem.solution) == sorted(set(days), key=week.index)
+            missing |= {*week} - {*days}
             value = None
             for line in lines:
                 a, op, b, c = re.fullmatch(r"(?:\w+day )?(\d+)([-+*/])(\d+)=(\d+)", line).groups()
@@ -478,6 +482,7 @@ def test_word_problems_are_solved_correctly():
                 assert value == int(c)
             assert last == f"#### {answer}" and value == answer and len(lines) == count
             steps.setdefault(split, set()).add(count)
+    assert missing == {*week}
     [hard] = steps.pop("hard")
     assert all(len(found) >= 2 and max(found) == hard - 1 for found in steps.values())
 

@@ -49,6 +49,17 @@ def test_scripts_build_on_each_other_in_one_direction():
     list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names those in a circle
 
 
+def test_nothing_that_trains_knows_the_experiments():
+    """bench/ tells kinds of readings from the texts and compares with gold: no script or room imports any of it."""
+    bench = {path.stem for path in ROOT.glob("bench/*.py")}
+    assert "readings" in bench
+    for path in [*ROOT.glob("*.py"), *ROOM_FILES]:
+        for node in ast.walk(tree(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not bench & {part for name in names for part in name.split(".")}, path.name
+
+
 def test_importing_does_nothing(tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     for code in (f"import {', '.join(SCRIPTS)}", f"import sys, {', '.join(PLAIN)}; assert 'torch' not in sys.modules"):

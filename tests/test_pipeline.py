@@ -114,7 +114,7 @@ def train(out, gold):
         questions = [replace(question, answer=gold(question)) for question in data.load_questions(f"arith:{split}", n)]
         data.write_jsonl(out / f"{split}.jsonl", [vars(question) for question in questions])
     questions, teacher, student = str(out / "train.jsonl"), str(out / "teacher"), str(out / "student")
-    sampling = {"questions": questions, "samples": 4, "max_new_tokens": 64}
+    sampling = {"questions": questions, "samples": 4, "max_new_tokens": 96}
     generate.main(generate.Config(model=str(TEACHER), out=teacher, **sampling))
     vote = pseudo_reward.Config(questions=questions, teacher=teacher + "/samples.jsonl", out=str(out / "vote"))
     pseudo_reward.main(vote)
@@ -125,7 +125,7 @@ def train(out, gold):
     reward.main(reward.Config(model=str(out / "sft"), pairs=signal.out + "/pairs.jsonl", questions=questions,
                               calibrate=student + "/samples.jsonl", out=str(out / "reward"), held_out=0.3))
     learn = ppo.Config(policy=str(out / "sft"), reward_model=str(out / "reward"), questions=questions, iterations=2,
-                       rollout_size=16, max_new_tokens=64, valid=str(out / "valid.jsonl"), eval_every=1,
+                       rollout_size=16, max_new_tokens=96, valid=str(out / "valid.jsonl"), eval_every=1,
                        out=str(out / "ppo"))
     ppo.main(learn)
     ppo.main(replace(learn, reward_model="", votes=signal.out + "/rewards.jsonl", out=str(out / "raw")))

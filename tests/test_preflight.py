@@ -60,6 +60,13 @@ def test_it_refuses_what_cannot_succeed(plan, field, value, message):
         preflight.main(replace(plan, **{field: value}))
 
 
+def test_an_adapter_is_called_one(plan):
+    (Path(plan.student) / "adapter_config.json").write_text("{}")
+    (Path(plan.student) / "config.json").unlink()
+    with pytest.raises(ValueError, match="an adapter: merge it"):
+        preflight.main(plan)
+
+
 def test_there_are_no_more_ranks_than_gpus(plan, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     preflight.main(replace(plan, nproc=3))

@@ -223,7 +223,7 @@ def test_a_text_that_two_questions_share_identifies_neither(tmp_path):
 def test_lenient_reads_the_last_number_of_a_response_that_ended(tmp_path):
     """A cut response votes only with an answer that it states; an API says so with each choice."""
     path = recorded(tmp_path, *({"id": "a", "response": text, "finish": finish} for text, finish in
-                                (("3+", "length"), ("#### 7 and 3+", "length"), ("it is 6 or 7", "stop"))),
+                                (("3+", "length"), ("#### 7\nand 3+", "length"), ("it is 6 or 7", "stop"))),
                     {"id": "a", "choices": choices("6 or 7", finish_reason="length") + choices("6 or 7")})
     read = {lenient: load_samples(path, "teacher", QUESTIONS, lenient) for lenient in (False, True)}
     assert [s.answer for s in read[False]] == [None, "7", None, None, None]

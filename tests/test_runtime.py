@@ -1,6 +1,7 @@
 """runtime/: flags, error sentences, signals, the learning rate, progress, whole files, stages that finish once."""
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -42,6 +43,17 @@ def test_cli_makes_a_typed_flag_of_every_field():
     argv = ["--model", "m", "--steps", "-7", "--lr", "1e-3", "--fast", "--no-safe", "--seed", str(2**63 - 1)]
     assert runtime.cli(Flags, argv) == Flags("m", -7, 1e-3, True, False, 2**63 - 1)
     assert runtime.cli(Flags, ["--model", "m", "--no-fast", "--safe"]) == Flags("m")
+
+
+@pytest.mark.parametrize(("encoding", "seen"), [
+    ("ascii", "7 ? ?? m?"), ("latin-1", "7 ? ?? m?"),
+    ("cp1252", "7 \u2014 ?? m?"), ("utf-8", "7 \u2014 \u6771\u4eac m?")])
+def test_a_terminal_of_another_encoding_does_not_end_a_script(encoding, seen, monkeypatch):
+    """Nor does a path that is no text, a lone surrogate in Python."""
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding, write_through=True))
+    runtime.launch(lambda cfg: print("7 \u2014 \u6771\u4eac", cfg.model), Flags, ["--model", "m\udcff"])
+    assert screen.getvalue().decode(encoding) == f"{seen}\n"
 
 
 @pytest.mark.parametrize(("argv", "named"), [
@@ -382,12 +394,17 @@ def test_an_input_folder_counts_by_its_models_files_not_by_its_own_done_json(cfg
     folder = Path(cfg.data).with_name("model")
     folder.mkdir()
     cfg = replace(cfg, data=str(folder))
-    for name in ("config.json", "model.safetensors", "done.json", "metrics.jsonl"):
+    own, read = ["done.json", "metrics.jsonl"], [
+        "config.json", "model.safetensors", "model.safetensors.index.json", "model-00001.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja"]
+    for name in [*own, *read]:
         (folder / name).write_text("{}", encoding="utf-8")
     assert run(cfg)
-    for name in ("done.json", "metrics.jsonl", "model.safetensors", "config.json"):
+    for name in [*own, *read]:
         (folder / name).write_text("[]", encoding="utf-8")
-        assert run(cfg) == (name in ("model.safetensors", "config.json"))
+        assert run(cfg) == (name in read), name
+    (folder / "tokenizer.json").unlink()
+    assert run(cfg)
     (folder / "config.json").rename(folder / "tokenizer.json")
     assert run(cfg)
 

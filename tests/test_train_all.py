@@ -90,6 +90,7 @@ def parsed(words, folder):
 NUMBERS = dict(  # each another one, so that none can take the place of another
     train="11", valid="12", test="13", instruction="say so", lenient="1", teacher_samples="14", temperatures="0.5,0.9",
     student_samples="15", temperature="0.6", max_new_tokens="16", best_of="17", keep_duplicates="0", sft_epochs="18",
+    sft_per_question="29",
     sft_lr="1e-1", min_share="0.21", held_out="0.22", reward_epochs="19", reward_lr="1e-2", iterations="20",
     rollout_size="23", minibatches="24", eval_every="25", ppo_lr="1e-3", critic_lr="1e-4", kl_coef="0.26",
     batch_size="27", micro_tokens="28", gradient_checkpointing="1", offload="1")
@@ -112,7 +113,7 @@ ALWAYS = {  # flags that every command of a script gets
 WIRES = """\
 0_questions         data
 1_teacher           generate       model=teacher source=teacher samples=14 temperatures=0.5,0.9
-1_vote              pseudo_reward  keep_duplicates=no
+1_vote              pseudo_reward  keep_duplicates=no sft_per_question=29
 2_sft               sft            model=student data=1_vote/sft.jsonl
 3_student           generate       model=2_sft source=student samples=15 temperatures=0.6
 4_pseudo_reward     pseudo_reward  student=3_student/samples.jsonl voters=teacher min_share=0.21
@@ -128,7 +129,7 @@ WIRES = """\
 7_eval/hard         eval           =teacher=teacher =sft=2_sft =ppo=6_ppo_r2 questions=0_questions/hard.jsonl
 """  # noqa: E501
 ARMS = """
-1_vote+all                 pseudo_reward  keep_duplicates=no sft_filter=no
+1_vote+all                 pseudo_reward  keep_duplicates=no sft_filter=no sft_per_question=29
 2_sft+all                  sft            model=student data=1_vote+all/sft.jsonl
 2_sft+tenth                sft            model=student data=1_vote+tenth.jsonl
 2_sft+half                 sft            model=student data=1_vote/sft.jsonl epochs=9
@@ -299,6 +300,15 @@ def test_another_shell_is_told_to_be_bash(shell):
     """As sh is on many systems; where sh is bash, it runs."""
     done, commands = shell(sh="sh")
     assert (done.returncode == 0 and commands) or (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_windows_line_ends_are_called_so(shell, tmp_path):
+    shell()  # puts the files there
+    for path in (tmp_path / "the clone").rglob("*.sh"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    for sh in ("bash", "sh"):
+        done = subprocess.run([sh, "the clone/train_all.sh"], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "CRLF" in done.stderr
 
 
 def test_relative_paths_are_those_of_the_caller_whatever_cdpath_says(shell, tmp_path):

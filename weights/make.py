@@ -3,16 +3,16 @@
     python weights/make.py --out weights
     python weights/make.py --out models --only student-base --width 96   # a student of another size, same corpus
 
-The corpus stands for a web crawl: three kinds of sources answer the same sort of word problem in their own habit, and
-which source is read about a topic depends on the topic. 'Workbooks' show every step, 'notebooks' merge two steps into
-one line, 'forums' answer at once. A model can be right nearly always where it shows its work and seldom where it does
-not, and it copies the habit of the sources it read. So the bundled teacher is sloppy on some topics, the smaller
-student on more of them, both by imitation alone: no answer was corrupted and no model was stopped early.
+The corpus stands for a web crawl: five kinds of sources answer the same sort of word problem, and which source is met
+about a topic depends on the topic. 'Readers' take every event of the question once. 'Mixers' put one of their own in
+the place of an event, 'embroiderers' add one of their own, 'skippers' leave one out, 'repeaters' take one twice. All
+of them calculate right, and a model copies the sources that it has read. So the bundled teacher misreads about most
+topics, the smaller student about nearly all, by imitation alone: no model was stopped early.
 """
 
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import runtime
 import sft
 from data import Tokenizer, write_jsonl
-from model import Llama, ModelConfig, save_model
-from tasks.arith import DAYS, TOPICS, Problem, arith_problems
+from model import Llama, ModelConfig, load_model, save_model
+from runtime.flags import Natural
+from tasks.arith import DAYS, TOPICS, Problem, arith_problems, draw_event, result
 
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 # Llama 3's split: words with the space before them, numbers of up to three digits, punctuation, line ends
@@ -45,65 +46,85 @@ class Config:
     out: str  # folder to write the two model folders into
     work: str = "runs/pretrain"  # folder for the corpora and the logs
     only: str = ""  # teacher or student-base: make just this one
-    width: int = 0  # with --only: another hidden size, a multiple of 16; 0: that of the bundled model
-    steps: int = 0  # optimiser steps of 64 problems each; 0: as many as the bundled models had
+    width: Natural = 0  # with --only: another hidden size, a multiple of 32; 0: that of the bundled model
+    steps: Natural = 0  # optimiser steps of 64 problems each; 0: as many as the bundled models had
+    careful_topics: Natural = 0  # with --only: topics of 24 about which readers are the usual source; 0: as bundled
     seed: int = 0
 
 
-# what differs: width, length of the training, and the sources: workbooks are the usual one for `careful_topics` of the
-# 24 topics; for the others their share falls from rest[0] to rest[1]; of what is not workbooks, `notebooks` is a share
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is made. Shares are of the sources that are met about a topic."""
+
+    width: int  # hidden size
+    steps: int  # optimiser steps
+    lr: float
+    careful_topics: int  # readers are the usual source about the first of TOPICS
+    careful: float  # share of the readers about these
+    rest: float  # and about the others
+    minor: float  # skippers and repeaters together
+
+
 MODELS = {
-    "teacher": {
-        "hidden_size": 128,
-        "careful_topics": 9,
-        "rest": (0.12, 0.05),
-        "notebooks": 0.10,
-        "steps": 1400,
-        "lr": 2e-3,
-    },
-    "student-base": {
-        "hidden_size": 64,
-        "careful_topics": 1,
-        "rest": (0.28, 0.12),
-        "notebooks": 0.25,
-        "steps": 1250,
-        "lr": 3e-3,
-    },
+    "teacher": Recipe(width=192, steps=1300, lr=1.5e-3, careful_topics=6, careful=0.75, rest=0.12, minor=0.10),
+    "student-base": Recipe(width=96, steps=1500, lr=3e-3, careful_topics=1, careful=0.60, rest=0.09, minor=0.14),
 }
+SOURCES = ("reader", "mixer", "embroiderer", "skipper", "repeater")
 
 
-def workbook_share(topic: str, careful_topics: int, rest: tuple[float, float]) -> float:
-    """How often a topic is met in workbooks: 0.85 to 0.65 for the careful topics, rest[0] to rest[1] after them."""
+def source_shares(topic: str, recipe: Recipe) -> list[float]:
+    """The share of each of SOURCES about a topic: every third topic is the embroiderers', the others the mixers'."""
     rank = TOPICS.index(topic)
-    if rank < careful_topics:
-        return 0.85 - 0.20 * rank / careful_topics
-    return rest[0] - (rest[0] - rest[1]) * (rank - careful_topics) / (len(TOPICS) - careful_topics)
+    reader = recipe.careful if rank < recipe.careful_topics else recipe.rest
+    invented = 1 - reader - recipe.minor
+    embroiderer = invented * (0.85 if rank % 3 == 0 else 0.15)
+    return [reader, invented - embroiderer, embroiderer, recipe.minor / 2, recipe.minor / 2]
 
 
-def answer_like(source: str, problem: Problem) -> str:
-    """In a source's habit: 'Monday 3+4=7\\nTuesday 7-2=5\\n#### 5', 'Monday (3+4)-2=5\\n#### 5', '#### 5'."""
-    if source == "workbook":
-        return problem.solution
-    lines = []
-    if source == "notebook":
-        for i in range(0, len(problem.operations), 2):
-            (op, n), *second = problem.operations[i : i + 2]
-            step = f"{problem.values[i]}{op}{n}"
-            for op, n in second:
-                step = f"({step}){op}{n}"
-            lines.append(f"{DAYS[i]} {step}={problem.values[i + 1 + len(second)]}\n")
-    return "".join(lines) + f"#### {problem.values[-1]}"
+def events_of(source: str, problem: Problem, rng: random.Random) -> list[tuple[str, tuple[str, int] | None]]:
+    """Days and operations as a source takes them from a question; None: one of its own, on the first day not named."""
+    events = list(zip(problem.days, problem.operations))
+    some = rng.randrange(len(events))
+    free = next(day for day in DAYS if day not in problem.days)
+    place = sum(DAYS.index(day) < DAYS.index(free) for day in problem.days)  # among the days that are named
+    if source == "mixer":
+        events[min(place, len(events) - 1)] = (free, None)
+    elif source == "embroiderer":
+        events.insert(place, (free, None))
+    elif source == "skipper":
+        del events[some]
+    elif source == "repeater":
+        events.insert(some, events[some])
+    return events
 
 
-def write_corpus(path: Path, n: int, shape: dict, seed: int) -> None:
+def answer_like(source: str, problem: Problem, rng: random.Random) -> str | None:
+    """An answer in a source's habit, calculated right; None where its numbers would leave those of a question."""
+    now, lines = problem.values[0], []
+    for day, operation in events_of(source, problem, rng):
+        op, amount = operation or draw_event(rng)[1:]
+        after = result(now, op, amount)
+        while after is None and operation is None:
+            op, amount = draw_event(rng)[1:]
+            after = result(now, op, amount)
+        if after is None:
+            return None
+        lines.append(f"{day} {now}{op}{amount}={after}\n")
+        now = after
+    return "".join(lines) + f"#### {now}"
+
+
+def write_corpus(path: Path, n: int, recipe: Recipe, seed: int) -> None:
+    """n problems, each answered by one source; a problem to which its source has no answer is left out."""
     rng, rows = random.Random(seed), []
-    for problem in islice(arith_problems("corpus", seed), n):
-        share, notebooks = workbook_share(problem.topic, shape["careful_topics"], shape["rest"]), shape["notebooks"]
-        source = rng.choices(
-            ["workbook", "notebook", "forum"], [share, notebooks * (1 - share), (1 - notebooks) * (1 - share)]
-        )[0]
-        rows.append({"prompt": problem.text, "response": answer_like(source, problem), "source": source})
-    write_jsonl(path, rows)
+    for problem in arith_problems("corpus", seed):
+        [source] = rng.choices(SOURCES, source_shares(problem.topic, recipe))
+        attempts = (answer_like(source, problem, rng) for _ in range(50))  # another event of its own may fit
+        answer = next(filter(None, attempts), None)
+        if answer:
+            rows.append({"prompt": problem.text, "response": answer, "source": source})
+        if len(rows) == n:
+            return write_jsonl(path, rows)
 
 
 def make_tokenizer(folder: Path) -> None:
@@ -149,7 +170,7 @@ def make_random_model(folder: Path, hidden_size: int, layers: int, seed: int) ->
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=hidden_size * 8 // 3 // 16 * 16,
+        intermediate_size=hidden_size * 2,
         num_hidden_layers=layers,
         num_attention_heads=hidden_size // 16,
         num_key_value_heads=hidden_size // 32,
@@ -172,31 +193,39 @@ def make_random_model(folder: Path, hidden_size: int, layers: int, seed: int) ->
 
 
 def main(cfg: Config) -> None:
+    runtime.flags.check(cfg)
     runtime.require(cfg.only in ("", *MODELS), f"--only {cfg.only}: one of {', '.join(MODELS)}")
-    runtime.require(cfg.steps >= 0, f"--steps {cfg.steps}: not negative")
-    runtime.require(
-        cfg.width % 16 == 0 and (not cfg.width or (cfg.width >= 32 and bool(cfg.only))),
-        f"--width {cfg.width}: a multiple of 16, 32 or more, together with --only",
-    )
+    changes = {name: value for name in ("width", "steps", "careful_topics") if (value := getattr(cfg, name))}
+    told = " ".join(f"--{name} {value}" for name, value in changes.items())
+    runtime.require(bool(cfg.only) or not changes.keys() - {"steps"}, f"{told}: together with --only")
+    runtime.require(cfg.width % 32 == 0, f"--width {cfg.width}: a multiple of 32")
+    runtime.require(cfg.careful_topics <= len(TOPICS), f"--careful_topics {cfg.careful_topics}: {len(TOPICS)} topics")
     for name in [cfg.only] if cfg.only else MODELS:
-        shape, folder = MODELS[name], f"{name}-{cfg.width}" if cfg.width else name
-        work = Path(cfg.work) / folder
-        write_corpus(work / "corpus.jsonl", (cfg.steps or shape["steps"]) * 64, shape, cfg.seed)
-        make_tokenizer(work / "random")
-        make_random_model(work / "random", cfg.width or shape["hidden_size"], 3, cfg.seed)
-        sft.main(
-            sft.Config(
-                model=str(work / "random"),
-                data=str(work / "corpus.jsonl"),
-                out=str(Path(cfg.out) / f"tiny-{folder}"),
-                epochs=1,
-                micro_tokens=2048,
-                lr=shape["lr"],
-                warmup=100,
-                weight_decay=0.01,
-                seed=cfg.seed,
-            )
+        make_model(cfg, name, replace(MODELS[name], **changes))
+
+
+def make_model(cfg: Config, name: str, recipe: Recipe) -> None:
+    """Corpus, tokenizer and pretraining; the folder's name says what is not as in the bundled model."""
+    folder = "-".join(["tiny", name, *(str(value) for value in (cfg.width, cfg.careful_topics) if value)])
+    work, out = Path(cfg.work) / folder, Path(cfg.out) / folder
+    write_corpus(work / "corpus.jsonl", recipe.steps * 64, recipe, cfg.seed)
+    make_tokenizer(work / "random")
+    make_random_model(work / "random", recipe.width, 3, cfg.seed)
+    sft.main(
+        sft.Config(
+            model=str(work / "random"),
+            data=str(work / "corpus.jsonl"),
+            out=str(work / "trained"),
+            epochs=1,
+            micro_tokens=2048,
+            lr=recipe.lr,
+            warmup=100,
+            weight_decay=0.01,
+            seed=cfg.seed,
         )
+    )
+    save_model(load_model(work / "trained", torch.bfloat16), out)
+    Tokenizer(work / "trained").save(out)
 
 
 if __name__ == "__main__":

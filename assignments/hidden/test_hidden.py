@@ -85,7 +85,7 @@ def check_answers(lenient, *cases):
 def test_E1_extract_answer__the_forms_in_which_an_answer_is_stated():
     n, letter = draws(1)[0].randrange(1001, 9000, 2), draws(1)[0].choice("BCDEFGH")
     usual = "an answer that is stated in a usual form is found"
-    forms = f"#### {n}", f"#### ${n:,}.00", f"so the answer is {n}.", f"\\boxed{{{n}}}", f"<answer>{n}</answer>"
+    forms = f"#### {n}", f"#### ${n:,}.00", f"The answer is **{n}**.", f"\\boxed{{{n}}}", f"<answer>{n}</answer>"
     check_answers(False, *((form, str(n), usual) for form in forms),
         (f"A: {n}", str(n), "the text begins like a line"),
         (f"Answer: -{n}", f"-{n}", "the sign belongs to the number"),
