@@ -13,7 +13,7 @@ NORM = f"        return self.weight * (x.float() * {ROOT}).to(x.dtype)\n"  # by 
 # fmt: off
 BUGS: dict[str, list[tuple[str, str | None, str]]] = {
     "extract_answer": [
-        ("the last statement counts", "                return canonical(stated", "                stated and canonical(stated"),
+        ("the last statement counts", " " * 16 + "return canonical(stated", " " * 16 + "stated and canonical(stated"),
         ("the last mark counts", "MARKS):", "MARKS[::-1]):"),
         ("the last number, though another is stated", "if stated and not T", "if stated and not lenient and not T"),
         ("not canonical", '                return canonical(stated["answer"], kind)',
