@@ -810,7 +810,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("tripled is doubled", '"*", 3)', '"*", 2)'),
             ("half a thing", "if after in range(2, 41)", "if 2 <= after <= 40"),
             ("a week begins on Monday and has no gap", "rng.sample(range(len(DAYS)), steps)", "range(steps)"),
-            ("days in any order", "sorted(rng.sample(range(len(DAYS)), steps))", "rng.sample(range(len(DAYS)), steps)")]),
+            ("days in any order", "sorted(rng.sample(range(len(DAYS)), steps))",
+             "rng.sample(range(len(DAYS)), steps)")]),
         *by("splits_share_no_question_even_in_a_small_world", [
             ("splits are drawn by chance", "low <= bucket < high", "True"),
             ("a problem twice", " and problem.text not in seen", "")]),
