@@ -178,13 +178,11 @@ def test_a_link_to_the_solution_is_not_followed(tmp_path):
     assert read_submission(tmp_path / "eve", notes) == {} and "link" in notes[0]
 
 
+@pytest.mark.slow
 def test_the_kit_proves_itself():
     """check.py: the reference, the handout, every seeded bug."""
     done = subprocess.run([sys.executable, KIT / "check.py"], capture_output=True, text=True)
     assert done.returncode == 0 and "0 faults" in done.stdout, done.stdout + done.stderr
-
-
-test_the_kit_proves_itself = pytest.mark.slow(test_the_kit_proves_itself)
 
 
 def test_grading_a_class(tmp_path):
