@@ -36,6 +36,7 @@ class Range(NamedTuple):
 
 DISAGREE = "the update and the rollout score the same tokens differently (temperature, mask, dropout, precision)"
 TOO_FAR = "learning rate too high; too many epochs or minibatches; log-probs of other tokens than the sampled (a shift)"
+OVERDONE = "kl_coef too low, too many iterations; a score that does not reach the policy (a shift)"
 
 # Rollout and update read the first minibatch with the same weights, in the same micro-batches: where a device repeats
 # itself, |ratio - 1| is 0. Else one may be far off in bf16: of 8 bits, a logit from 32 to 64 moves in steps of 0.25,
@@ -294,7 +295,6 @@ class Health:
             if self.worse >= 2:
                 found["valid/accuracy", "over-optimised"] = (
                     f"valid/accuracy {accuracy:.1%}, it was {self.best_accuracy:.1%}, while objective/scores went from "
-                    f"{self.score_at_best:.2f} to {score:.2f}: over-optimisation of the reward model (kl_coef too low, "
-                    "too many iterations); a score that does not reach the policy (a shift)"
+                    f"{self.score_at_best:.2f} to {score:.2f}: over-optimisation of the reward model ({OVERDONE})"
                 )
         return found

@@ -444,7 +444,7 @@ def masked_values(model: ScalarModel, tokens: Tensor, mask: Tensor) -> Tensor:
 def last_value(values: Tensor, lengths: Tensor) -> Tensor:
     """The value at each row's last real token: values (B, T), lengths (B,) -> (B,). Never [:, -1]: that is padding.
 
-    Example: values [[1, 2, 9], [3, 9, 9]], lengths [2, 1] -> [2, 3].
+    Padding may hold anything, NaN too. Example: values [[1, 2, 9], [3, 9, 9]], lengths [2, 1] -> [2, 3].
     """
     return values.gather(1, lengths[:, None] - 1)[:, 0]
 

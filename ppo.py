@@ -78,6 +78,7 @@ def shape_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: 
     """Reward of every token: scores (B,), log-probs and mask (B, T-1) -> (B, T-1), 0 outside the mask.
 
     -kl_coef * (logprob - ref_logprob) on each sampled token (the k1 estimate of the KL), plus the score on the last.
+    A masked cell may hold anything, NaN too: it is never used.
     Example: kl_coef 0.1, differences [1, 2, 3], score 1 -> [-0.1, -0.2, 0.7].
     """
     rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)  # (B, T-1)
@@ -89,8 +90,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     """Generalised advantage estimation, right to left: all (B, T-1) -> advantages, returns (B, T-1), 0 off the mask.
 
     delta_t = r_t + gamma * V_(t+1) - V_t;  A_t = delta_t + gamma * lam * A_(t+1);  return_t = A_t + V_t.
-    V after the last token is 0: a response that ends, or is cut, is over. Example: rewards [0, 0, 1], values 0.5,
-    gamma 1, lam 0.95 -> advantages [0.45125, 0.475, 0.5].
+    V after the last token is 0: a response that ends, or is cut, is over. A masked cell of `values` may hold anything,
+    NaN too. Example: rewards [0, 0, 1], values 0.5, gamma 1, lam 0.95 -> advantages [0.45125, 0.475, 0.5].
     """
     values = torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(values)  # (B, T-1)
@@ -105,7 +106,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """Mean 0 and variance 1 (biased) over the True cells of (B, T-1), 0 elsewhere. Example: [1, 2, 3] -> +-1.2247.
 
-    All rows together, not row by row. Equal cells, or a single one, give 0.
+    All rows together, not row by row. Equal cells, or a single one, give 0. A masked cell may hold anything, NaN too.
     """
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
@@ -119,7 +120,8 @@ def policy_loss(
 
     sum over True cells of max(-A * ratio, -A * clamp(ratio, 1 - clip, 1 + clip)), over `total`, the number of True
     cells in the whole optimiser step. Clipped is a token whose second term is the larger; the log of the ratio stays
-    within +-20, so that nothing overflows. Example: A = 1, ratio 1.5, clip 0.2 -> loss -1.2, gradient 0.
+    within +-20, so that nothing overflows. A masked cell may hold anything, NaN too, and changes neither the loss nor
+    its gradient. Example: A = 1, ratio 1.5, clip 0.2 -> loss -1.2, gradient 0.
     """
     ratio = torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-20, 20).exp()  # (B, T-1)
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)  # (B, T-1), (B, T-1)
@@ -133,7 +135,8 @@ def value_loss(
     """Half the squared error to the returns, pessimistically clipped: all (B, T-1) -> loss, count of clipped tokens.
 
     sum over True cells of 0.5 * max((V - R)^2, (near - R)^2), over `total`, where near is V kept within +-clip of the
-    old value. Example: old value 0, value 1, return 1, clip 0.2 -> 0.5 * 0.8^2 = 0.32, gradient 0.
+    old value. A masked cell may hold anything, NaN too, and changes neither the loss nor its gradient.
+    Example: old value 0, value 1, return 1, clip 0.2 -> 0.5 * 0.8^2 = 0.32, gradient 0.
     """
     # 0 where masked, before the arithmetic: the gradient of a NaN would be NaN even behind the mask
     values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))  # (B, T-1) each

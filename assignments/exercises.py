@@ -1,68 +1,81 @@
-"""The exercises: read exercises.toml, and find, blank and exchange functions in source text.
+"""The exercises: which functions they are, and how they are found, blanked and exchanged in source text.
 
 Functions are found by name in the syntax tree, never by line number or marker, so the scripts stay free of both.
 """
 
 import ast
 import functools
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-
-if sys.version_info < (3, 11):  # noqa: UP036  the project itself runs on 3.10
-    sys.exit("error: the course kit needs Python 3.11 or newer (it reads TOML); the handout itself runs on 3.10")
-
-import tomllib
+from typing import NamedTuple
 
 KIT = Path(__file__).resolve().parent
 ROOT = KIT.parent
-PACKAGES = ("hf", "runtime", "tasks")
-# where PUBLIC's tests lie in the kit; hidden tests never leave it
-PUBLIC_TESTS, HIDDEN_TESTS = KIT / "public" / "test_exercises.py", KIT / "hidden" / "hidden_tests.py"
+TESTS = {"public": KIT / "public" / "test_exercises.py", "hidden": KIT / "hidden" / "test_hidden.py"}
 
 
-@dataclass(frozen=True)
-class Exercise:
+class Exercise(NamedTuple):
     """One exercise: one file, one function or two that belong together."""
 
-    id: str  # E1 to E14
+    id: str
     title: str
     file: str
     functions: dict[str, float]  # name (or Class.method) -> points
-    hours: float
+    hours: float  # what a student who knows PyTorch should plan, reading and tests included
 
     @property
     def points(self) -> float:
         return sum(self.functions.values())
 
 
-@functools.cache
-def load() -> list[Exercise]:
-    """All exercises, in learning order."""
-    return [Exercise(**entry) for entry in tomllib.loads((KIT / "exercises.toml").read_text("utf-8"))["exercise"]]
+EXERCISES = [  # in learning order; 100 points in all
+    Exercise("E1", "Read the final answer", "answers.py", {"extract_answer": 5}, 1.5),
+    Exercise("E2", "A batch and its mask", "data.py", {"collate": 10}, 1.5),
+    Exercise("E3", "Two parts of Llama", "model.py", {"RMSNorm.forward": 2.5, "rotate": 2.5}, 1.5),
+    Exercise("E4", "Log-probabilities of tokens", "model.py", {"token_logprobs": 5}, 1),
+    Exercise("E5", "The loss of supervised fine-tuning", "sft.py", {"sft_loss": 5}, 0.5),
+    Exercise("E6", "Draw a token", "generate.py", {"sample_token": 5}, 1),
+    Exercise("E7", "The majority vote", "pseudo_reward.py", {"majority_vote": 10}, 1.5),
+    Exercise("E8", "Rewards without labels", "pseudo_reward.py", {"pseudo_rewards": 2.5, "winners": 2.5}, 0.5),
+    Exercise("E9", "Pairs for the reward model", "pseudo_reward.py", {"make_pairs": 5}, 1),
+    Exercise("E10", "The score of a whole answer", "model.py", {"last_value": 5}, 0.5),
+    Exercise("E11", "The Bradley-Terry loss", "reward.py", {"bradley_terry_loss": 5}, 1),
+    Exercise("E12", "The reward of every token", "ppo.py", {"shape_rewards": 10}, 1.5),
+    Exercise("E13", "Advantages", "ppo.py", {"gae": 10, "whiten": 5}, 3),
+    Exercise("E14", "The clipped losses", "ppo.py", {"policy_loss": 5, "value_loss": 5}, 2),
+]
+# functions of other files that do an exercise's work: they are closed while it is graded
+CLOSED = {"E4": ("runtime/chunked.py", ("ChunkedLogprobs.forward", "ChunkedLogprobs.log_softmax"))}
 
 
 def chosen(ids: str) -> list[Exercise]:
     """Those of a list such as 'E7,E8'; all of an empty one. ValueError names an id that does not exist."""
-    wanted = [word.strip() for word in ids.split(",") if word.strip()]
-    exercises = load()
-    known = [exercise.id for exercise in exercises]
-    for word in wanted:
-        if word not in known:
-            raise ValueError(f"--only {word}: there is no such exercise; they are {', '.join(known)}")
-    return [exercise for exercise in exercises if not wanted or exercise.id in wanted]
+    wanted = {word.strip() for word in ids.split(",") if word.strip()}
+    unknown = wanted - {exercise.id for exercise in EXERCISES}
+    if unknown:
+        raise ValueError(f"--only {min(unknown)}: there is no such exercise; they are E1 to {EXERCISES[-1].id}")
+    return [exercise for exercise in EXERCISES if not wanted or exercise.id in wanted]
 
 
+@functools.cache
 def reference() -> dict[str, str]:
-    """The project's scripts and packages: module name, dotted -> source text."""
-    paths = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in ROOT.glob(f"{package}/*.py"))])
-    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
-    return {name.removesuffix(".__init__"): path.read_text("utf-8") for name, path in zip(names, paths)}
+    """The project's scripts and packages: path -> source text."""
+    paths = [path for pattern in ("*.py", "hf/*.py", "runtime/*.py", "tasks/*.py") for path in ROOT.glob(pattern)]
+    return {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
 
 
-def file_of(module: str) -> Path:
-    """Where a module lies, relative to the project."""
-    return Path(module, "__init__.py") if module in PACKAGES else Path(*module.split(".")).with_suffix(".py")
+def write(folder: Path, sources: dict[str, str]) -> None:
+    """Write path -> text under a folder."""
+    for name, text in sources.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def properties(group: str) -> dict[tuple[str, str], list[str]]:
+    """The public or hidden tests of (exercise, function), in order: named test_EXERCISE_FUNCTION__PROPERTY."""
+    defined = [node.name for node in parse(TESTS[group].read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
+    units = [(exercise.id, name) for exercise in EXERCISES for name in exercise.functions]
+    start = {unit: f"test_{unit[0]}_{unit[1].replace('.', '_')}__" for unit in units}
+    return {unit: [name for name in defined if name.startswith(start[unit])] for unit in units}
 
 
 # ---- surgery -------------------------------------------------------------------------------------------------------
@@ -84,9 +97,14 @@ def find(source: str, name: str) -> ast.FunctionDef:
     return scope
 
 
-def lines_of(node: ast.FunctionDef, lines: list[str]) -> tuple[int, int]:
-    """First and past-last line index of a function: decorators, and comments of its depth after its last statement."""
+def cut(source: str, name: str) -> tuple[str, str, str, str]:
+    """The source in four: before a function, its head with its docstring, the rest of it (the solution), and after.
+
+    Decorators belong to it, and comments of its depth after its last statement.
+    """
+    node, lines = find(source, name), source.splitlines(keepends=True)
     start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1
+    body = node.body[0].lineno - 1 if ast.get_docstring(node) is None else node.body[0].end_lineno
     end = node.end_lineno
     for i in range(end, len(lines)):
         text = lines[i].strip()
@@ -94,54 +112,39 @@ def lines_of(node: ast.FunctionDef, lines: list[str]) -> tuple[int, int]:
             end = i + 1
         elif text:
             break
-    return start, end
+    return tuple("".join(part) for part in (lines[:start], lines[start:body], lines[body:end], lines[end:]))
 
 
 def function_text(source: str, name: str) -> str:
     """A function as it stands, from its decorators to its last line."""
-    lines = source.splitlines(keepends=True)
-    start, end = lines_of(find(source, name), lines)
-    return "".join(lines[start:end])
+    return "".join(cut(source, name)[1:3])
+
+
+def with_body(source: str, name: str, text: str) -> str:
+    """The source with other lines after the docstring of a function."""
+    before, head, _, after = cut(source, name)
+    return before + head + text + after
 
 
 def graft(source: str, name: str, donor: str) -> str:
     """`source` with its function `name` exchanged for that of `donor`; at its end, if it has none of this name."""
-    lines = source.splitlines(keepends=True)
     try:
-        start, end = lines_of(find(source, name), lines)
+        before, _, _, after = cut(source, name)
     except LookupError:
         if "." in name:
             raise
-        return f"{source}\n\n{function_text(donor, name)}"
-    return "".join([*lines[:start], function_text(donor, name), *lines[end:]])
+        before, after = f"{source}\n\n", ""
+    return before + function_text(donor, name) + after
 
 
-def body_lines(source: str, name: str) -> list[str]:
-    """The lines of a function after its docstring: the solution."""
-    node, lines = find(source, name), source.splitlines(keepends=True)
-    if ast.get_docstring(node) is None:
-        raise ValueError(f"{name} has no docstring: an exercise's docstring is its task")
-    return lines[node.body[0].end_lineno : lines_of(node, lines)[1]]
-
-
-def blank(source: str, exercise: Exercise) -> str:
-    """The source with the bodies of an exercise's functions replaced by NotImplementedError; signatures and tasks stay.
-
-    ValueError if a function has no docstring, LookupError if there is no such function.
-    """
-    for name in exercise.functions:
-        node, lines = find(source, name), source.splitlines(keepends=True)
-        end = node.body[0].end_lineno + len(body_lines(source, name))
-        stub = f'{" " * node.body[0].col_offset}raise NotImplementedError("{exercise.id}: write {name}")\n'
-        source = "".join([*lines[: node.body[0].end_lineno], stub, *lines[end:]])
-    compile(source, exercise.file, "exec")
-    return source
-
-
-def blanked(exercises: list[Exercise]) -> dict[str, str]:
-    """The project's scripts without the solutions of these exercises."""
-    sources = reference()
-    for exercise in exercises:
-        module = Path(exercise.file).stem
-        sources[module] = blank(sources[module], exercise)
+def blanked(blank: list[Exercise], stub: str = 'raise NotImplementedError("{id}: write {name}")') -> dict[str, str]:
+    """The project's scripts without the solutions of these exercises; `stub` is what stands there instead."""
+    sources = dict(reference())
+    for exercise in blank:
+        for name in exercise.functions:
+            node = find(sources[exercise.file], name)
+            names = ", ".join(argument.arg for argument in node.args.args)
+            lines = stub.format(id=exercise.id, name=name, arguments=names).split("\n")
+            body = "".join(" " * node.body[0].col_offset * bool(line) + f"{line}\n" for line in lines)
+            sources[exercise.file] = with_body(sources[exercise.file], name, body)
     return sources

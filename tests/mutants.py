@@ -29,7 +29,8 @@ ROOT = TESTS.parent
 HOME = {  # where the tests of a file are, if not in the test file of its own name
     "folder": "model", "chunked": "model",
     "tokenizer": "chat", "template": "chat", "question": "data", "__init__": "data", "published": "data",
-    "check": "data", "arith": "data", "recorded": "pseudo_reward"}
+    "check": "data", "arith": "data", "recorded": "pseudo_reward",
+    "handed_in": "assignments", "handout": "assignments", "exercises": "assignments"}
 
 
 @dataclass(frozen=True)
@@ -1222,6 +1223,26 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("one state on the disk", "4 + 2 + 2 * 2 * 3", "4 + 2 + 2 * 3"),
             ("a full disk will do", "disk < free_disk,", "True,")]),
     ],
+    "assignments/handed_in.py": [
+        *by("everything_that_is_handed_in_is_read_or_has_its_reason", [
+            ("capitals in an archive's name", "inner.suffix.lower()", "inner.suffix"),
+            ("backslashes of Windows", 'name.replace("\\\\", "/")', "name"),
+            ("a lone file with a name before its own", "else LONE)", "else NAME)"),
+            ("a damaged archive ends all", "except Exception as error:  # a damaged", "except KeyError as error:  #"),
+            ("the deepest copy counts", "inner, data = min(", "inner, data = max("),
+            ("what macOS adds counts", "if any(map(is_junk, inner.parts)):", "if False:"),
+            ("what is no archive vanishes", "if not is_junk(part.name)", "if part.is_dir() or part.suffix == '.zip'"),
+            ("carriage returns stay", '.replace("\\r\\n", "\\n")', "")]),
+        ("links are followed", "path.is_dir() and path.resolve() not in", "False and path.resolve() not in",
+         "a_link_to_the_solution_is_not_followed"),
+    ],
+    "assignments/exercises.py": by("a_body_is_exchanged_and_everything_else_stays", [
+        ("a remark behind the solution stays", "            end = i + 1\n", "            pass\n"),
+        ("the docstring goes too", "else node.body[0].end_lineno\n", "else node.body[0].lineno - 1\n")]),
+    "assignments/handout.py": by("a_planted_solution_and_an_answer_of_the_lab_are_found", [
+        ("another layout of a statement", "sorted(hidden & written)", "[]"),
+        ("the lab's answers", 'for node in causes(sources["health.py"])', "for node in ()"),
+        ("files of any kind", "if path.suffix not in (*KINDS", "if False and path.suffix not in (*KINDS")]),
     "train_all.sh": [
         *by("every_stage_gets_what_it_should", [
             ("PPO starts from the base model", '-policy "$policy"', '-policy "$STUDENT"'),
@@ -1328,7 +1349,7 @@ class OwnModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self):
         packages = [path.parent for path in ROOT.glob("*/__init__.py")]
-        folders = (ROOT / "bench/tests", ROOT / "bench", TESTS, ROOT, *packages)
+        folders = (ROOT / "bench/tests", ROOT / "bench", ROOT / "assignments", TESTS, ROOT, *packages)
         self.files = {module_name(path): path for folder in folders for path in folder.glob("*.py")}
         self.mutated = {}
 
@@ -1368,6 +1389,7 @@ def failing(node_ids: list[str], folder: str) -> str | None:
 
     first, output = FirstFailure(), io.StringIO()
     options = ["-x", "-q", "-s", "--assert=plain", f"--rootdir={ROOT}", f"--basetemp={folder}/t", "-W", "ignore"]
+    options += ["-o", "addopts="]  # marked or not: who is named runs
     for plugin in ("cacheprovider", "hypothesispytest", "unraisableexception", "threadexception", "faulthandler"):
         options += ["-p", f"no:{plugin}"]
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
