@@ -6,65 +6,169 @@ r"""The final answer in a text, in one spelling: one function for the vote, the 
     '... 3+4=7\n#### 7'  stated: 7      '12 of the 20 pens'     lenient: 20
     'The answer is (C)'  stated: C      'The answer is five.'   none
 
-The time is linear in the length of the text: a repetition in these patterns is bounded, or what may follow it cannot
-be one more of it.
+A wrong answer is worse than none: a number or letter that may be part of something else ('5 + x', 'C-14') is passed
+over. The time is linear in the length of the text: a repetition in these patterns is bounded, or what may follow it
+cannot be one more of it.
 """
 
 import re
 from collections import deque
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
+from itertools import product
+from math import prod
+from unicodedata import normalize
 
-# ---- how a number and a letter are written ---------------------------------------------------------------------------
+verbose = partial(re.compile, flags=re.VERBOSE)  # a space in a pattern is written '\ '
 
-PLAIN = {  # LaTeX and typography that only decorate
-    **dict.fromkeys(["\N{MINUS SIGN}", "\N{EN DASH}"], "-"),
-    **{"{,}": ",", r"\!": "", r"\,": "\N{THIN SPACE}", r"\$": "$", r"\%": "%", r"\(": "(", r"\[": "["},
-    **dict.fromkeys([r"\times", r"\cdot", "×", "·"], "*"),
-    **dict.fromkeys([r"\textbf", r"\text", r"\mathbf", r"\mathrm", r"\mathbb", r"\displaystyle"], ""),
-    **dict.fromkeys([r"\dfrac", r"\tfrac"], r"\frac"),
-    **{"½": " 1/2", "¼": " 1/4", "¾": " 3/4"},
+# ---- plain text: without LaTeX and typography ------------------------------------------------------------------------
+
+FONT = re.compile(r"\\(?:text|math)(?!dollar)[a-z]*|\\(?:left|right|displaystyle)(?![a-z])|\\!")  # \text{ g}, 1,\!000
+PLAIN = {
+    **dict.fromkeys("\N{MINUS SIGN} \N{EN DASH} \N{HYPHEN} {-}".split(), "-"),
+    **dict.fromkeys(r"× · \times \cdot".split(), "*"),
+    **dict.fromkeys("÷ \\div \N{FRACTION SLASH} \N{DIVISION SLASH}".split(), "/"),
+    **dict.fromkeys(r"{,} ,\,".split(), ","),
+    **dict.fromkeys([r"\ ", *r"~ \, \; \: \thinspace \medspace \enspace \quad".split()], " "),
+    **dict.fromkeys(r"\$ {$} {\$} \textdollar".split(), "$"),
+    **{r"\%": "%", r"\(": "(", r"\[": "[", "’": "'", r"\approx": "≈"},
 }
-FANCY = re.compile("|".join(map(re.escape, PLAIN)))
-FRAC = re.compile(r"\\frac(?:\{(\d+)\}|(\d))(?:\{(\d+)\}|(\d))")
+FANCY = "|".join(re.escape(form) + "(?![a-z])" * form[-1].isalpha() for form in PLAIN)
+FANCY = re.compile(rf"({FANCY})(?:(?<=[a-z])\ )?")
+DIGITS = r"(?:\d{1,3}(?:[,_'\ ]\d{3}){1,9}(?!\d)|\d{1,2}(?:,\d\d){1,9},\d{3}(?!\d)|\d+)"  # 1'234, 12,34,567, 1234
+DECIMAL = rf"{DIGITS}(?:\.\d+)?"  # 1,234.50
+PART = rf"\s?(?:\{{\s?(-?{DECIMAL})\s?\}}|(\d))"
+FRAC = re.compile(rf"\\[a-z]{{0,4}}frac{PART}{PART}")  # \frac12, \dfrac{ 1 }{2}, \cfrac{-1.5}{2}
+POWERS, VULGAR = re.compile("[⁰¹²³⁴-⁹⁺⁻]+"), re.compile("[¼-¾⅐-⅞]")  # 10⁻³, 2½
 
-COMMA = "[,_ \N{FULLWIDTH COMMA}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}\N{NO-BREAK SPACE}]"
-DIGITS = rf"(?:\d{{1,3}}(?:{COMMA}\d{{3}})+(?!\d)|\d+)"
+# ---- a number --------------------------------------------------------------------------------------------------------
+
+SCALE = {"hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9}
+SCALE |= {"trillion": 10**12}
+LARGE = rf"(?i:{'|'.join(SCALE)})"
+SCALE |= {"k": 10**3, "m": 10**6, "mn": 10**6, "b": 10**9, "bn": 10**9}
+MONEY = r"(?:(?:[A-Z]{1,2}(?=\$))?[$€£¥\u20a0-\u20c0]\ ?|(?:Rs\.?|USD|EUR)\ )"  # $, US$, ₹, Rs.
+SIGN = rf"(?:[+-]\ ?|(?:[Nn]egative|[Mm]inus|[Pp]ositive)\ )?(?:(?P<money>{MONEY})-?)?"  # -5, +$5, $-5, negative 5
+UNIT = "(?:hour|hr|min|minute|sec|second|day|week|month|year|ft|yard|pound|lb|dollar)s?|feet|foot|kg|m"
+NUM = r"\ {0,2}[({$-]{0,3}(?:\d|\\(?:sqrt|frac|pi))"  # (3, $3, \sqrt
+WORD, END = r"[\ {]{1,3}", r"[}\ ]{1,3}"  # around a word, also of LaTeX: 5 and 6, 5 { and } 6
+NO_ANSWER = r"\W{0,3}\?|[)*$]{0,3}\ is\ (?:wrong|incorrect|not)|,?\ or,?\ rather"  # 5? 5 is wrong; 5, or rather 6
+PARTS = [  # what makes a number part of something else
+    r"[.,:/'`hx\ ]?\d|['X]\ \d|\ [:X]\ \d|_\{?\d",  # 12:30, 3,5, 5'10, 5h30, 5 6, 5 : 6, 11_2
+    r",\ \d{3}\b|[eE][+-]?\d|[.\ ]?\\(?:over|bar|l?dot)",  # 1, 000; 1e400; 0.\overline{3}
+    rf"[}}$]{{0,2}}{WORD}and{END}(?:\d|an?\b|one\b|\\boxed)|\ [a-z]{{1,20}}\ and\ \d",  # 5 and a half, 5 pens and 6
+    rf"[,;]\ ?[-+]?[\d.]+\s?[,;)\]}}\\]|[$,;]{{0,2}}{WORD}(?:(?:and|or){END})?\$?[a-z]\ ?=",  # (5, 6); x = 5, y = 6
+    rf"\ ?[-+*^/]{NUM}|\ ?[-+*^]\ ?[({{]*[b-hj-z]\b|\+|!\s?[}}$)]",  # 5+3, 5 + x, 5!
+    r"\ ?(?:[inxyz]\b|pi\b|[π√∞≤≥±])|[abd-fj-kn-rt-z]\b|\ [<>]\ |\s?[=≈]",  # 5x, 5 i, 5 < x, 5 =
+    r"\ ?\\(?:pi|sqrt|frac|log|ln|sin|cos|tan|le|ge|pm|p?mod|alpha|beta|theta|phi)|\ \(?mod\b",  # 5\pi, 5 mod 6
+    rf"{WORD}(?:times|plus|minus|to|over|in|out\ of|(?:more|less)\ than){END}{NUM}",  # 5 times 6, 5 to 6
+    r"\ (?:divided|multiplied|squared|cubed|factorial|sqrt|(?:half|third|(?:four|fif|six|eigh|ten)th)s?\b)",  # 5 sixths
+    rf"(?:\ ?%|\ percent)\ of{NUM}|{WORD}(?:{UNIT})[,}}\ ]{{1,3}}\d|\ or\ (?:more|less)",  # 5% of 6; 5 hours 6 minutes
+    rf"[-\ {{*$]{{0,4}}(?:{LARGE}|[kKMBT]\b|MM\b|(?i:[mbt]n|mi[lo]|mrd|cr|quadrillion|score)\b)",  # 5 thousandths, 5 K
+]
 NUMBER = rf"""
-    (?P<sign> (?:-\ ?)? (?:[$€£¥₹]\ ?-?)? )                                     # -5, - 5, $5, -$5, $-5
-    (?: (?:(?P<mixed>\d+)\ )? (?P<top>{DIGITS})/(?P<bottom>\d+)                 # 3/4, 1 3/4
-      | (?P<decimal>{DIGITS}(?:\.\d+)?|\.\d+)                                   # 1,234.50, 0.5, .5
-        (?: (?:[eE]\+?|\ ?[x*]\ ?10\^\{{?) (?P<power>-?\d{{1,2}})\b\}}? )? )    # 2.5e3, 2.5 * 10^{{3}}
-    (?:\ (?P<scale>thousand|million|billion)\b)?
-    (?! [.,:/]?\d | \ ?[-+*^]\ ?[({{]?\d | \ ?\\(?:pi|sqrt) )                   # but no part of 12:30, 3,5, 5+3, 2\pi
+    (?P<sign> {SIGN} )
+    (?: (?:(?P<mixed>\d+)\ {{1,3}}(?:and\ )?)?                                  # 1 3/4, 1 and 3/4
+        (?P<top>{DECIMAL})\ ?/\ ?(?P<bottom>{DECIMAL})(?!\ of\ \$?\d)           # 3/4, 1,000 / 3
+      | (?P<decimal>{DECIMAL}|\.\d+)                                            # 1,234.50, 0.5, .5
+        (?: (?:[eE]\+?|\ ?[xX*]\ ?10(?:\^|\*\*)\{{?\+?) (?P<power>-?\d{{1,2}})\b\}}? )? )  # 2.5e3, 2.5 * 10^{{3}}
+    (?: [\ {{*$]{{0,4}}(?P<words>{LARGE}(?:\ {LARGE})?)s?\b(?!-|\ and\ [a-z])     # 3 Million, 2 hundred thousand
+      | (?(money)\ ?(?P<short>[kKmMbB]n?)|(?P<letter>[kKMB]))\b(?!\$) )?        # $1.5m, $4 bn, 20K
+    (?! {NO_ANSWER}|{"|".join(PARTS)} )
 """
-WHOLE_NUMBER = re.compile(f"{NUMBER}%?", re.VERBOSE)
-SCALE = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-LETTER = r"[A-J]\b|[a-j](?=\))"  # a small letter only in brackets: 'the answer is a guess' states nothing
+WHOLE_NUMBER = verbose(f"{NUMBER}%?")
 LONGEST = 300  # more digits than that are noise
+
+# ---- a letter --------------------------------------------------------------------------------------------------------
+
+OTHER = r"\(?[A-HJ]\b(?!\)?\ (?!and\b|are\b|both\b)\w)"  # the B of 'A and B', not of 'A and B is wrong'
+PARTS = [  # what makes a letter part of something else
+    r"[(\[\#^/|%]|_\{?\w|'[a-z]|[-*]\w|[.:][\dA-J]\b|\\[A-Z]|\ -\ [A-J]\b|\ \*\ ?\w|>\ ?\w|\ \d",  # A(x), A_1, A's, A-1
+    r"\.\ ?(?:[A-Z]\.|[A-Z][a-z]+(?:'s|,\ who))",  # J. S. Bach; A. Smith, who
+    r"\ ?[=≈≠&|+∪∩⊂∈∧∨⊕⊗→⇒]|\ [<>]|<[A-Z]|\ ?->",  # E = mc^2, A + B
+    r"\ ?\\(?:cup|cap|subset|in|to|rightarrow|neq|leq?|geq?|wedge|vee|land|lor|oplus|otimes)\b",  # A \cup B
+    r"(?:,\ ?[A-J]){1,9}(?:[.}\n]|\Z)|,\ ?[A-J]\)",  # A, B, C; (A, B); the official graders read '(A, B, C)' as A
+    rf"(?:,\ [A-J]){{0,9}}[,}}$]{{0,2}}{WORD}(?:and|or|&){END}(?:\\boxed\{{)?{OTHER}",  # A, B and D
+    r"(?<=A)[).:]\ [^\n]{1,200}\n\W{0,4}B[).:]",  # A. Paris\nB. Rome
+    r"\ (?!(?:is|as|and|or|in|for|due|because|since|with|by|which|that)\b)[a-z]|(?<=I)'",  # A bird; I'm sure
+]
+LETTER = rf"[A-J]\b(?!{NO_ANSWER}|{'|'.join(PARTS)})"
+SMALL_LETTER = r"[a-j](?=\))(?!\)[^\n]{0,60}\([a-z]{1,4}\)(?!\ (?:is|was)))"  # (c), not (a) of '(a) 5 and (b) 6'
+
+# ---- what was only thought -------------------------------------------------------------------------------------------
+
+THOUGHT = "(?i:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|scratchpad)"
+OPENING_TAG = (  # DeepSeek, Qwen, Seed, Sky-T1, Command A; Kimi; Magistral; gpt-oss, also without its special tokens
+    rf"<\|?(?:seed:)?(?i:begin_of_|start_)?{THOUGHT}(?:\s[^<>\n]{{0,99}})?\|?>"
+    r"|◁think▷|\[THINK\]|<\|channel\|>(?!final)|\Aanalysis(?=[A-Z])"
+)
+CLOSING_TAG = (
+    rf"</(?:seed:)?{THOUGHT}>|<\|(?i:end_of_|end_|/){THOUGHT}\|>"
+    r"|◁/think▷|\[/THINK\]|<\|channel\|>final|assistantfinal"
+)
+TAG = re.compile(f"(?P<opening>{OPENING_TAG})|{CLOSING_TAG}")
+
+
+def without_thoughts(text: str) -> str:
+    """A response without what a reasoning model only thought, which is no answer, be the thought closed or not.
+
+    Example: '<think>a</think>b' -> 'b', and 'a</think>b' too, for a template may open the thought; '<think>a' -> ''.
+    """
+    if not any(sign in text for sign in ("<", "[", "◁", "analysis")):  # to save time
+        return text
+    said, start, depth, thinking = [], 0, 0, False
+    for i, tag in enumerate(TAG.finditer(text)):
+        opening = bool(tag["opening"])
+        if not thinking and (opening or (i > 0 and depth == 0)):  # else the text before a closing tag was thought
+            said.append(text[start : tag.start()])
+        depth = depth + 1 if opening else max(depth - 1, 0)
+        start, thinking = tag.end(), opening
+    return "\n".join(said if thinking else [*said, text[start:]])
+
 
 # ---- how an answer is stated -----------------------------------------------------------------------------------------
 
 ANSWER = "answer|Answer|ANSWER"
-LISTED = r"(?!\**\s*\d+[.)]\ +[*\w])"  # '#### 1. Add the eggs' is a heading, 'Answer:\n1. Add' a list
-MARKS = (  # the strongest first: a form that was asked for, a sentence, a label
-    rf"(?:\#\#\#\#{LISTED}|\\boxed\{{|<answer>)",
-    rf"(?:{ANSWER}|correct\ option|correct\ choice)\**(?:\ to\ [^.\n]{{1,80}}?)?\ (?:is|IS)\b",
-    rf"(?:{ANSWER}|\n[\ *]*A)\**:{LISTED}",
-)
-OPENING = r"""[\s*_:$"'(\[{]*"""  # bold, quotes, brackets
-LEAD = rf"{OPENING}(?:(?:about|approximately|only|option|choice)\b{OPENING})?"
-TERM = r"[$(]{0,2}(?:\d[\d,.]*|[a-zA-Z]+)[%)]?(?:\ [a-zA-Z]+)?"
-SUMS = rf"(?: {TERM}(?:\ ?(?:[-+*/^÷]|x(?=\ ?\d))\ ?{TERM}){{0,20}}\s?[=≈]\s?\$? ){{0,3}}"  # 'x = 5 + 3 =' before an 8
+LISTED = r"(?!\**\s*\d+[.)]\ +[*\w]|\**\ *\n\s*[-*]\ )"  # '#### 1. Add the eggs' is a heading, 'Answer:\n1. Add' a list
+TITLE = r"(?!\W{0,5}[A-J]\b[^\w\n<=]*\w)"  # '#### A. Add the eggs'
+TOTAL = r"(?:[^<\n\d]{0,60}\bis\b)?"  # <answer>The total is 5</answer>
+FINAL = rf"\n[#*_\ ]*(?:Answer|ANSWER|Result|[Ff]inal\ (?:{ANSWER}|[Rr]esult))[*_\ ]*"
+MARKS = [  # the strongest first: a form that was asked for, a sentence, a label, a heading over a short line
+    rf"\#\#\#\#{LISTED}{TITLE}|\\boxed\s?\{{|<answer>{TOTAL}|<ANSWER>{TOTAL}",
+    rf"(?:{ANSWER}|correct\ option|correct\ choice)\**(?:\ to\ [^.\n]{{1,80}}?)?\ (?:is|IS)(?=\W|n't)",
+    rf"(?:{ANSWER}|\n[\ *]*A|{FINAL})[*_]*:{LISTED}",
+    rf"{FINAL}(?:\ [=-](?=\ )|(?=\n\s*[^\n]{{1,30}}(?:\n|\Z))){LISTED}",
+]
+MARKS = [verbose(mark) for mark in MARKS]
+OPENING = r"""(?:[\s*_:"'`(\[{]|<(?=\w+>)|\$(?!\ ?[-+]?[\d.]))*"""  # bold, quotes, brackets; not the '$' of $5
+NOT_BUT = r"(?:\ not|n't|\ no\ longer)\ [^\n;]{1,40}?\b(?:but|[Ii]t(?:'s|\ is))\b"  # is not 5 but
+HEDGE = "about|approximately|around|roughly|exactly|only|actually|just|simply|therefore|thus|now|option|choice"
+LEAD = verbose(rf"(?:\s?\}})?(?:{NOT_BUT})?(?:[\s*_:]*(?:{HEDGE})\b){{0,2}}")
+LEFT = verbose(r"[\s*:]{0,9}[^\n=≈;:?\#<>]{1,100}(?:[=≈]|\bequals\b)")  # 'x = 5 + 3 =' before an 8
+SENTENCE = "since|because|as|if|when|where|while|so|thus|which|that|then|but|or|not|is|was|are|has|had"
+NO_LEFT = verbose(rf"""
+    \b(?:{SENTENCE})\b | [.,](?!\d) | !\ *[a-zA-Z] | \band\ (?!\$?\d)           # 7, since n =
+  | [\w)}}]\ *[({{][^)}}]*$ | ^[^({{]*[)}}]                                      # 7 (n =
+  | [-+*/^|]\ ?[a-z]\b | \b[xyzn]\ ?[-+*/^] | \d[xyzn]\b                      # 5 + x =, x + 5 =, 5x =
+  | \\[a-z]+(?![a-z])\ ?\{{?[a-z]\b                                             # \sin x =
+  | \d[^=]*\ [a-z]\ ?=$                                                          # 7 for n =
+""")
+TAKEN_BACK = verbose(r"""
+    (?:Wait|Actually|actually|Sorry|sorry|Correction|correction|Mistake|mistake|Oops|oops|Hold\ on|hold\ on)\b
+  | wait[,.!:] | [Nn]o[,.:!]\ | rather, | I\ mean | (?:cratch|trike)\ that | second\ thought | polog(?:i[sz]e|ies)
+  | (?:[Tt]his|[Tt]hat|[Ii]t|which)(?:'s|\ is|\ was)\ (?:wrong|incorrect) | made\ an\ error
+  | (?:not|isn't|can't\ be|cannot\ be)\ (?:right|correct) | [Ll]et\ me\ (?:re|double|correct)
+  | (?:[Bb]ut|However)\b[^.\n]{0,90}\banswer\ is                              # but he ate 2, so the answer is 3
+""")
 STATED = {
-    "number": [re.compile(f"{mark}{LEAD}{SUMS}(?P<answer>{NUMBER})", re.VERBOSE) for mark in MARKS],
-    "choice": [re.compile(f"{mark}{LEAD}(?P<answer>{LETTER})", re.VERBOSE) for mark in MARKS],
+    "number": [verbose(f"{OPENING}(?P<answer>{NUMBER})")],
+    "choice": [verbose(f"{OPENING}(?P<answer>{letter})") for letter in (LETTER, SMALL_LETTER)],
 }
-TAKEN_BACK = re.compile(r"(?:Wait|wait|Actually|actually|Sorry|sorry|Correction|mistake)\b")
-NO_PART = r"(?<![\w)^]) (?<!\d[.,:/]) (?!-\ (?!\d+/))"  # of a word, time or power; no minus in '5-7' and '- 7 pens'
+NO_PART = r"(?<![\w)^]) (?<!\d[.,:/']) (?<!\d\ (?=minus)) (?!-\ (?!\d+/))"  # of a word or time; no minus in '- 7 pens'
 MENTIONED = {
-    "number": re.compile(rf"{NO_PART}(?P<answer>{NUMBER})(?!(?:st|nd|rd|th)\b)", re.VERBOSE),
-    "choice": re.compile(r"\b(?P<answer>[A-J])\b"),
+    "number": verbose(rf"{NO_PART}(?P<answer>{NUMBER})(?!(?:st|nd|rd|th)\b)"),
+    "choice": verbose(r"(?P<answer>[A-J])(?<!\w.)(?<![A-J],\ .)\b(?!,\ [A-J]\))"),  # none of (A, B)
 }
 
 
@@ -73,16 +177,19 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
 
     Strict: an answer that is stated ('#### 7', 'A: 7', 'the answer is (C)', '\\boxed{7}'). Lenient: that, else the
     last number or the last lone capital letter. Example: ('3+4=7\\n#### 1,007.', 'number') -> '1007'.
-    Of the strongest mark the first statement counts that is not TAKEN_BACK within 100 characters, else the last.
+    Of the strongest mark the first statement counts that is not TAKEN_BACK within 100 characters. What is taken back
+    counts if nothing that could be the answer follows it.
     """
-    text = "\n" + _plain(text.split("</think>")[:2][-1])  # what a reasoning model thought is no answer
-    for mark in STATED[kind]:
-        stated = None
-        for stated in mark.finditer(text):  # the first one counts, for a model may run on to a new question ...
-            if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless it is '7. Wait, ...'
-                break
-        if stated:
-            return canonical(stated["answer"], kind)
+    text = "\n" + _plain(without_thoughts(text))
+    stated, start = None, 0
+    for form, mark in product(STATED[kind], MARKS):
+        for found in mark.finditer(text, start):  # the first one counts, for a model may run on to a new question ...
+            stated = _stated(text, found.end(), kind, form) or stated
+            if stated and not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless '7. Wait, ...'
+                return canonical(stated["answer"], kind)
+        start = stated.end() if stated else 0
+    if stated and not MENTIONED[kind].search(text, stated.end()):
+        return canonical(stated["answer"], kind)
     last = deque(MENTIONED[kind].finditer(text) if lenient else (), maxlen=1)
     return canonical(last[0]["answer"], kind) if last else None
 
@@ -97,11 +204,16 @@ def canonical(text: str, kind: str) -> str | None:
         letter = text.strip("(). ").upper()
         return letter if re.fullmatch("[A-J]", letter) else None
     number = WHOLE_NUMBER.fullmatch(text)
-    if not number or len(text) > LONGEST or (number["bottom"] and not int(number["bottom"])):
+    if not number or len(text) > LONGEST:
         return None
-    whole, top = (re.sub(COMMA, "", part or "0") for part in (number["decimal"] or number["mixed"], number["top"]))
-    value = Fraction(f"{whole}e{number['power'] or 0}") + Fraction(int(top), int(number["bottom"] or 1))
-    value *= SCALE[number["scale"]] * (-1 if "-" in number["sign"] else 1)
+    parts = (number["decimal"] or number["mixed"], number["top"], number["bottom"])
+    whole, top, bottom = (Fraction(re.sub("[,_' ]", "", part or "0")) for part in parts)
+    if number["bottom"] and not bottom:
+        return None
+    value = whole * Fraction(10) ** int(number["power"] or 0) + top / (bottom or 1)
+    scale = number["words"] or number["short"] or number["letter"] or ""
+    value *= prod(SCALE[word] for word in scale.lower().split())
+    value *= -1 if re.search("-|eg|in", number["sign"]) else 1
     places = value.denominator.bit_length()  # enough: a denominator of only 2s and 5s divides 10**places
     spelled = str(value)
     if value.denominator > 1 and 10**places % value.denominator == 0:
@@ -116,8 +228,18 @@ def is_correct(answer: str | None, gold: str | None, kind: str) -> bool:
     return canonical(answer, kind) == canonical(gold, kind) is not None
 
 
+def _stated(text: str, place: int, kind: str, form: re.Pattern) -> re.Match | None:
+    """The answer that begins at a place: the 8 of ' x = 5 + 3 = 8'."""
+    place = LEAD.match(text, place).end()
+    while kind == "number" and (left := LEFT.match(text, place)) and not NO_LEFT.search(left[0]):
+        place = left.end()
+    return form.match(text, place)
+
+
 def _plain(text: str) -> str:
     """Without what only decorates: '\\dfrac{3}{4}' -> '3/4', '1{,}000 \\text{ g}' -> '1,000 { g}'."""
-    if "\\" not in text and "{,}" not in text and text.isascii():  # to save time
+    if not text.isascii():
+        text = normalize("NFKC", VULGAR.sub(r" \g<0>", POWERS.sub(r"^\g<0>", text)))
+    elif "\\" not in text and "{,}" not in text and "~" not in text:  # to save time
         return text
-    return FRAC.sub(r" \1\2/\3\4", FANCY.sub(lambda fancy: PLAIN[fancy[0]], text))
+    return FRAC.sub(r" \1\2/\3\4", FANCY.sub(lambda fancy: PLAIN[fancy[1]], FONT.sub("", text)))

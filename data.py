@@ -89,7 +89,9 @@ def disjoint_splits(name: str, counts: dict[str, int], seed: int) -> dict[str, l
         splits["hard"] = load_questions("arith:hard", counts["test"])
     elif name == "gsm8k":  # the published test set in its own order
         splits = _cut(name, load_questions("gsm8k:train"), {"train": counts["train"], "valid": counts["valid"]}, seed)
-        splits["test"] = load_questions("gsm8k:test", counts["test"])
+        wanted = counts["test"]
+        splits["test"] = test = load_questions("gsm8k:test", wanted)
+        runtime.require(len(test) == wanted, f"gsm8k:test holds {len(test)} questions, fewer than --test {wanted}")
     elif name == "mmlu_pro":
         splits = {}
         for split, count in counts.items():

@@ -8,7 +8,7 @@
 All models answer the same questions with the same prompt, greedily: a chat, or, with --shots, the worked examples that
 published scores are measured with (8 for GSM8K, 5 for MMLU-Pro), to be completed. Each has a folder of its own, and is
 skipped when it is done. With a reward model, several answers are sampled, the one with the highest score counts
-(best-of-n), and all scores are compared with the truth.
+(best-of-n; what was cut off has PPO's score for that), and all scores are compared with the truth.
 """
 
 import math
@@ -23,7 +23,7 @@ from answers import extract_answer, is_correct
 from data import Question, Tokenizer, load_questions
 from generate import answer_in_parts, answers_to, load, prompts_of
 from model import Llama, load_scalar_model
-from reward import score_responses
+from reward import UNFINISHED_SCORE, replace_unfinished, score_responses
 from runtime.files import lines
 from runtime.flags import AtOnce, Count, Input, Inputs, Natural, Positive, Questions
 from tasks.published import STOP_TEXT
@@ -46,6 +46,7 @@ class Config:
     reward_model: Input = ""  # scores the answers: best-of-n
     samples: Count = 1  # answers per question; more than one needs a reward model
     temperature: Positive = 1.0  # of those several samples; a single answer is greedy
+    unfinished_score: float = UNFINISHED_SCORE  # of a sample that was cut off, as in PPO
     seed: int = 0  # of those samples
 
 
@@ -179,9 +180,10 @@ def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Qu
     sampling = ("eval", (cfg.temperature,), cfg.samples)
     for _, rows, answers in answer_in_parts(stage, cfg, model, tokenizer, prompts, *sampling):
         read = [prompts[i] for i in rows for _ in range(cfg.samples)]
-        said = [response.tokens for responses in answers for response in responses]
-        scores = score_responses(scorer, read, said, SCORED_AT_ONCE).view(-1, cfg.samples).tolist()  # (part, n)
-        for i, responses, row in zip(rows, answers, scores):
+        said = [response for responses in answers for response in responses]
+        scores = score_responses(scorer, read, [response.tokens for response in said], SCORED_AT_ONCE)  # (part * n,)
+        scores = replace_unfinished(scores, [response.finish for response in said], cfg.unfinished_score)
+        for i, responses, row in zip(rows, answers, scores.view(-1, cfg.samples).tolist()):
             graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for r in responses]
             best = row.index(max(row))
             stage.append("transcripts.jsonl", lines([graded[best] | {"score": row[best]}]))

@@ -13,6 +13,7 @@ Sources: Llama 3 (arXiv 2407.21783), RoPE (arXiv 2104.09864), GQA (arXiv 2305.13
 import copy
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -344,7 +345,8 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
     """
     with torch.device("meta"):  # shapes only: the weights go straight from the file to their place
         model = Llama(ModelConfig.from_folder(folder))
-    _fill(model, folder, dtype, device, ignored={"lm_head.weight"} if model.config.tie_word_embeddings else set())
+    tied = {"lm_head.weight": "model.embed_tokens.weight"} if model.config.tie_word_embeddings else {}
+    _fill(model, folder, dtype, device, optional=tied)
     model.tie()
     return model
 
@@ -363,7 +365,7 @@ def load_scalar_model(
     """
     with torch.device("meta"):
         model = ScalarModel(ModelConfig.from_folder(folder))
-    _fill(model, folder, dtype, device, ignored={"lm_head.weight", "score.weight"} if new_head else set())
+    _fill(model, folder, dtype, device, optional=dict.fromkeys(["lm_head.weight", "score.weight"] if new_head else []))
     if new_head:
         std = {"normal": 1 / math.sqrt(model.config.hidden_size + 1), "zero": 0.0}[new_head]
         rng = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
@@ -374,18 +376,24 @@ def load_scalar_model(
     return model
 
 
-def _fill(model: nn.Module, folder: str | Path, dtype, device, ignored: set[str]) -> None:
-    """Give every parameter of a meta-device model, but for those ignored, its tensor of the folder."""
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in ignored}
-    tensors = read_tensors(folder, wanted, ignored, dtype, device or "cpu")
+def _fill(model: nn.Module, folder: str | Path, dtype, device, optional: dict[str, str | None]) -> None:
+    """Give every parameter of a meta-device model, but for the optional ones, its tensor of the folder."""
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in optional}
+    tensors = read_tensors(folder, wanted, optional, dtype, device or "cpu")
     model.load_state_dict(tensors, assign=True, strict=False)  # all that strict would check is checked
 
 
-def save_model(model: Llama | ScalarModel, folder: str | Path) -> None:
-    """Write a folder that transformers loads unchanged. A save cut short leaves the old weights in place."""
+def save_model(model: Llama | ScalarModel, folder: str | Path, stop_ids: Iterable[int] = ()) -> None:
+    """Write a folder that transformers loads unchanged, with `stop_ids` among its end tokens.
+
+    A save cut short leaves the old weights in place.
+    """
     config, tensors = model.config, model.state_dict()
     family = "Qwen2" if config.model_type == "qwen2" else "Llama"
     extra = {"torch_dtype": str(model.model.norm.weight.dtype).removeprefix("torch.")}
+    ends = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
+    if stop_ids:
+        ends = extra["eos_token_id"] = sorted({*ends, *stop_ids} - {None})
     if isinstance(model, Llama):
         extra["architectures"] = [f"{family}ForCausalLM"]
         if config.tie_word_embeddings:
@@ -393,7 +401,6 @@ def save_model(model: Llama | ScalarModel, folder: str | Path) -> None:
     else:
         extra |= {"architectures": [f"{family}ForSequenceClassification"], "num_labels": 1}
         extra["score_mean"] = model.score_mean
-        ends = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
         if config.pad_token_id in ends:  # transformers would take a text's last token for padding
             extra["pad_token_id"] = None
     write_folder(folder, config.to_json(**extra), tensors)

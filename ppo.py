@@ -27,7 +27,7 @@ from data import Question, Tokenizer, collate, load_questions
 from eval import accuracy
 from generate import answers_to, prompts_of
 from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, masked_values
-from reward import make_score
+from reward import UNFINISHED_SCORE, make_score, replace_unfinished
 from runtime import Desk, ranks, steps
 from runtime.flags import AtOnce, Count, Function, Input, Natural, NotNegative, Positive, Questions, Saving, Share
 
@@ -59,7 +59,7 @@ class Config:
     clip: NotNegative = 0.2  # policy ratio stays within 1 +- clip
     value_clip: NotNegative = 0.2  # value stays within +- value_clip of the old one, per update
     lenient: bool = False  # with --votes and --gold: read the last number or letter where no answer is stated
-    unfinished_score: float = -2.0  # replaces the score of a response without an end: well below the mean of 0
+    unfinished_score: float = UNFINISHED_SCORE  # replaces the score of a response without an end
     max_grad_norm: Positive = 1.0
     valid: Questions = ""  # held-out questions: greedy score and accuracy now and then, for the report only
     eval_every: Count = 20  # iterations between those, and between entries of samples.txt
@@ -185,9 +185,10 @@ def rollout(
     seeds = [runtime.seed_of(cfg.seed, "ppo", iteration, i) for i in range(len(prompts))]
     with desk(policy):
         sampled = answers_to(policy, tokenizer, prompts, cfg.max_new_tokens, cfg.batch_size, cfg.temperature, seeds)
-    responses, texts = [s.tokens for s in sampled], [s.text for s in sampled]
-    ended = torch.tensor([s.finish == "stop" for s in sampled])  # (B,)
-    scores = torch.where(ended, score(questions, prompts, responses, texts), cfg.unfinished_score)  # (B,)
+    responses, texts, finishes = [s.tokens for s in sampled], [s.text for s in sampled], [s.finish for s in sampled]
+    scores = score(questions, prompts, responses, texts)  # (B,)
+    scores = replace_unfinished(scores, finishes, cfg.unfinished_score)
+    ended = torch.tensor([finish == "stop" for finish in finishes])  # (B,)
     tokens, mask, lengths = collate(prompts, responses, desk.device)  # (B, T), (B, T-1), (B,)
     scores, ended = scores.to(desk.device), ended.to(desk.device)
     r = Rollout(tokens, mask, lengths.tolist(), scores, ended, questions, texts)
@@ -201,8 +202,17 @@ def rollout(
         return torch.stack([logprobs, ref_logprobs, values, entropy])  # (4, b, T'-1)
 
     with desk(policy, reference, critic):
-        logprobs, ref_logprobs, values, entropy = steps.read(r.lengths, cfg.micro_tokens, reader, like=mask)  # (B, T-1)
+        # in the first epoch's micro-batches: in another shape bf16 rounds differently
+        batches = minibatches_of(cfg, len(prompts), iteration, epoch=0)
+        read = steps.read(r.lengths, cfg.micro_tokens, reader, mask, batches)  # (4, B, T-1)
+    logprobs, ref_logprobs, values, entropy = read  # (B, T-1) each
     return replace(r, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values, entropy=entropy)
+
+
+def minibatches_of(cfg, n: int, iteration: int, epoch: int) -> list[list[int]]:
+    """Which of n responses each optimiser step of an epoch takes: all of them once, in a random order."""
+    order, size = steps.permutation(n, cfg.seed, "minibatches", iteration, epoch), math.ceil(n / cfg.minibatches)
+    return [order[i : i + size] for i in range(0, n, size)]
 
 
 # ---- update --------------------------------------------------------------------------------------------------------
@@ -215,11 +225,7 @@ def update(
 
     First all steps of the policy, then all of the critic: neither asks the other, so only one of them is at work.
     """
-    size = math.ceil(len(r.tokens) / cfg.minibatches)
-    orders = [
-        steps.permutation(len(r.tokens), cfg.seed, "minibatches", iteration, epoch) for epoch in range(cfg.epochs)
-    ]
-    minibatches = [order[i : i + size] for order in orders for i in range(0, len(order), size)]
+    minibatches = [rows for epoch in range(cfg.epochs) for rows in minibatches_of(cfg, len(r.tokens), iteration, epoch)]
     policy_steps, critic_steps = [], []
     with desk(policy, adam):
         for rows in minibatches:
@@ -272,7 +278,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         network.model.gradient_checkpointing = cfg.gradient_checkpointing
     runtime.set_threads(policy)
 
-    watch = health.Health(cfg.rollout_size, stage.logged())
+    watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
     parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}
     for iteration in stage.steps(cfg.iterations, health.NOTE, **parts):
         for optimizer, lr in ((adam, cfg.lr), (critic_adam, cfg.critic_lr)):
@@ -325,9 +331,9 @@ def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score, desk)
     if cfg.reward_model:  # above, it is what PPO climbs; gold must follow
         prompts = [tokenizer.chat(question.prompt) for question in valid]
         texts = [row["response"] for row in transcripts]
-        ended = torch.tensor([row["finish"] == "stop" for row in transcripts])  # (valid,)
         scores = score(valid, prompts, [tokenizer.response(text) for text in texts], texts)  # (valid,)
-        found["valid/score"] = torch.where(ended, scores, cfg.unfinished_score).mean().item()
+        finishes = [row["finish"] for row in transcripts]
+        found["valid/score"] = replace_unfinished(scores, finishes, cfg.unfinished_score).mean().item()
     return found
 
 

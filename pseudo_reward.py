@@ -14,6 +14,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import runtime
 from runtime.files import write_jsonl
@@ -44,6 +45,14 @@ def majority_vote(
         if weight[tied[0]] == weight[tied[1]]:
             return None, 0.0
     return tied[0], most / len(answers)
+
+
+def comparable(voters: Sequence[Sample]) -> bool:
+    """Whether the log-probs of a tie are on one scale: all votes for the most frequent answers come from one model at
+    one temperature. If not, a tie stays a tie."""
+    votes = Counter(sample.answer for sample in voters if sample.answer is not None)
+    most = max(votes.values(), default=0)
+    return len({(s.source, s.temperature) for s in voters if votes[s.answer] == most}) == 1
 
 
 def pseudo_rewards(samples: Sequence[Sample], vote: str) -> list[int]:
@@ -85,6 +94,24 @@ def winners(samples: Sequence[Sample], rewards: Sequence[int], most: int, keep_d
     return (won if keep_duplicates else list(dict.fromkeys(won)))[:most]
 
 
+def sft_targets(
+    samples: Sequence[Sample], rewards: Sequence[int], most: int, keep_duplicates: bool, first: int
+) -> list[str]:
+    """Up to `most` winners, as evenly as can be of each temperature that the teacher was sampled at.
+
+    The temperatures take turns, number `first` (modulo how many there are) begins. Example: of a, b at 0.7 and c, d at
+    1.0, all of which won, most 3 -> [a, c, b] with first 0, [c, a, d] with first 1.
+    """
+    temperatures = list(dict.fromkeys(sample.temperature for sample in samples if sample.source == "teacher"))
+    groups = []
+    for t in temperatures:
+        at_t = [reward * (sample.temperature == t) for sample, reward in zip(samples, rewards, strict=True)]
+        groups.append(winners(samples, at_t, most, keep_duplicates))
+    first %= len(groups) or 1
+    texts = [text for turn in zip_longest(*groups[first:], *groups[:first]) for text in turn if text is not None]
+    return (texts if keep_duplicates else list(dict.fromkeys(texts)))[:most]
+
+
 # ---- the script ----------------------------------------------------------------------------------------------------
 
 
@@ -117,16 +144,17 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
 
     rng = random.Random(runtime.seed_of(cfg.seed, "pairs"))
     rewards_rows, sft_rows, pair_rows, kept = [], [], [], 0
-    for key, question in questions.items():
+    for i, (key, question) in enumerate(questions.items()):
         responses = samples[key]
         voters = [s for s in responses if cfg.voters == "both" or s.source == "teacher"]
-        vote, share = majority_vote([s.answer for s in voters], [s.logprob for s in voters])
+        logprobs = [s.logprob for s in voters] if comparable(voters) else None
+        vote, share = majority_vote([s.answer for s in voters], logprobs)
         elected = vote is not None and share >= cfg.min_share
         rewards = pseudo_rewards(responses, vote) if elected else [0] * len(responses)
         targets = rewards if cfg.sft_filter else [int(sample.ended) for sample in responses]
         sft_rows += [
             {"id": key, "prompt": question.prompt, "response": text}
-            for text in winners(responses, targets, cfg.sft_per_question, cfg.keep_duplicates)
+            for text in sft_targets(responses, targets, cfg.sft_per_question, cfg.keep_duplicates, first=i)
         ]
         if not elected:
             continue

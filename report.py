@@ -189,6 +189,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {row[0].ljust(left)} | {' | '.join(map(str.rjust, row[1:], widths))} |" for row in cells)
 
 
+def how_answered(accuracy: Mapping[str, Mapping], names: Mapping[str, str]) -> str:
+    """Who was not asked for greedy answers; recorded ones are told by their unknown number of tokens."""
+    recorded = [f"{names[name]} (recorded)" for name, row in accuracy.items() if row["mean_tokens"] is None]
+    return f"Greedy, but for {' and '.join(['those of n samples', *recorded])}."
+
+
 def accuracy_rows(report: Mapping) -> Iterator[list[object]]:
     for name, row in (report["accuracy"] | report["hard"]).items():
         shares = [number(row[key]) for key in ("lenient", "no_answer", "truncated")]
@@ -241,9 +247,11 @@ def page_of(run: Run, report: Mapping) -> str:
         f"Missing in this run: {', '.join(report['missing']) or 'nothing'}. Not shown: other seeds, other tasks.",
         "## Accuracy on the test questions",
         table(["%", "right", "95 %", "lenient", "none", "cut", "tokens", "n"], accuracy_rows(report)),
-        "Greedy, but for best of n. Right: states gold (95 %: Wilson); lenient: or ends in it; cut: had not ended.",
+        how_answered(report["accuracy"], MODELS)
+        + " Right: states gold (95 %: Wilson); lenient: or ends in it; cut: had not ended.",
         table(["PPO against", "better", "points", "won : lost", "p", "n"], compared),
-        "Exact McNemar tests on the same questions, two-sided, uncorrected; within noise: a p of 0.05 or more.",
+        "Exact McNemar tests on the same questions, two-sided, uncorrected; within noise: a p of 0.05 or more. A p "
+        "is about other questions; one seed gives none about other seeds (bench/ablation.py compares several).",
         "## Quality of the signal",
         table(["signal", "value"], signals),
         "## Curves of PPO",

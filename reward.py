@@ -28,6 +28,8 @@ from model import ScalarModel, last_value, load_scalar_model
 from runtime import Desk, ranks, steps
 from runtime.flags import AtOnce, Count, Input, Natural, Positive, Questions, Saving, Share
 
+UNFINISHED_SCORE = -2.0  # of an answer without an end: well below the mean of 0
+
 
 @dataclass(frozen=True)
 class Config:
@@ -130,6 +132,16 @@ def score_responses(
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
     like = torch.zeros(len(lengths), 1)  # (N, 1)
     return steps.read(lengths, micro_tokens, reader, like)[0, :, 0].cpu()  # (N,)
+
+
+def replace_unfinished(scores: Tensor, finishes: Sequence[str], unfinished_score: float) -> Tensor:
+    """Scores (N,) as they count, in PPO and in best-of-n: an answer that was cut off gets `unfinished_score`.
+
+    The reward model learned from answers that end, so what it says of others means nothing.
+    Example: scores [3, 1], 'length' and 'stop', -2 -> [-2, 1].
+    """
+    ended = torch.tensor([finish == "stop" for finish in finishes])  # (N,)
+    return torch.where(ended, scores, unfinished_score)
 
 
 def calibrate(model: ScalarModel, scores: Tensor) -> float:

@@ -46,9 +46,9 @@ pairs() { # pairs NAME STUDENT VOTERS: the student's answers, rewarded by other 
 
 # SFT on all of the teacher's answers, whoever won the vote; on a tenth of the winners; for as long as PPO
 run 1_vote+all pseudo_reward.py --questions "$questions" --teacher "$answers" "$(switch keep_duplicates)" \
-  "$(switch lenient)" --no-sft_filter
+  "$(switch lenient)" --sft_per_question "$sft_per_question" --no-sft_filter
 supervise all "$STUDENT" "$RUN/1_vote+all/sft.jsonl" "$sft_epochs"
-head -n $((train * 4 / 10)) "$RUN/1_vote/sft.jsonl" >"$RUN/1_vote+tenth.jsonl" # of four a question
+awk 'NR % 10 == 1' "$RUN/1_vote/sft.jsonl" >"$RUN/1_vote+tenth.jsonl" # over all questions
 supervise tenth "$STUDENT" "$RUN/1_vote+tenth.jsonl" "$sft_epochs"
 supervise half "$STUDENT" "$RUN/1_vote/sft.jsonl" $(((sft_epochs + 1) / 2))
 supervise twice "$STUDENT" "$RUN/1_vote/sft.jsonl" $((2 * sft_epochs))

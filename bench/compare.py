@@ -76,7 +76,8 @@ def page_of(one: Run, other: Run) -> str:
         "\n".join(apart) or "Nowhere.",
         "## Accuracy on the test questions",
         table(["right, %", "first", "second", "better", "points", "won : lost", "p", "n"], model_by_model(one, other)),
-        "The second run against the first on the questions that both answered; exact McNemar tests, two-sided.",
+        "The second run against the first on the questions that both answered; exact McNemar tests, two-sided. "
+        "A p is about other questions; one seed of each gives none about other seeds.",
         "## Quality of the signal",
         table(["signal", "first", "second"], signals),
         "## Curves of PPO",

@@ -1,19 +1,20 @@
 """What PPO's curves look like when something is wrong: ppo.py with one seeded bug at a time, drawn beside healthy runs.
 
-    bash train_all.sh                                                    # a finished run: its student and reward model
-    python bench/sick.py --run runs/tiny-0 --out docs/healthy            # every bug, then the pictures
+    python bench/sick.py --run runs/tiny-0 --out docs/healthy           # every bug; pictures, and the table of the page
     python bench/sick.py --run runs/tiny-0 --out docs/healthy --only kl_sign             # this one again, all pictures
 
-A bug is one or more exact edits of a copy of the source, or other flags; the copy runs in a process of its own.
-Everything is kept in RUN/sick/NAME: source, log.txt, ppo/metrics.jsonl. A run that is there is not repeated.
-docs/healthy.md tells what came out.
+A bug is one or more exact edits of a copy of the source, or other settings than those of the run's own PPO; the copy
+runs in a process of its own. Everything is kept in RUN/sick/NAME: source, log.txt, ppo/metrics.jsonl. A run that is
+there is not repeated; RUN itself is made where it is missing (train_all.sh). docs/healthy.md tells what came out.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,21 +23,19 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import report
 import runtime
 from health import RANGES, Health
 
 ROOT = Path(runtime.__file__).resolve().parent.parent
-# ppo.py's flags in presets/tiny.sh
-FLAGS = (
-    "--max_new_tokens 64 --micro_tokens 4096 --temperature 0.7 --lr 2e-4 --critic_lr 5e-4 --kl_coef 0.1 --eval_every 4"
-)
+START, END = "<!-- from here to the end mark: bench/sick.py -->", "<!-- end -->"  # in the page
 
 
 class Bug(NamedTuple):
     what: str  # its name in a picture
     colour: str
     edits: tuple[tuple[str, str, str], ...] = ()  # file, old text (there exactly once), new text
-    flags: str = ""
+    changes: Callable[[dict], dict] = lambda ppo: {}  # the settings of the run's PPO -> those that differ
 
 
 # Okabe and Ito, 2008, without the yellow that white paper swallows; grey and brown
@@ -54,12 +53,12 @@ MASK = "Rollout(tokens, mask,"
 # fmt: off
 BUGS = {
     "healthy": Bug("healthy", "black"),
-    "healthy_1": Bug("healthy, another seed", "black", flags="--seed 1"),
+    "healthy_1": Bug("healthy, another seed", "black", changes=lambda ppo: {"seed": ppo["seed"] + 1}),
     # the curves show these
     "kl_sign": Bug("KL penalty is a bonus", RED, (
         ("ppo.py", "torch.where(mask, -kl_coef *", "torch.where(mask, kl_coef *"),)),
-    "no_kl": Bug("no KL penalty, lr x 4", ORANGE, flags="--kl_coef 0 --lr 8e-4"),
-    "lr_10": Bug("lr x 10", BLUE, flags="--lr 2e-3"),
+    "no_kl": Bug("no KL penalty, lr x 4", ORANGE, changes=lambda ppo: {"kl_coef": 0, "lr": 4 * ppo["lr"]}),
+    "lr_10": Bug("lr x 10", BLUE, changes=lambda ppo: {"lr": 10 * ppo["lr"]}),
     "advantage_sign": Bug("advantages negated", GREEN, (("ppo.py", "advantages=whiten(", "advantages=-whiten("),)),
     "score_late": Bug("score one token late", PURPLE, (
         ("ppo.py", "rewards + last * scores", "rewards + last.roll(1, 1) * scores"),)),
@@ -127,11 +126,15 @@ CURVES = {
 class Config:
     """Seeded bugs in ppo.py, and how its curves betray them."""
 
-    run: str  # a folder of train_all.sh: 0_questions, 2_sft, 5_reward
-    out: str  # the pictures
-    iterations: int = 20
-    rollout_size: int = 128
+    run: str  # a folder of train_all.sh: its questions, student, reward model, and the settings of its PPO
+    out: str  # folder of the pictures; beside it the page, FOLDER.md, whose table is made anew if it is there
     only: str = ""  # run this bug again, and no other
+
+
+def settings(folder: str) -> dict:
+    """The flags of a run's own PPO, without paths."""
+    done = json.loads(Path(folder, "6_ppo", "done.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in done["settings"].items() if value != ""}
 
 
 def sources(bug: Bug) -> dict[str, str]:
@@ -158,8 +161,9 @@ def run(cfg: Config, name: str, folder: Path) -> None:
     }
     command = [sys.executable, str(folder / "source" / "ppo.py"), "--out", str(folder / "ppo")]
     command += [word for flag, path in inputs.items() for word in (f"--{flag}", str(Path(cfg.run, path)))]
-    command += ["--iterations", str(cfg.iterations), "--rollout_size", str(cfg.rollout_size)]
-    command += f"{FLAGS} {BUGS[name].flags}".split()  # of a flag that is given twice, the last counts
+    ppo = settings(cfg.run)
+    for flag, value in (ppo | BUGS[name].changes(ppo)).items():
+        command += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     start = time.monotonic()
     log = folder / "log.unfinished"
     with log.open("w", encoding="utf-8") as file:
@@ -173,23 +177,42 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.open(encoding="utf-8")] if path.is_file() else []
 
 
+COLUMNS = {  # what the table shows of the last iteration, and its format
+    "objective/scores": ("score", ".2f"),
+    "valid/accuracy": ("accuracy", ".1%"),
+    "objective/kl": ("KL", ".3g"),
+    "policy/entropy_avg": ("entropy", ".2g"),
+    "val/eos_share": ("ended", ".0%"),
+    "response_length/mean": ("tokens", ".0f"),
+    "val/explained_variance_mse": ("explained variance", ".2f"),
+}
+
+
 def summary(names: list[str], work: Path, rollout_size: int) -> str:
     """A table: what each run came to, and which warnings of health.py it raised, with the first iteration of each."""
-    lines = ["| run | score | accuracy | KL | warnings, and the first iteration of each |", "|---|---|---|---|---|"]
+    table = []
     for name in names:
         rows, watch, warned = metrics(work / name), Health(rollout_size), {}
         for row in rows:
             for warning in watch.update(row["step"], row):
                 warned.setdefault(warning.split()[0], row["step"])
-        score, accuracy, kl = (
-            f"{next((row[key] for row in reversed(rows) if key in row), float('nan')):.3g}"
-            for key in ("objective/scores", "valid/accuracy", "objective/kl")
-        )
+        last = {key: row[key] for row in rows for key in COLUMNS if key in row}
         text = ", ".join(f"`{metric}` {step}" for metric, step in warned.items()) or "none"
-        if len(rows) == 0 or not (work / name / "ppo" / "done.json").is_file():
-            text += "; stopped: " + (work / name / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
-        lines.append(f"| {BUGS[name].what} | {score} | {accuracy} | {kl} | {text} |")
-    return "\n".join(lines)
+        if not (work / name / "ppo" / "done.json").is_file():
+            why = (work / name / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
+            text += f"; stopped in iteration {rows[-1]['step']}" if rows else f"; stopped: {why}"
+        shown = [f"{last[key]:{form}}" if key in last else "–" for key, (_, form) in COLUMNS.items()]
+        table.append([BUGS[name].what, *shown, text])
+    head = ["run", *(label for label, _ in COLUMNS.values()), "warnings, and the first iteration of each"]
+    return report.table(head, table)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Put the text between the two marks of a page."""
+    before, mark, rest = path.read_text(encoding="utf-8").partition(START)
+    runtime.require(bool(mark) and END in rest, f"{path} lacks the lines {START} and {END}")
+    with runtime.replacing(path) as file:
+        file.write(f"{before}{START}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
@@ -240,14 +263,19 @@ def main(cfg: Config) -> None:
     runtime.require(not cfg.only or cfg.only in BUGS, f"--only {cfg.only}: it is one of {', '.join(BUGS)}")
     for bug in BUGS.values():
         sources(bug)  # all of them fit before the first one runs
+    if not Path(cfg.run, "6_ppo", "done.json").is_file():
+        subprocess.run(["bash", str(ROOT / "train_all.sh")], env=os.environ | {"OUT": cfg.run}, check=True)
     for name in [cfg.only] if cfg.only else BUGS:
         if cfg.only or not (work / name / "log.txt").is_file():
             run(cfg, name, work / name)
     names = [name for name in BUGS if (work / name / "log.txt").is_file()]
-    text = summary(names, work, cfg.rollout_size)
-    (work / "summary.md").write_text(text + "\n", encoding="utf-8")
+    ppo = settings(cfg.run)
+    told = " ".join(f"--{name} {ppo[name]}" for name in ("iterations", "rollout_size", "lr", "critic_lr", "kl_coef"))
+    text = f"{summary(names, work, ppo['rollout_size'])}\n\nPPO of the healthy run: `{told}`."
     print(text)
     out.mkdir(parents=True, exist_ok=True)
+    if (page := out.with_suffix(".md")).is_file():
+        write_page(page, text)
     runs = {name: metrics(work / name) for name in names}
     for name, curve in CURVES.items():
         draw(curve, runs, out / f"{name}.png")

@@ -8,8 +8,8 @@
     done
     python bench/sizes.py runs/sizes/* runs/tiny-0 runs/tiny-1 --out results/tiny-sizes    # sizes.md, .json, .png
 
-All runs must have answered the same test questions. Intervals are for other questions and other seeds (the two-way
-bootstrap of bench/ablation.py); a size with one seed has an interval for other questions alone.
+All runs must have answered the same test questions. Intervals are for other questions and other seeds (`gain` of
+bench/ablation.py); a size with one seed has an interval for other questions alone.
 """
 
 import sys
@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ablation import interval, right
+from ablation import gain, interval, right
 
 import runtime
 from report import Run, evaluation, number, read_run, table
@@ -53,7 +53,7 @@ def build(runs: Mapping[str, Run]) -> dict:
                 "parameters": parameters,
                 "runs": list(group),
                 **{name: interval(answers[name], rng) for name in ROWS},
-                **{f"gain_{name}": interval(answers["ppo"] - answers[name], rng) for name in GAINS},
+                **{f"gain_{name}": gain(answers["ppo"] - answers[name], rng) for name in GAINS},
             }
         )
     parameters = next(iter(runs.values())).results(evaluation("teacher")).get("parameters")
@@ -116,7 +116,8 @@ def page(numbers: Mapping) -> str:
         [
             "# Students of other sizes",
             f"The teacher, {teacher['parameters'] or 0:,} parameters, is right on {number(teacher['mean'])} % of "
-            f"{numbers['questions']:,} test questions, the same for all. Greedy answers; 95 % intervals in brackets.",
+            f"{numbers['questions']:,} test questions, the same for all. Students answer greedily; in brackets 95 % "
+            "intervals, of one seed for other questions alone.",
             rows,
             "![accuracy and gain over size](sizes.png)\n",
         ]

@@ -65,6 +65,8 @@ OTHER_NETWORKS = {  # keys that would make another network of it
     "partial_rotary_factor": _only("is not implemented: all of a head is rotated", 1),
     **dict.fromkeys(["num_local_experts", "num_experts"], _only("is not implemented: no mixture of experts", 0)),
     **dict.fromkeys(["use_sliding_window", "sliding_window"], _only("is not implemented: only full attention", False)),
+    "layer_types": ("is not implemented: only full attention", lambda value: {*value} == {"full_attention"}),
+    "is_causal": _only("is not implemented: no position sees a later one", True),
 }
 
 
@@ -75,12 +77,12 @@ def read_config(folder: str | Path) -> dict:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: a model is a folder with config.json and model.safetensors")
+        raise not_found(path, "a model is a folder with config.json and model.safetensors")
     raw = {key: value for key, value in read_object(path).items() if value is not None}  # null means left out
     if "auto_map" in raw:
         print(f"warning: {path} names Python code to run (auto_map); it is not run here", file=sys.stderr)
     # transformers 5 writes rope_parameters, older versions rope_scaling beside rope_theta
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     _require(path, "rope_scaling", rope, ("must be an object", lambda value: isinstance(value, dict)))
     raw = {"model_type": None, "rope_type": "default"} | raw | {f"rope_{key}": rope[key] for key in rope} | rope
     if raw["model_type"] == "qwen2":
@@ -105,6 +107,13 @@ def read_config(folder: str | Path) -> dict:
     return config
 
 
+def not_found(path: Path, told: str) -> FileNotFoundError:
+    """What is said of a file that a model's folder lacks."""
+    if (path.parent / "adapter_config.json").is_file():
+        told = "the folder holds an adapter: merge it into its model first"
+    return FileNotFoundError(f"{path} not found: {told}")
+
+
 def _require(path: Path, key: str, value: object, rule: tuple) -> None:
     told, fits = rule
     if not fits(value):
@@ -125,11 +134,12 @@ def read_score_mean(folder: str | Path) -> float:
 def read_tensors(
     folder: str | Path,
     wanted: Mapping[str, torch.Size],
-    ignored: set[str],
+    optional: Mapping[str, str | None],
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Tensor]:
-    """The tensors of a folder by name: exactly those `wanted`, in these shapes; those `ignored` may be there or not.
+    """The tensors of a folder by name: exactly those `wanted`, in these shapes. `optional` ones may be there too: one
+    with another's name beside it must be equal to that and is left out, one with None is left out unseen.
 
     On the CPU and in the file's own dtype (dtype None) a tensor *is* the mapped file: read when first used, copied page
     by page when written to, and valid even if the file is then renamed or deleted.
@@ -139,8 +149,14 @@ def read_tensors(
     for path in _weight_files(folder):
         with _open(path) as file:  # maps the file, reads no weight yet
             for name in file.keys():
-                if name not in ignored and not name.endswith("rotary_emb.inv_freq"):
+                if name in places:
+                    raise ValueError(f"{path}: the tensor {name} is in {places[name]} too")
+                if optional.get(name, "a tensor to keep") and not name.endswith("rotary_emb.inv_freq"):
                     tensors[name], places[name] = file.get_tensor(name), path
+    for name, original in optional.items():
+        if name in tensors and not _same(tensors.pop(name), tensors.get(original)):
+            told = f"differs from {original}, though tie_word_embeddings is true: make it false to keep both"
+            raise ValueError(f"{places[name]}: the tensor {name} {told}")
     surplus, missing = sorted(tensors.keys() - wanted), sorted(wanted.keys() - tensors)
     if "score.weight" in surplus:
         raise ValueError(f"{folder} is a scalar model (it has score.weight), but a language model is needed here")
@@ -164,6 +180,10 @@ def read_tensors(
     return tensors
 
 
+def _same(x: Tensor, y: Tensor | None) -> bool:
+    return y is not None and x.shape == y.shape and bool((x == y).all())
+
+
 @contextlib.contextmanager
 def _open(path: Path):
     try:
@@ -184,7 +204,7 @@ def _weight_files(folder: Path) -> list[Path]:
         files = [folder / name for name in sorted(names)]
     for path in files:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} not found; a pickle (.bin, .pt) is never opened, convert it first")
+            raise not_found(path, "a pickle (.bin, .pt) is never opened, convert it first")
     return files
 
 

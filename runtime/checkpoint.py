@@ -40,7 +40,7 @@ class Checkpoint:
     """
 
     def __init__(self, stage: Stage, parts: dict[str, nn.Module | Optimizer]):
-        self.stage, self.parts, self.step = stage, parts, 0
+        self.stage, self.parts, self.step, self.good = stage, parts, 0, ""  # the name of the newest whole state
         self.folder, self.cost, self.saved = stage.out / "resume", 0.0, time.monotonic()
         ranks.broadcast()  # rank 0 has made the folder, or pushed another run's aside
         for path in sorted(self.folder.glob("*.json"), reverse=True):
@@ -50,6 +50,7 @@ class Checkpoint:
                 print(f"{path} is damaged ({error}): the state before it counts", flush=True)
                 continue
             self._restore(state, load_file(path.with_suffix(".safetensors")))
+            self.good = path.stem
             print(f"{stage.folder}: goes on after step {self.step}", flush=True)
             return
         for name in GROWING if ranks.RANK == 0 else ():
@@ -85,9 +86,8 @@ class Checkpoint:
         if ranks.RANK:
             return
         self.folder.mkdir(exist_ok=True)
-        newest = max((path.stem for path in self.folder.glob("*.json")), default="")
         for path in self.folder.iterdir():  # first, so that three never need room
-            if path.stem != newest:
+            if path.stem != self.good:
                 path.unlink()
         for name in GROWING:
             if (self.stage.out / name).exists():
@@ -102,7 +102,7 @@ class Checkpoint:
         sync(temporary)
         temporary.replace(path)
         write_json(path.with_suffix(".json"), {"sha256": _digest(path, state)} | state)
-        self.saved = time.monotonic()
+        self.good, self.saved = path.stem, time.monotonic()
         self.cost = self.saved - start
 
     def _read(self, path: Path) -> dict:

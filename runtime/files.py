@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import typing
 import zlib
 from collections.abc import Iterable, Iterator
@@ -77,18 +78,32 @@ def sha256(path: Path) -> str:
 # ---- JSON Lines ----------------------------------------------------------------------------------------------------
 
 LONGEST_LINE = 64 << 20  # bytes; no question and no answer is as long
+LONGEST_ARRAY = 1 << 30  # bytes; it is read at once
+PANDAS = "pandas.read_{}(path{}).to_json('new.jsonl', orient='records', lines=True) makes JSON Lines of it"
+OTHER_FORMATS = {  # how a file of another format begins, and what to do with it
+    rb"\xff\xfe|\xfe\xff|\x00?[{[]\x00|\x00+[{[]": "text in UTF-16 or UTF-32: save it in UTF-8",
+    rb"PAR1": f"Parquet: {PANDAS.format('parquet', '')}",
+    rb"ARROW1": f"Arrow: {PANDAS.format('feather', '')}",
+    rb"PK\x03\x04": "a ZIP archive or a spreadsheet: unpack it, or save the sheet as JSON Lines",
+    rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf": "compressed, and not by gzip: unpack it",
+    rb"version https://git-lfs": "a pointer of Git LFS: 'git lfs pull' gets the file itself",
+    rb"\s*<": "a web page or XML: download the file itself",
+    rb"\s*[^\s{[\x00][^{[\n\x00]*\t": f"a table in TSV: {PANDAS.format('csv', ', sep=chr(9)')}",
+    rb"\s*[^\s{[\x00][^{[\n\x00]*[,;]": f"a table in CSV: {PANDAS.format('csv', '')}",
+}
+SPREAD = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[|\{\s*\n)")  # how an array begins, or an object over several lines
 
 
 def read_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[dict]:
-    """Yield the objects of a .jsonl or .jsonl.gz, each with the `required` texts; an empty line is skipped.
+    """Yield the objects of a file, each with the `required` texts: one a line, or those of an array; also with gzip.
 
-    ValueError names file, line and fault.
+    An empty line is skipped. ValueError names file, line and fault, or the format if it is another one.
     """
     return (row for _, row in numbered_jsonl(path, required))
 
 
 def numbered_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[tuple[int, dict]]:
-    """The same with each object's line number."""
+    """The same with the number of each object's first line."""
     for number, line in _lines(Path(path)):
         place = f"{path}, line {number}"
         if len(line) == LONGEST_LINE:
@@ -97,19 +112,52 @@ def numbered_jsonl(path: str | Path, required: Iterable[str] = ()) -> Iterator[t
             continue
         row = _object(line, place)
         for key in required:
-            if not isinstance(row.get(key), str):
-                raise ValueError(f"{place}: '{key}' must be a text, this is {row.get(key, 'missing')!r:.80}")
+            if key not in row:
+                raise ValueError(f"{place}: there is no '{key}', the keys are {', '.join(row)!r:.80}")
+            if not isinstance(row[key], str):
+                raise ValueError(f"{place}: '{key}' must be a text, this is {row[key]!r:.80}")
         yield number, row
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found")
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1)
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            start = file.read(1 << 12)
+            file.seek(0)
+            for beginning, what in OTHER_FORMATS.items():
+                if re.match(rb"(?:\xef\xbb\xbf)?(?:%b)" % beginning, start):
+                    raise ValueError(f"{path} holds no JSON Lines but {what}")
+            if SPREAD.match(start):
+                yield from _spread(file.read(LONGEST_ARRAY), path)
+            else:
+                yield from enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from None
+
+
+def _spread(content: bytes, path: Path) -> Iterator[tuple[int, bytes]]:
+    """The values of an array, or those that stand one after the other, each with the number of its first line."""
+    line, decoder, between = 1, json.JSONDecoder(), re.compile(r"[\s,]*")
+    try:
+        if len(content) == LONGEST_ARRAY:
+            raise ValueError(f"longer than {LONGEST_ARRAY >> 20} MB, write one object a line")
+        text = content.decode("utf-8-sig")
+        array = text.lstrip().startswith("[")
+        at = text.index("[") + 1 if array else 0
+        line += text.count("\n", 0, at)
+        while (start := between.match(text, at).end()) < len(text) and text[start] != "]":
+            line += text.count("\n", at, start)
+            _, at = decoder.raw_decode(text, start)
+            yield line, text[start:at].encode()
+            line += text.count("\n", start, at)
+        if text[start:].strip() != "]" * array:
+            raise ValueError("the array does not end, or something follows it")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}, line {line}: not JSON in UTF-8 ({error})") from None
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:

@@ -130,6 +130,8 @@ def launch(main: Callable, Config: type, argv: list[str] | None = None, every_ra
     (CONTINUE, where a shell script runs the stages). Where memory did not suffice, code 2, and that command with less.
     Under torchrun rank 0 works alone, unless the script shares its work: `every_rank`.
     """
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal in another encoding shows '?' and never ends a stage
+        sys.stdout.reconfigure(errors="replace")
     if ranks.started_as()[0] and not every_rank:
         return
     try:

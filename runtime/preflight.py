@@ -16,6 +16,7 @@ from pathlib import Path
 
 import runtime
 from runtime.flags import Count, check, require
+from runtime.steps import bf16
 
 PROMPT = 256  # tokens; most of GSM8K's are shorter
 
@@ -81,8 +82,10 @@ def check_inputs(cfg: Config) -> None:
             continue
         kind = "file or folder" if name == "TEACHER" else "folder"
         require(place.is_dir(), f"{name}={place}: there is no such {kind}{_how_to_get(cfg.hub, place)}")
+        adapter = (place / "adapter_config.json").is_file()
         for file in ("config.json", "tokenizer.json"):
-            require((place / file).is_file(), f"{name}={place}: a model folder, but without {file}")
+            told = "an adapter: merge it into its model first" if adapter else f"a model folder, but without {file}"
+            require((place / file).is_file(), f"{name}={place}: {told}")
 
 
 def _how_to_get(hub: str, folder: Path) -> str:
@@ -102,7 +105,7 @@ def check_room(cfg: Config) -> None:
     device, free = gpus[0] if gpus else ("memory", _available_memory())
     moments = ppo_moments(cfg, student, bool(gpus))
     if Path(cfg.teacher).is_dir():
-        width = 2 if gpus else 4  # of published weights, in bf16, which a CPU is slow with
+        width = 2 if bf16(bool(gpus)) else 4  # of published weights
         moments.append(sampling(read_config(cfg.teacher), cfg.batch_size, cfg.max_new_tokens, bool(gpus), width))
     needed = max(moments, key=lambda parts: sum(parts.values()))
     needed["process"] = 0.6e9 if gpus else 0.27e9  # what CUDA keeps for itself; Python with its libraries
@@ -145,15 +148,15 @@ def training(config: dict, tokens: int, checkpointing: bool, cuda: bool, scalar:
     """A network's optimiser step in passes of `tokens` tokens, with weights, gradients and Adam's moments in fp32.
 
     A block keeps of a token: inputs, scaled inputs and outputs of two norms, q, k, v, what attention found, and four
-    of the feed-forward. On a GPU (autocast) a part of that is in bf16, and bf16 copies of the weights wait for the
+    of the feed-forward. In bf16 (autocast) a part of that takes half, and bf16 copies of the weights wait for the
     backward pass. On a CPU gradients lie between what is kept, and glibc does not give back the holes: 0.6 of it.
     """
     V, D, F, Q, K = _letters(config)
     N, layers = parameters(config, scalar), config["num_hidden_layers"]
-    of_block = tokens * (2.6 if cuda else 4) * (6 * D + 2 * Q + 2 * K + 4 * F)
+    of_block = tokens * (2.6 if bf16(cuda) else 4) * (6 * D + 2 * Q + 2 * K + 4 * F)
     kept = tokens * layers * 4 * D + of_block if checkpointing else layers * of_block
     at_work, holes = tokens * 4 * (3 * F + 2 * D), 0 if cuda else 0.6 * layers * of_block
-    copies = 2 * (N - V * D) if cuda and not checkpointing else 0
+    copies = 2 * (N - V * D) if bf16(cuda) and not checkpointing else 0
     logits = 0 if scalar else 8 * min(tokens * V, 2**24) + 8 * V * D  # in chunks; the gradient of the head, and a part
     parts = {"weights": 4 * N + copies, "gradients": 4 * N, "moments": 8 * N}
     return parts | {"activations": kept + at_work + holes, "logits": logits}

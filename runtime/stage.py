@@ -84,15 +84,10 @@ def _hash(path: Path, flag: str) -> str:
     """SHA-256 of a file, or of a model folder's config, weights and tokenizer."""
     if not path.exists():
         raise FileNotFoundError(f"--{flag} {path}: there is no such file or folder")
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(
-            file
-            for file in path.iterdir()
-            if file.suffix in (".json", ".jsonl", ".safetensors") and file.name not in ("done.json", "metrics.jsonl")
-        )
-    )
+    files, own = [path], ("done.json", "metrics.jsonl")
+    if path.is_dir():
+        read = {".json", ".jinja", ".jsonl", ".safetensors"}
+        files = sorted(file for file in path.iterdir() if file.suffix in read and file.name not in own)
     digest = hashlib.sha256()
     for file in files:
         if file != path:  # a file counts by its contents, a folder's files by their names too
@@ -118,6 +113,8 @@ class Stage:
         config = dataclasses.asdict(cfg)
         named = {"out", *hashes, *(name for name, value in config.items() if isinstance(value, tuple))}
         settings = {name: value for name, value in config.items() if name not in named}
+        if self.memory and os.environ.get("PRECISION"):  # a script with such flags has a network
+            settings["precision"] = os.environ["PRECISION"]
         self.record = {"config": config, "settings": settings, "inputs": hashes}
         self.done = self._read_done()
         self.finished = ranks.broadcast(self.done is not None and not self._changes(self.done))
@@ -235,7 +232,7 @@ class Stage:
         """Write the model into the folder as it is now; done.json is still missing, so the stage is not over."""
         full = ranks.full_model(model)
         if ranks.RANK == 0:
-            full.save(self.out)
+            full.save(self.out, tokenizer.stop_ids)
             tokenizer.save(self.out)
 
     def save(self, model, tokenizer, **results: object) -> None:

@@ -12,7 +12,7 @@ set_ones() { # set_ones NAME...: those that the caller has set, as NAME=VALUE wo
   for name in "$@"; do [ -z "${!name:-}" ] || printf '%s=%q ' "$name" "${!name}"; done
 }
 changed=$(set_ones $(grep -oh '"\${[a-z_]*:=' "$here"/presets/*.sh | tr -d '"${:=' | sort -u))
-asked=$(set_ones PRESET SEED QUICK NPROC ROUNDS TEACHER TEACHER_TEST STUDENT QUESTIONS MODELS_DIR DATA_DIR)
+asked=$(set_ones PRESET SEED QUICK NPROC PRECISION ROUNDS TEACHER TEACHER_TEST STUDENT QUESTIONS MODELS_DIR DATA_DIR)
 : "${PRESET:=tiny}" "${SEED:=0}" "${QUICK:=0}" "${NPROC:=1}" "${ROUNDS:=1}" "${FROM:=}"
 PYTHON=${PYTHON:-$(command -v python || echo python3)} models=${MODELS_DIR:-$here/models}
 
@@ -26,8 +26,8 @@ source "$here/presets/$PRESET.sh"
 must SEED '^[0-9]{1,9}$' "a number of up to nine digits"
 must NPROC '^[1-9][0-9]*$' "how many ranks, 1 or more"
 must ROUNDS '^[1-9]$' "a number from 1 to 9"
-for name in train valid test teacher_samples student_samples best_of max_new_tokens sft_epochs reward_epochs iterations \
-  rollout_size minibatches eval_every batch_size micro_tokens; do
+for name in train valid test teacher_samples student_samples best_of max_new_tokens sft_per_question sft_epochs \
+  reward_epochs iterations rollout_size minibatches eval_every batch_size micro_tokens; do
   must "$name" '^[1-9][0-9]*$' "a whole number, 1 or greater"
 done
 for name in temperature sft_lr reward_lr ppo_lr critic_lr kl_coef min_share held_out; do

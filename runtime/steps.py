@@ -18,6 +18,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from runtime import ranks
+from runtime.flags import require
 
 if typing.TYPE_CHECKING:
     import torch
@@ -85,15 +86,19 @@ def step(
     return metrics
 
 
-def read(lengths: Sequence[int], micro_tokens: int, reader: Callable[[list[int]], Tensor], like: Tensor) -> Tensor:
+def read(
+    lengths: Sequence[int], micro_tokens: int, reader: Callable, like: Tensor, batches: Sequence[list[int]] = ()
+) -> Tensor:
     """reader(rows) -> (k, b, t), without gradients, for all rows: k times the shape of `like`, 0 beyond t.
 
-    Each row is read by one rank and stays 0 on the others, so the sum over ranks is what was read.
+    Each row is read by one rank and stays 0 on the others, so the sum over ranks is what was read. `batches` are the
+    rows of each optimiser step, where those are read in the very micro-batches that `step` will have.
     """
     import torch
 
     found = None
-    for micro, counts in shares(range(len(lengths)), lengths, micro_tokens):
+    dealt = [share for rows in batches or [range(len(lengths))] for share in shares(rows, lengths, micro_tokens)]
+    for micro, counts in dealt:
         with torch.no_grad(), mixed_precision():
             values = reader(micro) * counts  # (k, b, t)
         found = torch.zeros(len(values), *like.shape, device=values.device) if found is None else found
@@ -157,23 +162,33 @@ def set_threads(model: nn.Module) -> None:
         torch.set_num_threads(1)
 
 
+def bf16(cuda: bool | None = None) -> bool:
+    """Whether a run computes in bf16: what PRECISION in the environment says, fp32 or bf16; else on a GPU alone.
+
+    bf16: training and scoring multiply matrices in it, a model that only answers stays in its file's type. fp32: all.
+    """
+    cuda = default_device().type == "cuda" if cuda is None else cuda
+    precision = os.environ.get("PRECISION") or ("bf16" if cuda else "fp32")
+    require(precision in ("fp32", "bf16"), f"PRECISION={precision}: it is fp32 or bf16")
+    return precision == "bf16"
+
+
 def mixed_precision() -> torch.autocast:
-    """On a GPU matrix products in bf16; weights, norms, log-probs and values stay fp32. On a CPU all stays fp32."""
+    """In bf16 matrix products alone are: weights, norms, log-probs and values stay fp32."""
     import torch
 
-    device = default_device().type
     # no cache of weights in bf16: each is asked for once in a pass, and with checkpointing they would all be kept
-    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False)
+    return torch.autocast(default_device().type, torch.bfloat16, enabled=bf16(), cache_enabled=False)
 
 
 def inference_dtype() -> torch.dtype | None:
-    """What a model that only answers is loaded in: its file's type (None) on a GPU, fp32 on a CPU, where bf16 is slow.
+    """What a model that only answers is loaded in: its file's type (None) in bf16, else fp32.
 
-    Measured on one core with SmolLM2-135M, batch 16: fp32 65 to 75 tokens/s, bf16 38 to 40.
+    A CPU is slow with bf16. Measured on one core with SmolLM2-135M, batch 16: fp32 65 to 75 tokens/s, bf16 38 to 40.
     """
     import torch
 
-    return None if default_device().type == "cuda" else torch.float32
+    return None if bf16() else torch.float32
 
 
 def lr_at(step: int, total: int, warmup: int) -> float:

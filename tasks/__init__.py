@@ -12,11 +12,12 @@ from tasks.question import Question, numbered_questions
 
 
 def load_questions(spec: str, limit: int | None = None) -> list[Question]:
-    """Questions of 'arith:SPLIT' (built in), 'gsm8k:SPLIT' or 'mmlu_pro:SPLIT' (in $DATA_DIR), or a .jsonl[.gz] path.
+    """Questions of 'arith:SPLIT' (built in), 'gsm8k:SPLIT' or 'mmlu_pro:SPLIT' (in $DATA_DIR), or a file of rows.
 
     MMLU-Pro has no training set, so its test set is split by a hash of each question's text (`hash_split`); 'all' is
     the published 12,032, for comparison with published scores. A row of one's own is {"question", "answer"?} and may
-    carry id (or question_id), kind, options (kind is then 'choice'), instruction, subject (or category).
+    carry id (or question_id), kind, options (kind is then 'choice'), instruction, subject (or category). cais/mmlu's
+    choices with an index from 0 and ARC's with answerKey are read too; other keys that a question needs are refused.
     Raises ValueError or FileNotFoundError with one sentence; an empty set is an error, and so is a file of two kinds.
     """
     name, _, split = str(spec).partition(":")

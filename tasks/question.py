@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,22 +66,57 @@ def numbered_questions(path: Path, fillers: bool = False) -> Iterator[tuple[int,
         raise ValueError(f"{path} holds no question")
 
 
+READ = "id question_id question answer answerKey kind options choices instruction subject category".split()
+CONTEXT = re.compile("passage|context|article|paragraph|story|premise|documents?|images?|figure|table")
+OPTION = re.compile(  # and GOLD: names of other data sets, by their letters and digits
+    "[a-j]|(options?|choices?|opt|op|sol|ending|distractor|candidate|alternative|answer)([a-j]|[0-9]{1,2})|mc[12]targets"
+    "|options|choices|endings|distractors|candidates|alternatives|(incorrect|wrong)(answer|option|choice)s?[0-9]?"
+)
+GOLD = re.compile(
+    "answer(s|id|idx|index|key|text|letter)?|(correct|right|final|expected)(answer|option|choice|index|idx)?s?"
+    "|gold(en|answer|label)?|labels?|targets?|cop|solution|groundtruth|references?"
+)
+
+
 def _question(row: dict, default_id: str, fillers: bool) -> Question:
     def given(*keys: str, default: object = None) -> object:
         return next((row[key] for key in keys if row.get(key) is not None), default)
 
-    options = given("options", default=[])
+    options, answer = _choices(row, given("options", "choices", default=[]))
     kind = given("kind", default="choice" if options else "number")
     instruction, subject = given("instruction", default=""), given("subject", "category", default="")
     require(row["question"].strip() != "", "'question' is empty")
     require(kind in ("number", "choice"), f"kind '{kind}' is neither 'number' nor 'choice'")
-    require(isinstance(options, list) and all(isinstance(x, str) for x in options), "'options' must be a list of texts")
     require(isinstance(instruction, str) and isinstance(subject, str), "'instruction' and 'subject' must be texts")
+    for key in [key for key in row if key not in READ and row[key] not in (None, "", [], {})]:
+        name = re.sub(r"[\W_]", "", key).casefold()
+        needed = CONTEXT.fullmatch(name) or (not options and OPTION.fullmatch(name))
+        needed = needed or (answer is None and GOLD.fullmatch(name))
+        require(not needed, f"'{key}' is not read, and the question may need it; what is read: {', '.join(READ)}")
     while fillers and options and options[-1] == "N/A":
         options = options[:-1]
     require(len(options) <= 10, f"{len(options)} options; answers are read as A to J, so ten are the most")
-    key, gold = str(given("id", "question_id", default=default_id)), _gold(given("answer"), kind, len(options))
+    key, gold = str(given("id", "question_id", default=default_id)), _gold(answer, kind, len(options))
     return Question(key, row["question"], gold, kind, tuple(options), instruction, subject)
+
+
+def _choices(row: dict, options: object) -> tuple[list[str], object]:
+    """The texts of a row's options, and its answer: a letter where the row has a label (ARC) or an index (MMLU)."""
+    name = "options" if row.get("options") else "choices"
+    answer, key = row.get("answer"), None if row.get("answerKey") == "" else row.get("answerKey")
+    labels = [chr(65 + i) for i in range(len(options))] if isinstance(options, list) else []
+    if isinstance(options, dict) and options.keys() == {"text", "label"}:  # ARC
+        options, labels, key = options["text"], options["label"], answer if key is None else key
+    require(isinstance(options, list) and all(isinstance(x, str) for x in options), f"'{name}' must be a list of texts")
+    require(not (row.get("options") and row.get("choices")), "'options' and 'choices' are two sets of options")
+    if key is not None:
+        known = isinstance(labels, list) and len(labels) == len(options) and labels.count(str(key)) == 1
+        require(known, f"the answer {key!r} is not one of the labels {labels}")
+        return options, chr(65 + labels.index(str(key)))
+    if type(answer) is int and name == "choices" and options:
+        require(0 <= answer < len(options), f"the index {answer} is beyond the {len(options)} choices: 0 is the first")
+        return options, chr(65 + answer)
+    return options, answer
 
 
 def _gold(answer: object, kind: str, options: int) -> str | None:

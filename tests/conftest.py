@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PRECISION": ""}
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest

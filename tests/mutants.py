@@ -28,7 +28,7 @@ ROOT = TESTS.parent
 
 HOME = {  # where the tests of a file are, if not in the test file of its own name
     "folder": "model", "chunked": "model",
-    "tokenizer": "chat", "question": "data", "__init__": "data", "published": "data",
+    "tokenizer": "chat", "template": "chat", "question": "data", "__init__": "data", "published": "data",
     "check": "data", "arith": "data", "recorded": "pseudo_reward"}
 
 
@@ -113,8 +113,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the policy is read twice", "reference, b.", "policy, b."),
             ("the answers of a rollout share their chances", ", iteration, i", ", iteration"),
             ("sampling ignores the seed", 'cfg.seed, "ppo",', '0, "ppo",'),
-            ("one permutation for all epochs", ", iteration, epoch", ", iteration"),
-            ("a minibatch too many", "math.ceil(len(r.tokens) / cfg.min", "(len(r.tokens) // cfg.min"),
+            ("one permutation for all epochs", '"minibatches", iteration, epoch', '"minibatches", iteration'),
+            ("a minibatch too many", "math.ceil(n / cfg.min", "(n // cfg.min"),
             ("the learning rate is never set",
              "runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))", "pass"),
             ("the critic learns at the policy's rate", ", cfg.critic_lr", ", cfg.lr"),
@@ -174,18 +174,19 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the reference without the temperature", "reference, b.tokens, b.mask, cfg.temperature",
              "reference, b.tokens, b.mask"),
             ("the longest text of some rows loses its last token", "row in rows)", "row in rows) - 1")]),
+        ("read in other micro-batches than learned in", "reader, mask, batches)", "reader, mask)",
+         "in_bf16_a_healthy_run_is_silent"),
         ("the critic has seen the token", "masked_values(critic, b.tokens, b.mask)  # (b, T'-1)\n        return",
          "critic(b.tokens)[:, 1:]\n        return", "a_value_has_seen_the_tokens_before_its_own_and_no_other"),
         ("rollouts of two iterations share their chances", ", iteration, i", ", i",
          "nothing_in_a_rollout_carries_a_gradient_and_its_iteration_repeats_it"),
         *by("the_rollout_mask_is_the_sampled_tokens_with_the_end_token_and_nothing_after_it", [
-            ("unfinished and finished answers swapped", '== "stop" for s in', '!= "stop" for s in'),
+            ("what ended was cut, and the other way round", '== "stop" for finish in', '!= "stop" for finish in'),
             ("the end token is cut off before scoring and training", "s.tokens", "s.tokens[:-1] or s.tokens")]),
         *by("the_judge_sees_what_was_said_and_unfinished_answers_get_their_own_score", [
             ("unfinished answers keep their score",
-             "torch.where(ended, score(questions, prompts, responses, texts), cfg.unfinished_score)",
-             "score(questions, prompts, responses, texts)"),
-            ("answers are judged by the questions of others", ", score(questions", ", score(questions[::-1]")]),
+             "    scores = replace_unfinished(scores, finishes, cfg.unfinished_score)\n    ended", "    ended"),
+            ("answers are judged by the questions of others", "= score(questions", "= score(questions[::-1]")]),
         *by("offload_changes_no_bit_and_only_who_is_at_the_desk_works", [
             ("the policy samples from the CPU", "]\n    with desk(policy)", "]\n    if True"),
             ("reference and critic are not sent for", ", reference, critic):", "):"),
@@ -197,7 +198,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "a_whole_run_is_the_loop_that_is_written_out_here[votes]"),
         *by("every_question_comes_once_before_any_comes_again", [
             ("the order of the questions repeats", '"questions", epoch', '"questions"'),
-            ("the order of the questions ignores the seed", "n, cfg.seed,", "n, 0,"),
+            ("the order of the questions ignores the seed", 'n, cfg.seed, "q', 'n, 0, "q'),
             ("the same questions in every iteration", "iteration * cfg.rollout_size", "0"),
             ("every rollout begins with a pass", "start % n :][: cfg", ": cfg"),
             ("a rollout ends with its pass", "(start + cfg.rollout_size - 1)", "start")]),
@@ -206,8 +207,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "nan_stops_before_the_step_and_keeps_the_last_good_policy"),
         *by("now_and_then_held_out_questions_are_asked_and_samples_shown", [
             ("held-out questions are asked after the update", "= 0 or iteration =", "= 1 or iteration ="),
-            ("held-out answers without an end keep their score", "torch.where(ended, scores, cfg.unfinished_score)",
-             "scores")]),
+            ("held-out answers without an end keep their score",
+             "replace_unfinished(scores, finishes, cfg.unfinished_score).mean", "scores.mean")]),
     ],
     "health.py": [
         *by("the_rollouts_metrics_by_hand", [
@@ -216,14 +217,22 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("explained variance of the values' own variance", "spread = targets.", "spread = values."),
             ("both explained variances are blind to an offset", ".square().mean()", ".var(correction=0)"),
             ("empty answers differ", "texts if text.strip()", "texts")]),
+        ("padding costs FLOPs", '"tokens": sum(r.lengths)', '"tokens": r.tokens.numel()',
+         "test_ppo::what_a_run_costs_is_of_real_tokens_and_not_of_padding"),
         *by("the_updates_metrics_are_means_over_its_tokens_by_hand", [
-            ("a ratio far below 1 is no gap", "(ratio - 1).abs().", "(ratio - 1)."),
+            ("the mean ratio is watched", 'policy_steps[0]["gap"] / policy_steps[0]["tokens"]',
+             'abs(policy_steps[0]["ratio"] / policy_steps[0]["tokens"] - 1)'),
+            ("a ratio far below 1 is no gap", "(ratio - 1).abs()", "ratio - 1"),
             ("variance of the ratio without its mean", ' - mean["ratio"] ** 2', ""),
             ("the value loss is a mean over steps", 'tokens,\n        "val', 'len(critic_steps),\n        "val')]),
         ("the highest score is shown as the lowest", "argsort()", "argsort(descending=True)",
          "the_samples_that_are_shown_by_hand"),
-        ("the ratio is not watched", "() else 1e-3", "() else 1e3",
+        ("the ratio is not watched", "MEAN_GAP = 1e-5, 0.01", "MEAN_GAP = 1e-5, 1.0",
          "test_ppo::an_update_that_disagrees_with_its_rollout_is_an_error"),
+        *by("how_far_the_first_ratios_may_be_from_one_follows_the_precision", [
+            ("the worst token ends the run", 'metrics["val/ratio_first_mean_gap"]', 'metrics["val/ratio_first_gap"]'),
+            ("bf16 is as exact as fp32", "if bf16 else", "if False else"),
+            ("fp32 is as rough as bf16", "if bf16 else", "if True else")]),
         *by("a_warning_at_the_border_of_each_range", [
             ("a border is sick", "<= value <= high:", "< value < high:"),
             ("causes of the other side", "value < low else", "value > low else")]),
@@ -301,6 +310,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a wrong answer costs nothing", ") * 2.0 - 1.0  # (", ") * 1.0  # ("),
             ("lenient is ignored", ".kind, cfg.lenient", ".kind"),
             ("questions without a known answer are asked", " if question.id in truth", "")]),
+        *by("test_eval::best_of_n_never_chooses_what_was_cut_off_for_its_score", [
+            ("unfinished answers keep their score", "where(ended, scores, unfinished_score)", "clone(scores)"),
+            ("finished answers lose their score", "where(ended, scores, unf", "where(~ended, scores, unf"),
+            ("an unfinished answer is two deviations above", "where(ended, scores, unf", "where(ended, scores, -unf")]),
         ("the reward model is not sent for", "with desk(judge):", "if True:",
          "test_ppo::offload_changes_no_bit_and_only_who_is_at_the_desk_works"),
     ],
@@ -342,12 +355,61 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("lines need not follow from each other", "if a != now or", "if"),
             ("the last line is not compared", "int(LAST.search(answer)[1]) == now", "True"),
             ("any result is right", "or int(after) != right", "")]),
+        *by("../bench/tests/test_readings::pairs_in_order_by_hand", [
+            ("the judge is right where it is wrong", "scores[:, None] > lower", "scores[:, None] < lower"),
+            ("a tie is in order", "scores[:, None] > lower", "scores[:, None] >= lower"),
+            ("a slip is a right reading", ' == "right" and row["calculated"]]', ' == "right"]'),
+            ("answers to any questions", "(same, same & equal, equal)", "(same, equal, equal)"),
+            ("slips of misreadings", 'row["kind"] == "right" and not row', "not row")]),
+        ("unknown numbers are 0", "[value for value in found if value is not None]", "[value or 0 for value in found]",
+         "../bench/tests/test_readings::over_seeds_what_is_not_known_does_not_count"),
+        ("the share of all of what is right", "for row in found) for kind", "for row in rows) for kind",
+         "../bench/tests/test_readings::a_run_is_sampled_scored_and_read"),
+    ],
+    "bench/pays.py": [
+        *by("../bench/tests/test_pays::the_rewards_are_compared_by_hand", [
+            ("the worst KL coefficient", "return max(there", "return min(there"),
+            ("the best start", '"valid/accuracy")[:, -1]', '"valid/accuracy")[:, 0]'),
+            ("raw ahead of learned", "for row in learned - raw", "for row in raw - learned"),
+            ("one answer each as all", 'else mean(kept)', "else mean(kept) / 10")]),
+        ("whatever the iterations", "len(looks) == 1", "len(looks) > 0",
+         "../bench/tests/test_pays::looks_at_other_iterations_are_refused"),
+        *by("../bench/tests/test_pays::fewer_votes_are_whole_questions_drawn_by_the_seed_and_nested", [
+            ("the first questions of the file", "steps.permutation(len(voted), cfg.seed, \"votes\")",
+             "range(len(voted))"),
+            ("every seed has the same votes", "cfg.seed, \"votes\"", "0, \"votes\""),
+            ("all pairs are kept", 'if row["id"] in kept]', 'if row["id"] in kept or name[0] == "p"]')]),
+        ("the last answer of a question", "first.setdefault(row[\"id\"], row)", "first[row[\"id\"]] = row",
+         "../bench/tests/test_pays::one_answer_of_each_question_is_its_first"),
+    ],
+    "bench/overoptimise.py": [
+        *by("../bench/tests/test_pays::the_climb_is_the_root_of_the_mean_kl", [
+            ("the KL for its root", "np.sqrt(np.maximum", "(np.maximum"),
+            ("a KL below 0", ', 0), 0))', ', 0), -9))'),
+            ("every look of one seed", 'np.mean(row["kl"], 0)', 'np.array(row["kl"])[0]')]),
     ],
     "bench/ablation.py": [
         ("questions are not drawn anew", "(of_seeds @ values) * of_questions", "of_seeds @ values",
          "../bench/tests/test_ablation::the_bootstrap_varies_over_seeds_and_over_questions"),
         ("a one-sided p", ", 2 * (tail + 1) /", ", (tail + 1) /",
          "../bench/tests/test_ablation::the_p_value_is_two_sided_and_never_zero"),
+        *by("../bench/tests/test_ablation::of_bootstrap_and_student_the_less_sure_one_counts", [
+            ("the surer of two tests counts", "p = max(p_value", "p = min(p_value"),
+            ("the narrower of two intervals", "min(low, mean - half), max(high, mean + half)",
+             "max(low, mean - half), min(high, mean + half)"),
+            ("one seed has a p", "(seeds := len(by_seed)) > 1", "(seeds := len(by_seed)) > 0"),
+            ("the deviation of the seeds is biased", "std(ddof=1)", "std(ddof=0)"),
+            ("the deviation of one seed, not of their mean", " / math.sqrt(seeds)\n", "\n"),
+            ("as many degrees as seeds", "1e-99), seeds - 1", "1e-99), seeds")]),
+        ("the bootstrap alone", ", student_p(mean / max(error, 1e-99), seeds - 1)", ", 0",
+         "../bench/tests/test_ablation::the_p_value_holds_its_level_whatever_the_seeds_differ_by[10]"),
+        *by("../bench/tests/test_ablation::student_is_that_of_the_tables_and_of_the_integral", [
+            ("a one-sided t", "1 - (2 / math", "0.5 - (2 / math"),
+            ("Student's series without its coefficients", " * (k + 1) / (k + 2)", ""),
+            ("a bound of 90 %", "> 0.05 else (low", "> 0.1 else (low")]),
+        *by("../bench/tests/test_ablation::the_verdict_rests_on_the_corrected_p_and_the_page_shows_it", [
+            ("a verdict without Holm", "if corrected < 0.05", 'if test["p"] < 0.05'),
+            ("the page shows the p without Holm twice", "{test['p_holm']:", "{test['p']:")]),
         ("Holm becomes Bonferroni", "(len(p_values) - rank)", "len(p_values)",
          "../bench/tests/test_ablation::holm_by_hand"),
         *by("../bench/tests/test_ablation::the_numbers_of_a_small_ablation_by_hand", [
@@ -359,6 +421,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the student against its teacher, the wrong way round", '"ppo"] - answers[name',
              'name] - answers["ppo"'),
             ("every run is a size of its own", 'run.results(evaluation("base"))["parameters"]', "folder")]),
+    ],
+    "bench/sick.py": [
+        *by("../bench/tests/test_sick::a_bug_differs_from_the_runs_own_ppo_in_what_it_says", [
+            ("ten times the tiny preset's learning rate", '10 * ppo["lr"]', "2e-3"),
+            ("empty paths are flags", ' if value != ""}', "}")]),
+        ("every table is added to the last", "rest.partition(END)[2]", "END.join(rest.split(END))",
+         "../bench/tests/test_sick::the_table_goes_between_its_marks"),
     ],
     "bench/compare.py": [
         *by("../bench/tests/test_compare::the_page_of_two_runs", [
@@ -387,6 +456,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("arms count in a run's cost", ' and (arms or "+" not in stage)', "",
          "what_is_missing_is_said_and_nothing_else_changes"),
         ("the raw vote's curve in the learned one's", '= r"6_ppo(_r\\d)?",', '= r"6_ppo(_r.*)?",',
+         "unknown_numbers_and_a_second_round"),
+        ("recorded answers are greedy ones", 'row["mean_tokens"] is None]', "False]",
          "unknown_numbers_and_a_second_round"),
         *by("the_page_of_a_run", [
             ("fixed and broken swapped", "(not fixed, fixed)", "(fixed, not fixed)"),
@@ -432,9 +503,18 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the minimum share is ignored", "None and share >= cfg.min_share", "None"),
             ("questions without a vote give pairs", "        if not elected:\n            continue\n", "")]),
         *by("main_passes_every_flag_and_field_on", [
-            ("the vote knows no log-probs", "voters], [s.logprob for s in voters", "voters"),
-            ("targets capped by the number of pairs", "sft_per_question,", "pairs_per_question,"),
+            ("the vote knows no log-probs", "if comparable(voters) else None", "if False else None"),
+            ("targets capped by the number of pairs", "targets, cfg.sft_per", "targets, cfg.pairs_per"),
             ("prompts without options and instruction", 'prompt, "response', 'question, "response')]),
+        *by("log_probs_of_two_temperatures_or_two_models_decide_no_tie", [
+            ("log-probs of two temperatures are compared", "{(s.source, s.temperature) for", "{s.source for"),
+            ("log-probs of two models are compared", "{(s.source, s.temperature) for", "{s.temperature for"),
+            ("other votes matter in a tie", "voters if votes[s.answer] == most}", "voters}")]),
+        *by("the_targets_are_of_all_temperatures_alike", [
+            ("targets in the order of the file", "zip_longest(*groups[first:], *groups[:first])", "groups"),
+            ("the first temperature always begins", "first %= len(groups) or 1", "first = 0")]),
+        *by("a_text_of_two_temperatures_is_one_target", [
+            ("a text of two temperatures twice", "texts if keep_duplicates else list(dict.fromkeys(texts))", "texts")]),
         ("the vote is the gold answer", "elected = vote is",
          "vote = question.answer or vote\n        elected = vote is", "gold_answers_are_never_read"),
         ("the seed is ignored", 'runtime.seed_of(cfg.seed, "pairs")', "0",
@@ -446,11 +526,31 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     "tasks/recorded.py": [
         *by("our_own_form_carries_the_end_and_the_log_prob_per_token", [
             ("log-probs are sums", '/ row["tokens"] if', "if"),
-            ("a cut-off response counts as ended", "finish not in UNFINISHED", "True")]),
+            ("the temperature is lost", "ended, logprob, temperature))", "ended, logprob))")]),
         ("a cut text votes with its last number", "lenient and ended", "lenient",
          "lenient_reads_the_last_number_of_a_response_that_ended"),
-        ("a shared text identifies the last question", "if times[text] == 1", "",
-         "a_text_that_two_questions_share_identifies_neither"),
+        *by("a_text_that_two_questions_share_identifies_neither", [
+            ("a shared text identifies the last question", "if times[text] == 1", ""),
+            ("a text identifies over other options", "in (None, list(asked.options))", "in (row.get('options'),)")]),
+        *by("an_id_is_the_key_that_is_a_questions", [
+            ("the first key is the id", "{name: str(row[name]) for name in IDS if row.get(name) is not None}",
+             "dict([(name, str(row[name])) for name in IDS if row.get(name) is not None][:1])"),
+            ("no text decides between ids", "not named or asked.id in named.values()", "not named")]),
+        ("the last of two ids counts", "one = len(set(named.values())) < 2 or", "one = True or",
+         "ids_of_two_questions_in_a_line_are_an_error"),
+        *by("lines_that_belong_to_no_question_are_counted", [
+            ("other lines vanish", "    if strangers:\n", "    if False:\n"),
+            ("every file belongs", "len(strangers) < lines", "True")]),
+        *by("a_response_that_was_cut_is_known_by_any_servers_word", [
+            ("a cut-off response counts as ended", "not UNFINISHED.search(", "bool("),
+            ("reasons in small letters", "(?i)length", "length"),
+            ("a dictionary is no reason", 'reason.get("type") if', '"stop" if'),
+            ("one name of the field", " finishReason stop_reason stopReason done_reason", "")]),
+        *by("recorded_log_probs_are_per_token", [
+            ("log-probs of a completion are not read", ' or given.get("token_logprobs")', ""),
+            ("a missing log-prob counts", "/ len(logprobs) if", "/ len(given.get('token_logprobs', logprobs)) if")]),
+        ("a thought in a part of its own is said", 'if part["type"] == "text"', 'if "text" in part',
+         "what_a_reasoning_model_thought_in_a_field_of_its_own_is_not_read"),
     ],
     "sft.py": [
         *by("loss_is_the_sum_over_the_mask_by_the_tokens_of_the_whole_step", [
@@ -480,6 +580,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a fitting example is dropped", "(response) <= cfg.", "(response) < cfg.")]),
     ],
     "model.py": [
+        ("tokens that stop are not saved", "{*ends, *stop_ids}", "{*ends}",
+         "tokens_that_stop_are_saved_beside_the_models_own"),
         *by("the_logits_are_those_of_the_formulas", [
             ("rope turns the wrong way", "-second, first], dim=-1)", "second, -first], dim=-1)"),
             ("rope with interleaved pairs",
@@ -597,6 +699,17 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a scalar model is a language model", '"score.weight" in surplus', "False")]),
         ("rope's own object is not read", ' | {f"rope_{key}": rope[key] for key in rope}', "",
          "saved_model_comes_back_bit_for_bit"),
+        ("another head than the embedding is dropped", "not _same(tensors.pop(name), tensors.get(original)):",
+         "tensors.pop(name) is None:", "a_broken_folder_is_refused_by_name"),
+        ("the same head is refused", "bool((x == y).all())", "x is y",
+         "a_tied_head_that_is_in_the_file_too_changes_nothing_if_it_is_the_same"),
+        *by("a_broken_folder_is_refused_by_name", [
+            ("an adapter is a model without weights", '(path.parent / "adapter_config.json").is_file()', "False"),
+            ("the last of two tensors counts", "if name in places:", "if False:"),
+            ("rope_scaling is passed over", 'raw.get("rope_scaling") or raw.get("rope_parameters")',
+             'raw.get("rope_parameters") or raw.get("rope_scaling")'),
+            ("sliding windows by another name", '"layer_types": (', '"layers": ('),
+            ("later positions are seen", '"is_causal": _only', '"causal": _only')]),
         ("the dtype is not chosen", "dtype or tensors", "tensors", "dtype_can_be_chosen_when_loading"),
         ("an index that leaves its folder", "Path(name).name != name or not", "not",
          "test_security::an_index_cannot_leave_its_folder"),
@@ -671,6 +784,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("all seeds draw alike", "cfg.seed, purpose,", "purpose,"),
             ("a temperature draws as the next seed's first", ", purpose, index,", " + index, purpose,"),
             ("chances restart in every part", ", index, i", ", index, i - start")]),
+        ("all answers are one part", "PART // samples", "len(prompts)",
+         "a_state_is_as_small_after_many_answers_as_after_few"),
         ("chances of a part follow from its size", ", index, i, sample", ", step, i, sample",
          "samples_do_not_depend_on_batches_and_parts"),
         *by("every_sample_is_of_its_question_and_temperature", [
@@ -693,6 +808,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
              "stream = iter(unique)\n    return {split: [next(stream) for _ in range(count)]",
              "return {split: unique[:count]")]),
         ("the pool is not shuffled", "    random.Random(seed).shuffle(unique)\n", "", "the_script_splits_mmlu_pro"),
+        ("a test set that is too small is one", "len(test) == wanted", "len(test) <= wanted",
+         "a_set_that_is_too_small_is_an_error"),
         ("a question's own instruction is replaced", "q.instruction or text", "text",
          "an_instruction_suits_the_kind_and_never_replaces_a_questions_own"),
     ],
@@ -704,7 +821,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("a_users_own_choices_load", [
             ("the gold answer is read loosely", "canonical(last, kind) or extract_answer(str(answer), kind)",
              "extract_answer(str(answer), kind, lenient=True)"),
-            ("options from B", "chr(65 + i)", "chr(66 + i)")]),
+            ("options from B", "chr(65 + i)}", "chr(66 + i)}")]),
         ("the prompt without its instruction", "options), self.instruction", "options)", "a_users_own_file_loads"),
         ("fillers are dropped everywhere",
          'while fillers and options and options[-1] == "N/A":\n        options = options[:-1]',
@@ -713,13 +830,26 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("a_bad_question_file_is_refused_with_file_and_line", [
             ("a gold answer beyond the options", "gold) - 65 >= options", "gold) - 65 > options"),
             ("two questions of one id", "first == number,", "True,")]),
+        *by("choices_of_mmlu_and_arc", [
+            ("an index counts from 1", "chr(65 + answer)", "chr(64 + answer)"),
+            ("a label is the letter", "chr(65 + labels.index(str(key)))", "str(key)"),
+            ("an answer is no label", "answer if key is None else key", "key")]),
+        *by("keys_that_a_question_needs_are_read_or_refused", [
+            ("options vanish", "(not options and OPTION.fullmatch(name))", "False"),
+            ("a passage vanishes", "needed = CONTEXT.fullmatch(name) or", "needed ="),
+            ("a gold answer vanishes", "needed or (answer is None and GOLD.fullmatch(name))", "needed"),
+            ("keys by their letters alone", 're.sub(r"[\\W_]", "", key).casefold()', "key"),
+            ("an index beyond the choices", "0 <= answer < len", "0 <= answer <= len"),
+            ("labels for other choices", " and len(labels) == len(options)", ""),
+            ("one of two sets of options", 'not (row.get("options") and row.get("choices"))', "True")]),
     ],
     "tasks/arith.py": [
         *by("word_problems_are_solved_correctly", [
             ("tripled is doubled", '"*", 3)', '"*", 2)'),
             ("half a thing", "if after in range(2, 41)", "if 2 <= after <= 40"),
             ("a week begins on Monday and has no gap", "rng.sample(range(len(DAYS)), steps)", "range(steps)"),
-            ("days in any order", "sorted(rng.sample(range(len(DAYS)), steps))", "rng.sample(range(len(DAYS)), steps)")]),
+            ("days in any order", "sorted(rng.sample(range(len(DAYS)), steps))",
+             "rng.sample(range(len(DAYS)), steps)")]),
         *by("splits_share_no_question_even_in_a_small_world", [
             ("splits are drawn by chance", "low <= bucket < high", "True"),
             ("a problem twice", " and problem.text not in seen", "")]),
@@ -747,8 +877,17 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a bad file is passed over", "            errors.append(str(error))\n", "")]),
     ],
     "runtime/files.py": [
-        ("any value for a text", "not isinstance(row.get(key), str)", "key not in row", "test_bad_input::bad_rows"),
+        ("any value for a text", "not isinstance(row[key], str)", "False", "test_bad_input::bad_rows"),
         ("half a character is read", 'b"\\\\ud" in content.lower()', "False", "test_bad_input::a_bad_line"),
+        *by("test_data::objects_spread_over_lines_are_read", [
+            ("an array is a line", "    if SPREAD.match(start):\n", "    if False:\n"),
+            ("lines of an array are not counted", '            line += text.count("\\n", start, at)\n', ""),
+            ("gzip by the name of the file", 'file.read(2) == b"\\x1f\\x8b"', 'path.suffix == ".gz"')]),
+        ("an array without end", "file.read(LONGEST_ARRAY)", "file.read()", "test_bad_input::a_line_without_end"),
+        ("an array may stop anywhere", 'text[start:].strip() != "]" * array', "False",
+         "test_data::a_bad_array_is_refused"),
+        ("another format is a fault of line 1", "for beginning, what in OTHER_FORMATS.items()",
+         "for beginning, what in ()", "test_data::another_format_is_called_what_it_is"),
         ("files are written in place", "        temporary.replace(path)\n        sync(path.parent)\n", "",
          "test_data::jsonl_round_trip"),
     ],
@@ -762,20 +901,92 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("a text may spell a special token", "        self.backend.encode_special_tokens = True\n", "",
          "text_never_becomes_a_special_token"),
         ("only one token stops", "end_id, *stops])", "end_id])", "stop_ids_are_those_of_every_file"),
+        *by("settings_of_who_trained_with_a_tokenizer_are_neither_obeyed_nor_handed_on", [
+            ("a saved truncation is obeyed", "        self.backend.no_truncation()", "        pass"),
+            ("a saved padding is obeyed", "        self.backend.no_padding()\n", ""),
+            ("merges are left out by chance", "self.backend.model.dropout = None", "pass"),
+            ("a saved truncation is handed on", 'content |= {"truncation": None, ', "content |= {"),
+            ("a saved dropout is handed on", '{"dropout": None}', "{}"),
+            ("a text begins with what ends it too", "takewhile(", "filter(")]),
+        *by("tokens_that_depend_on_what_stands_before_are_refused", [
+            ("a conversation is not looked at as a whole", " != expected.ids or first != expected.ids[: len(first)]:",
+             " is None:"),
+            ("responses are not looked at", " or first != expected.ids[: len(first)]:", ":")]),
+        ("any token begins a conversation", "template and bos != BEGIN", "False",
+         "the_begin_token_that_a_template_names_must_be_the_real_one"),
+        ("generation_config.json without the end of a turn", ' | {"eos_token_id": sorted(self.stop_ids)}', "",
+         "a_saved_tokenizer_is_the_same_here_and_in_transformers"),
+        ("the template has no date", 'config.get("date_string") or own', 'config.get("date_string") or "now"',
+         "the_date_is_the_folders_else_fixed"),
+        ("no template always opens a turn", "and own is None", "and own is False", "conversations_equal_transformers"),
+    ],
+    "hf/template.py": [
+        *by("conversations_equal_transformers", [
+            ("line ends behind a block are written", 'text = re.sub(r"(?<=[%#]\\})\\n", "", text)', "pass"),
+            ("indentation is written", 'text = re.sub(r"(?m)^[ \\t]+(?=\\{[%#])", "", text)', "pass"),
+            ("strings are read as they are", '.encode("ascii", "backslashreplace").decode("unicode_escape")', ""),
+            ("a loop has one name", r'in re.findall(r"⟦for (\w+) in messages⟧", text)', "in ()"),
+            ("a system turn of its own is forgotten", "next(iter(match.groups()), None)", "None")]),
+        *by("a_template_that_is_not_written_out_here_is_refused", [
+            ("text between tags is not looked at", "TAG.sub(_tag, text)",
+             r'TAG.sub(_tag, re.sub(r"\}\s+\{", "}{", text))'),
+            ("expressions are not looked at", 'elif code := _code(part).strip("+~"):',
+             'elif code := re.sub(r"\\|upper|.title\\(\\)", "", _code(part).strip("+~")):'),
+            ("text between branches for tools", "[^⟧]*tool[^⟧]*⟧{UNUSED}⟦endif⟧)*", "[^⟧]*tool[^⟧]*⟧.*⟦endif⟧)*"),
+            ("spaces in strings are dropped", "part[1].replace(", 'part[1].replace(" ", "").replace('),
+            ("what stands behind is not looked at", "re.fullmatch(pattern, found", "re.match(pattern, found")]),
     ],
     "answers.py": [
         *by("answers_as_models_write_them", [
-            ("the thought is the answer", 'think>")[:2][-1]', 'think>")[0]'),
-            ("an answer that was taken back counts",
-             "if not TAKEN_BACK.search(text, stated.end(), stated.end() + 100):  # ... unless it is '7. Wait, ...'\n"
-             "                break", "break")]),
+            ("the thought is the answer", "_plain(without_thoughts(text))", "_plain(text)"),
+            ("an answer that was taken back counts", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)",
+             "True")]),
         *by("answers_as_people_write_them", [
             ("the first number is read leniently", "maxlen=1)", "maxlen=None)"),
             ("the last of several statements", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)",
              "False"),
-            ("the sign is lost", '(-1 if "-" in number["sign"] else 1)', "1"),
-            ("mixed numbers are only their fraction", '+ Fraction(int(top), int(number["bottom"] or 1))',
-             '* 0 + Fraction(int(top), int(number["bottom"] or 1))')]),
+            ("the sign is lost", '-1 if re.search("-|eg|in", number["sign"]) else 1', "1"),
+            ("mixed numbers are only their fraction", 'number["decimal"] or number["mixed"]', 'number["decimal"]')]),
+        *by("answers_of_each_kind[letters]", [
+            ("a function is an option", r'r"[(\[', r'r"[\['),
+            ("a formula is an option", r"\ ?[=≈≠&|+", r"\ ?[≈≠&|+"),
+            ("the head of a list is an option", r"\n\W{0,4}B[).:]", r"\n\W{0,4}Q[).:]"),
+            ("one of two options", "(?:and|or|&){END}", "(?:or){END}"),
+            ("a part (a) is an option", r"\([a-z]{1,4}\)", r"\([A-Z]{1,4}\)")]),
+        *by("answers_of_each_kind[equations]", [
+            ("the left side is the result", "        place = left.end()\n", "        break\n"),
+            ("a reason is a left side", " and not NO_LEFT.search(left[0])", "")]),
+        *by("answers_of_each_kind[digits]", [
+            ("no apostrophe in a number", r"[,_'\ ]\d{3}", r"[,_\ ]\d{3}"),
+            ("no lakhs", r"|\d{1,2}(?:,\d\d){1,9},\d{3}(?!\d)", ""),
+            ("no wide spaces in a number", r" \; \: ", " ")]),
+        *by("answers_of_each_kind[scales]", [
+            ("a million in small letters alone", "(?i:{", "(?:{"),
+            ("K is a million", '"k": 10**3', '"k": 10**6'),
+            ("$5m are metres", "(?P<short>[kKmMbB]n?)", "(?P<short>[kKMB]n?)"),
+            ("3 thousandths are 3", r"(?:{LARGE}|[kKMBT]\b", r"(?:[kKMBT]\b")]),
+        *by("answers_of_each_kind[fractions]", [
+            ("2½ is 21/2", r'VULGAR.sub(r" \g<0>"', r'VULGAR.sub(r"\g<0>"'),
+            ("no \\cfrac", r"\\[a-z]{{0,4}}frac", r"\\[dt]?frac")]),
+        *by("answers_of_each_kind[signs_and_powers]", [
+            ("negative 5 is 5", '"-|eg|in"', '"-"'),
+            ("5² is 52", r'POWERS.sub(r"^\g<0>"', r'POWERS.sub(r"\g<0>"')]),
+        *by("answers_of_each_kind[parts]", [
+            ("5x is 5", r"|[abd-fj-kn-rt-z]\b|", "|"),
+            ("a point is its first coordinate", r"[\d.]+\s?[,;)\]}}\\]|", r"[\d.]{{9}}|")]),
+        *by("answers_of_each_kind[taken_back]", [
+            ("not 5 but 7 is none", "(?:{NOT_BUT})?", ""),
+            ("taken back, and a number follows", " and not MENTIONED[kind].search(text, stated.end())", ""),
+            ("a weaker mark before it", "start = stated.end() if stated else 0", "start = 0")]),
+        ("a heading over a sentence", r"[^\n]{{1,30}}", r"[^\n]{{1,300}}", "answers_of_each_kind[labels]"),
+        *by("what_was_only_thought_is_no_answer", [
+            ("a thought without an end is an answer", "said if thinking else [", "["),
+            ("what follows the first thought alone", "[*said, text[start:]]", "said[:1] or [text[start:]]"),
+            ("a thought that a template opened is an answer", "i > 0 and depth == 0", "depth == 0"),
+            ("a closing tag too many ends a thought", "(i > 0 and depth == 0)", "False"),
+            ("a thought within a thought ends both", " and depth == 0)", ")"),
+            ("tags of one family alone", "think(?:ing)?|thoughts?|reason(?:ing)?|analysis|scratchpad)", "think)"),
+            ("the analysis channel is an answer", r"|<\|channel\|>(?!final)|", "|")]),
         ("no answer equals no gold", "None:\n        return False", "None:\n        return answer is gold",
          "is_correct"),
     ],
@@ -791,6 +1002,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("scores of another row", "(-1, cfg.samples)", "(cfg.samples, -1).T"),
             ("best-of-n is greedy", "(cfg.temperature,)", "(0.0,)"),
             ("what the reward model reads costs nothing", ' + cost.get("scorer_parameters", 0)', "")]),
+        *by("best_of_n_never_chooses_what_was_cut_off_for_its_score", [
+            ("what was cut off keeps its score", "replace_unfinished(scores,", "(lambda scores, *_: scores)(scores,"),
+            ("PPO's default whatever the flag says", "for response in said], cfg.unfinished_score",
+             "for response in said], UNFINISHED_SCORE")]),
         *by("each_model_answers_by_itself_into_its_own_folder", [
             ("answers are sampled", "stop_text=", "(1.0,), stop_text="),
             ("accuracy is sampled", ", batch_size)", ", batch_size, 1.0)"),
@@ -816,8 +1031,12 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("a damaged state is taken", "digest ==", "bool(digest) or digest ==",
          "a_damaged_state_gives_way_to_the_one_before"),
         *by("the_newest_two_states_are_kept_and_hold_no_pickle", [
-            ("only one state is kept", "path.stem != newest", "True"),
-            ("all states are kept", "path.stem != newest", "False")]),
+            ("only one state is kept", "path.stem != self.good", "True"),
+            ("all states are kept", "path.stem != self.good", "False")]),
+        *by("the_state_that_counts_outlives_a_save_that_is_killed", [
+            ("the state that it went back to is not the good one", "            self.good = path.stem\n", ""),
+            ("a damaged state counts as the newest", "path.stem != self.good",
+             'path.stem != max((path.stem for path in self.folder.glob("*.json")), default="")')]),
         *by("no_file_gets_its_name_before_its_bytes_are_on_the_disk", [
             ("renamed before it is on the disk", "        sync(temporary)\n", ""),
             ("lines of a state that are not on the disk", "sync(self.stage.out / name)", "pass")]),
@@ -833,9 +1052,15 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_runtime::threads_by_the_size_of_the_model", [
             ("all threads for a small model", "< SMALL and not os", "> SMALL and not os"),
             ("the user's threads are overruled", ' and not os.environ.get("OMP_NUM_THREADS")', "")]),
-        *by("test_runtime::products_are_bf16_on_a_gpu_and_fp32_on_a_cpu", [
+        *by("test_runtime::products_are_in_the_precision_that_is_set_else_bf16_on_a_gpu_alone", [
             ("all weights are kept in bf16", "=False", "=True"),
-            ("bf16 on a CPU", '=device == "cuda",', "=True,")]),
+            ("bf16 on a CPU", '"bf16" if cuda else "fp32"', '"bf16"'),
+            ("the device decides whatever is set", 'os.environ.get("PRECISION") or', ""),
+            ("answers are always in fp32", "None if bf16() else", "")]),
+        ("fp16 is fp32", 'precision in ("fp32", "bf16")', "precision",
+         "test_runtime::a_precision_that_is_neither_is_refused"),
+        ("rows are read in another order than they are learned in", "for rows in batches or", "for rows in",
+         "test_steps::rows_are_read_in_the_micro_batches_in_which_they_are_learned"),
         *by("test_runtime::learning_rate_warms_up_and_falls_linearly_to_zero", [
             ("warm-up begins at 0", "(step + 1) / max", "step / max"),
             ("no decay", "(total - step) / max(total - warmup, 1)", "1.0"),
@@ -896,6 +1121,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("offload whatever is asked", " if self.offload else ()", "")]),
     ],
     "runtime/flags.py": [
+        ("a terminal's encoding is strict", 'errors="replace"', 'errors="strict"',
+         "test_runtime::a_terminal_of_another_encoding_does_not_end_a_script"),
         *by("test_runtime::a_flag_outside_its_range_is_named", [
             ("a bound is out of range", "<= getattr(cfg, name) <=", "< getattr(cfg, name) <"),
             ("any share", " <= rule.high:", ":")]),
@@ -921,6 +1148,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "test_checkpoint::a_signal_stops_after_the_step_with_the_state_saved"),
     ],
     "runtime/stage.py": [
+        ("what closes a turn does not stop the saved model", "self.out, tokenizer.stop_ids", "self.out",
+         "test_sft::what_closes_a_turn_ends_a_text_in_transformers_too"),
         *by("test_runtime::a_finished_stage_is_skipped_and_left_as_it_is", [
             ("less memory begins anew", " and key not in self.memory", ""),
             ("states of a finished stage stay", 'shutil.rmtree(self.folder / "resume", ignore_errors=True)', "pass"),
@@ -932,9 +1161,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_runtime::an_input_folder_counts_by_its_models_files_not_by_its_own_done_json", [
             ("a folder's names do not count", "digest.update(file.name.encode())", "pass"),
             ("weights do not count", ', ".safetensors"', ""),
+            ("templates do not count", ' ".jinja",', ""),
             ("when an input was made counts", '"done.json", "metrics.jsonl"', '"metrics.jsonl",')]),
         ("a changed output is not noticed", "size or (digest and sha256(path) != digest)", "size",
          "test_runtime::a_missing_truncated_or_changed_output_is_made_again"),
+        *by("test_runtime::another_precision_redoes_a_stage_that_has_a_network", [
+            ("any precision will do", 'settings["precision"] = os', 'settings[""] = os'),
+            ("a precision redoes everything", 'if self.memory and os.environ.get("PREC', 'if os.environ.get("PREC')]),
         ("half-written files stay", 'self.folder.rglob("*.tmp")', "()", "test_runtime::what_an_attempt_left_goes"),
         ("a folder that cannot be written to", "place.is_dir() and os.access(place, os.W_OK)", "True",
          "test_runtime::a_folder_that_cannot_be_written_to_is_refused_before_the_work_unless_it_is_done"),
@@ -970,6 +1203,9 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("values are not kept", "Q + 2 * K + 4 * F", "Q + K + 4 * F"),
             ("a single moment", ', "moments": 8 * N', ', "moments": 4 * N'),
             ("checkpointing keeps nothing", "tokens * layers * 4 * D + ", "")]),
+        *by("the_precision_that_is_set_counts", [
+            ("activations of the device", "2.6 if bf16(cuda)", "2.6 if cuda"),
+            ("copies of the device", "if bf16(cuda) and not", "if cuda and not")]),
         ("keys without values", "cache = 2 * config", "cache = config", "the_cache_is_as_large_as_it_is_said_to_be"),
         *by("offload_leaves_the_network_at_work_alone_on_a_gpu", [
             ("offload on a CPU", "(cfg.offload and cuda)", "cfg.offload"),
@@ -979,6 +1215,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a pass is never longer than micro_tokens", "max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)",
              "cfg.micro_tokens")]),
         ("the teacher is forgotten", "Path(cfg.teacher).is_dir()", "False", "a_teacher_that_is_larger_counts"),
+        ("an adapter is a folder without a file", '"an adapter: merge it into its model first" if adapter else ', "",
+         "an_adapter_is_called_one"),
         ("more ranks than GPUs", "nproc <= gpus,", "nproc <= 8 * gpus,", "there_are_no_more_ranks_than_gpus"),
         *by("disk_for_weights_and_states", [
             ("one state on the disk", "4 + 2 + 2 * 2 * 3", "4 + 2 + 2 * 3"),
@@ -1016,6 +1254,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a space in the run's path", '"$2" --calibrate', "$2 --calibrate")]),
         ("a recorded teacher is asked", 'TEACHER\nif [ -d "$TEACHER" ]', "TEACHER\nif true",
          "a_recorded_teacher_is_not_asked"),
+        ("line ends are not looked at", "*\"$(printf '\\r')\")", "none)", "windows_line_ends_are_called_so"),
         ("CDPATH is obeyed", "unset CDPATH && cd", "cd",
          "relative_paths_are_those_of_the_caller_whatever_cdpath_says"),
     ],
@@ -1032,6 +1271,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("an old stage is overwritten", '[ -e "$RUN/$stage.old$old" ]', "false")]),
         *by("test_train_all::a_signal_is_passed_on_once_and_the_stage_waited_for", [
             ("a stage is not waited for", 'wait "$child" || true', "break"),
+            ("what goes on forgets the precision", "NPROC PRECISION ", "NPROC "),
             ("what goes on forgets the numbers", ":-$asked$changed$", ":-$asked$")]),
         *by("test_train_all::a_bad_setting_is_one_sentence_before_any_command", [
             ("an unknown preset is a path", "^[A-Za-z0-9][A-Za-z0-9._-]*$", "."),
@@ -1039,13 +1279,24 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     ],
     "bench/ablate.sh": [
         *by("test_train_all::the_arms_of_the_ablation_differ_from_the_run_in_one_thing", [
+            ("a tenth of the questions", "NR % 10 == 1", "NR <= 3"),
             ("a tenth is all of it", '+tenth.jsonl" "$', '/sft.jsonl" "$'),
-            ("longer from the base model", '$RUN/2_sft" "$RUN/', '$STUDENT" "$RUN/'),
+            ("longer from the base model", 'longer "$RUN/2_sft"', 'longer "$STUDENT"'),
             ("as long as SFT itself", "ppo / sft * int", "sft / sft * int"),
             ("the critic is the teacher too", ' --critic "$RUN/5_reward"', ""),
             ("all answers, filtered", " --no-sft_filter", "")]),
         ("every seed is the same", "SEED=$1 OUT=$runs/", "SEED=0 OUT=$runs/",
          "test_train_all::the_ablation_runs_every_seed_and_compares_them"),
+    ],
+    "bench/pays.sh": [
+        *by("test_train_all::fewer_votes_change_the_reward_alone", [
+            ("few pairs are read as often as many", "$((times * reward_epochs))", "$reward_epochs"),
+            ("few pairs are read without bound", "all / n < 10 ?", "all / n < 99 ?"),
+            ("more votes than there are", '"$n" -ge "$all"', '"$n" -gt "$all"'),
+            ("the raw vote keeps all votes", '--votes "$2/rewards', '--votes "$RUN/4_pseudo_reward/rewards'),
+            ("both rewards with the learned one", 'arm "raw_$1" --votes "$2/rewards.jsonl"',
+             'arm "raw_$1" --reward_model "$RUN/5_reward+$1"')]),
+        ("all runs have one teacher", " TEACHER=${!teacher}", "", "test_train_all::every_teacher_has_runs_of_its_own"),
     ],
     "presets/_quick.sh": [
         ("QUICK=1 overrules the environment", "${train:=200}", '" && train=200 && : "',

@@ -90,6 +90,92 @@ CHOICE_STYLES = [
     ("(A) is wrong.\n(B) is wrong.\nAnswer: (E)", "E")]
 
 
+KINDS = {  # what people's files hold: a text and what it states; None is right where one cannot be sure
+    "letters": {  # no option: a formula, a name, a list
+        "The answer is F = ma.": None, "\\boxed{E(X) = 3}": None, "The answer is A_1.": None,
+        "The answer is C-14.": None, "The answer is A/B.": None, "The answer is B + C.": None,
+        "The answer is $A \\cup B$.": None, "Answer: C++": None, "The answer is D's share.": None,
+        "The answer is J. S. Bach.": None, "The answer is G. Hill, who": None, "The answer is B cells.": None,
+        "Answer: A bird": None, "Answer: I'm not sure.": None, "The answer is C?": None,
+        "The answer is A, C and D.": None, "The answer is B and C.": None, "The answer is (B, D).": None,
+        "Answer:\n(A) red\n(B) blue": None, "The answer is (a) 12 and (b) 15.": None,
+        "The answer is (i) and (iii).": None, "#### B. Solving\nThe answer is (D).": "D",
+        "#### A plan\nThe answer is (D).": "D", "The answer is A₁.": None,
+        "The answer is (a) 5 (b) 6. The answer is (D).": "D", "The answer is C is wrong.": None,
+        "The answer is A → B.": None, "The answer is A:B = 2.": None, "The answer is B.1.": None,
+        "\\boxed{A, B, C}": None, "#### (A) Plan\nThe answer is (D).": "D", "#### **A: Plan**\nThe answer is (D).": "D",
+        "#### (C)": "C", "The answer is D 5 m/s": None, "Answer: C.Paris": "C", "The answer is C, as F = ma.": "C",
+        "The answer is C (5 mV).": "C", "The answer is C - 5 mV": "C", "The answer is (D) F = ma.": "D",
+        "The answer is (C) and (A) is wrong.": "C", "The answer is C, I think.": "C",
+        "The answer is A because B is too big.": "A", "Answer: C. Paris, the capital": "C", "The answer is （C）.": "C",
+        "Answer: [C]": "C", "Answer: <C>": "C", "Answer: `C`": "C", "\\boxed{\\textsf{(C)}}": "C", "C or so": None},
+    "equations": {
+        "The answer is $12 \\div 4 = 3$.": "3", "#### 12 ÷ 4 = 3": "3", "#### 5 x 4 = 20": "20",
+        "#### 5 x $4 = $20": "20", "The answer is 20 divided by 4 = 5.": "5", "#### 3 times 4 equals 12": "12",
+        "The answer is half of 20 = 10.": "10", "#### 50% of 80 = 40": "40",
+        "#### 10 square meters * 2 = 20 square meters": "20", "A: 3 boxes of 4 pens = 12": "12",
+        "The answer is (3+4)*2 = 14.": "14", "#### 3(4) = 12": "12", "\\boxed{\\sqrt{16} = 4}": "4",
+        "\\boxed{x = \\frac{6}{2} = 3}": "3", "\\boxed{\\text{Total cost} = \\$12}": "12",
+        "#### 1,000 + 5 = 1,005": "1005", "The answer is 7, since n = 2.": "7", "The answer is 7 if n = 2.": "7",
+        "The answer is 7 (n = 2).": "7", "\\boxed{7} for n = 2": "7", "The answer is 7. Here x = 3.": "7",
+        "#### 7\nx = 3": "7", "#### 5 + 3 = x": None, "#### 12 = 3 * 4": None, "\\boxed{2x = 10}": None,
+        "The answer is x + 3 = 8.": None, "#### 5 + n = 8": None, "3 pens\n#### 3 pens at $2 each = $6": "6",
+        "\\boxed{|x| = 5}": None, "\\boxed{\\sin x = 0.5}": None, "The answer is 7 for n = 2": "7",
+        "#### 5 feet = x inches": None, "The answer is x = 5 or x = -5.": None, "\\boxed{x = 5, y = 6}": None},
+    "digits": {
+        "\\boxed{1\\ 000}": "1000", "\\boxed{12~345}": "12345", "\\boxed{1\\,234\\;567}": "1234567",
+        "#### 1'234'567": "1234567", "\\boxed{1\\:000}": "1000", "\\boxed{12\\thinspace 345}": "12345",
+        "#### 1’000": "1000", "#### 1,00,000": "100000", "#### ₹12,34,567.50": "1234567.5",
+        "\\boxed{10\\text{,}000}": "10000", "\\boxed{1,\\,000}": "1000", "\\boxed{5\\,\\text{km}}": "5",
+        "#### 1, 000": None, "#### 12,345,67": None, "#### 1,0000": None, "#### 5'10": None},
+    "scales": {
+        "The answer is 1.5 Million.": "1500000", "The answer is $1.5M.": "1500000", "#### 20K": "20000",
+        "#### $4 mn": "4000000", "#### $3bn": "3000000000", "\\boxed{3 \\text{ million}}": "3000000",
+        "The answer is **1.5** million.": "1500000", "#### 2 hundred thousand": "200000", "#### 3 millions": "3000000",
+        "#### 1.5 crore": "15000000", "#### $5m": "5000000", "#### 5m": "5", "$5 m$\n#### $5 m$": "5",
+        "#### 10km": "10", "#### 3 Kings": "3", "The answer is 300 K.": None, "#### 2 thousand 500": None,
+        "#### 3 thousandths": None, "#### 3 hundred and five": None, "#### 3 mil": None, "#### 1.5-million": None,
+        "#### 2T": None},
+    "fractions": {
+        "#### 2 ⅓": "7/3", "#### 2½": "2.5", "#### ⅞": "0.875", "#### -¼": "-0.25", "#### 1⁄2": "0.5",
+        "#### 3 / 4": "0.75", "#### 3 and 1/2": "3.5", "\\boxed{\\cfrac{3}{4}}": "0.75",
+        "\\boxed{\\frac{ 3 }{ 4 }}": "0.75", "\\boxed{\\frac{-3}{4}}": "-0.75", "\\boxed{2 \\frac{1}{2}}": "2.5",
+        "\\boxed{\\frac{1,000}{3}}": "1000/3", "\\boxed{\\frac{1.5}{2}}": "0.75",
+        "\\boxed{\\left(\\frac 1 2\\right)}": "0.5", "\\boxed{\\frac{3}{4}\\pi}": None, "\\boxed{\\frac{x}{2}}": None,
+        "#### 3 and a half": None, "#### 1/2/3": None, "#### 2/3 of 9": None, "#### 5 sixths": None,
+        "#### 3/4 of it": "0.75"},
+    "signs and powers": {
+        "#### +3": "3", "#### +$5": "5", "#### negative 5": "-5", "The answer is minus $5.": "-5", "#### －5": "-5",
+        "#### ‑5": "-5", "\\boxed{\\text{-}5}": "-5", "#### ±5": None, "Answer:\n- 5 pens\n- 3 cups": None,
+        "#### 2.5×10³": "2500", "#### 2.5 × 10⁻³": "0.0025", "#### 1e+06": "1000000", "#### 6*10**3": "6000",
+        "\\boxed{6 \\cdot 10^{+3}}": "6000", "#### 5 cm²": "5", "#### 5²": None, "#### 1e400": None,
+        "\\boxed{90^\\circ}": "90"},
+    "parts": {  # of an expression, a range, a list, a length
+        "\\boxed{5x}": None, "#### 5 + x": None, "#### 2π": None, "\\boxed{5t}": None, "\\boxed{2 + \\sqrt{3}}": None,
+        "#### 2^-1": None, "\\boxed{2 : 3}": None, "#### 5 times 4": None, "#### 5 to 7": None, "#### 5 or more": None,
+        "#### 5% of 20": None, "\\boxed{(2, 3)}": None, "\\boxed{[1, 5]}": None, "\\boxed{5 \\text{ and } 6}": None,
+        "#### 2 hours 30 minutes": None, "#### 5 pens and 6 cups": None, "\\boxed{0.\\overline{3}}": None,
+        "\\boxed{11_2}": None, "\\boxed{5 \\le x}": None, "\\boxed{5!}": None, "#### 5 more than 6": None,
+        "#### 5?": None, "#### 5 squared": None, "#### 5 in total": "5", "#### 5 and it is late": "5", "#### 5!": "5",
+        "#### 5 times": "5", "#### 5, 6 and 7": "5"},
+    "taken back": {
+        "The answer is 5. No, that's incorrect. The answer is 6.": "6", "The answer is not 5 but 7.": "7",
+        "The answer is not 5.": None, "The answer isn't 5, it's 7.": "7", "The answer is no longer 5 but 7.": "7",
+        "The answer is 5? No. The answer is 6.": "6", "#### 5\nWait, I made a mistake. The answer is 6.": "6",
+        "The answer is 5. Hold on, the answer is 6.": "6",
+        "The answer is 5. However, that is not correct. The answer is 6.": "6", "#### 5 is wrong. #### 6": "6",
+        "The answer is 5. But he ate 2, so the answer is 3.": "3", "The answer is 5. Wait, 5 + 3 = 8.": None,
+        "The answer is 5, no, 7.": None, "The answer is 5, or rather 6.": None, "The answer is 5, not 7.": "5",
+        "Answer: 4\n#### 5\nOops!": "5", "The answer is 7. He did not wait 3 hours.": "7"},
+    "labels": {
+        "Result: 42": "42", "Answer = 42": "42", "Final answer - 42": "42", "**Final Answer**\n\n$42$": "42",
+        "## Answer\n42 pens\n": "42", "<ANSWER>42</ANSWER>": "42", "<answer>The total is 42.</answer>": "42",
+        "\\boxed{\\text{Answer: } 42}": "42", "\\boxed {42}": "42", "__Answer__: 42": "42",
+        "The answer is exactly 42.": "42", "The answer is US$42.": "42", "Final Answer\n2 apples and 3 pears.": None,
+        "## Answer\n42 is what she had at first, before she sold some.": None, "The answer is at least 42.": None,
+        "Is 42 the result? 7": None}}
+
+
 @pytest.mark.parametrize("kind, text, strict, lenient", [
     *[("number", *row) for row in NUMBERS], *[("choice", *row) for row in CHOICES]])
 def test_answers_as_people_write_them(kind, text, strict, lenient):
@@ -101,6 +187,45 @@ def test_answers_as_people_write_them(kind, text, strict, lenient):
 def test_answers_as_models_write_them(kind, text, stated):
     assert extract_answer(text, kind) == stated
     assert stated is None or extract_answer(text, kind, lenient=True) == stated
+
+
+@pytest.mark.parametrize("name", KINDS, ids=lambda name: name.replace(" ", "_"))
+def test_answers_of_each_kind(name):
+    """Strict is right; lenient says the same where an answer is stated."""
+    kind = "choice" if name == "letters" else "number"
+    assert {text: extract_answer(text, kind) for text in KINDS[name]} == KINDS[name]
+    stated = {text: answer for text, answer in KINDS[name].items() if answer is not None}
+    assert {text: extract_answer(text, kind, lenient=True) for text in stated} == stated
+
+
+@pytest.mark.parametrize("text, lenient", [
+    ("They sold 20K", "20000"), ("It costs $1.5M", "1500000"), ("It was negative 5 degrees", "-5"), ("20 minus 5", "5"),
+    ("He ate 1¾ pizzas", "1.75"), ("so it is \\cfrac{2}{5}", "0.4"), ("The total is 1'500.", "1500"), ("Add +3", "3")])
+def test_numbers_are_read_leniently_in_the_same_forms(text, lenient):
+    assert (extract_answer(text, "number"), extract_answer(text, "number", lenient=True)) == (None, lenient)
+
+
+@pytest.mark.parametrize("text, stated", [
+    ("<think>\nSo the answer is 5? No, I forgot", None), ("<think>The answer is 5. Let me check", None),
+    ("<think>a</think><think>the answer is 5</think>#### 4", "4"), ("#### 5</think>#### 4", "4"),
+    ("#### 4\n<think>or is the answer 5?</think> That is all.", "4"), ("#### 4 <think>#### 5", "4"),
+    ("<think>#### 5</think>", None), ("<think>\n<think>#### 5</think>#### 4", "4"),
+    ("<think>#### 5 <think>#### 6</think> #### 7</think>#### 4", "4"), ("#### 5</think>#### 4</think>", "4"),
+    ("#### 5</think> <think>#### 6</think>#### 4 <think>#### 7</think>", "4"), ("<think >#### 5</think>#### 4", "4"),
+    *[(f"{opening}#### 5{closing}#### 4", "4") for opening, closing in [
+        ("<thinking>", "</thinking>"), ("<thought>", "</thought>"), ("<Thought>", "</Thought>"),
+        ("<reasoning>", "</reasoning>"), ("<seed:think>", "</seed:think>"), ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"), ("analysisWe add. ", "assistantfinal"),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>")]],
+    *[(f"{opening}#### 5", None) for opening in (
+        "<thinking>", "<thought>", "<reasoning>", "<seed:think>", "[THINK]", "◁think▷", "<|begin_of_thought|>",
+        "<|channel|>analysis<|message|>", "<|START_THINKING|>")],
+    ("<|channel|>final<|message|>#### 4<|return|>", "4"), ("I think: #### 4<|end|>", "4"), ("[think] #### 4", "4")])
+def test_what_was_only_thought_is_no_answer(text, stated):
+    """Closed or not, one or several, in every family's tags; a template may have opened it."""
+    assert extract_answer(text, "number") == stated
+    assert extract_answer(text, "number", lenient=True) == stated
 
 
 @pytest.mark.parametrize("text, kind, expected", [
@@ -145,15 +270,17 @@ def test_fuzzed_numbers_are_read_from_every_spelling():
     st = hypothesis.strategies
     marks = ["#### {}", "\\boxed{{{}}}", "The answer is {}.", "**Answer:** {}", "A: {}", "The answer is \\( {} \\).",
              "the answer is **{}** pens\n\nQ: 5", "<answer>{}</answer>", "\\boxed{{x = {}}}", "#### 3 * 4 = {}"]
-    commas = [",", "{,}", ",\\!", "\\,", "_", " ", "\u202f", ""]
+    commas = [",", "{,}", ",\\!", "\\,", "\\;", "\\:", "\\ ", "~", "'", "’", "_", " ", "\u202f", ""]
+    units = {"": 1, "%": 1, "\\%": 1, " dollars": 1, "\\text{ cm}": 1, " km/h": 1, "** pens": 1, "$": 1,
+             " Million": 10**6, "\\text{ billion people}": 10**9, " thousand": 1000}
 
     @hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
     @hypothesis.given(
         st.sampled_from(marks), st.integers(0, 10**15), st.integers(0, 999),
-        st.sampled_from(["", "-", "−", "$", "-$", "$-"]), st.sampled_from(commas),
-        st.sampled_from(["", "%", "\\%", " dollars", "\\text{ cm}", " km/h"]))
+        st.sampled_from(["", "-", "−", "－", "negative ", "+", "$", "-$", "$-"]), st.sampled_from(commas),
+        st.sampled_from(sorted(units)))
     def check(mark, whole, thousandths, sign, comma, unit):
-        value = Fraction(whole * 1000 + thousandths, 1000) * (-1 if "-" in sign or "−" in sign else 1)
+        value = Fraction(whole * 1000 + thousandths, 1000) * (-1 if sign.strip("+$") else 1) * units[unit]
         digits = f"{whole:,}".replace(",", comma) + (f".{thousandths:03}" if thousandths else "")
         answer = extract_answer("First 2 + 2 = 4.\n" + mark.format(sign + digits + unit), "number")
         assert answer is not None and Fraction(answer) == value
@@ -165,7 +292,9 @@ def test_fuzzed_numbers_are_read_from_every_spelling():
 @pytest.mark.parametrize("unit", [
     "7", "1,", "1,234,", " 111", "111{,}", " ", "\n", "#### ", "answer is ", "answer: ", "answer to ", "\\boxed{",
     "\\frac{1}", "- ", "$", "1/", "1 x ", "answer is 1 + 1 + ", "answer is x = ", "*", "\nA:", "</think>",
-    "answer is 5. wait ", "1 * 10^", "1 million ", "#### 1. ", "12:"], ids=repr)
+    "<think ", "<think>", "answer is 5. Wait, ", "1 * 10^", "1 million ", "#### 1. ", "12:", "answer is not 5 ",
+    "answer is (1+", "1 = ", "\nAnswer\n", "<answer>is ", "A, ", "answer is A. ", "½",
+    "1'234", "1 hundred ", "5 pens and "], ids=repr)
 def test_the_time_is_linear_in_the_length_of_garbage(unit):
     """Four times the text takes about four times as long (sixteen if a pattern backtracks), and little in any case."""
 
@@ -180,7 +309,7 @@ def test_the_time_is_linear_in_the_length_of_garbage(unit):
         return best
 
     for head, tail in (("", ""), ("#### ", "^2")):
-        small, large = seconds(25_000, head, tail), seconds(100_000, head, tail)
+        small, large = seconds(5_000, head, tail), seconds(20_000, head, tail)
         assert large < max(10 * small, 0.1) and large < 1
 
 
@@ -206,6 +335,15 @@ def test_every_gsm8k_gold_is_what_follows_the_hashes(split):
     assert [(q.id, q.answer) for q, gold in zip(questions, golds) if q.answer != gold] == []
 
 
+def test_texts_from_the_field_are_read_or_passed_over():
+    """75 texts after public bug reports: no answer is wrong, and most are read."""
+    rows = [json.loads(line) for line in real_data("field/answers.jsonl").open(encoding="utf-8")]
+    strict = [extract_answer(row["text"], row["kind"]) for row in rows]
+    wrong = {row["text"]: got for row, got in zip(rows, strict) if got is not None and got != row["want"]}
+    assert len(rows) == 75 and wrong == {}
+    assert sum(got == row["want"] is not None for row, got in zip(rows, strict)) >= 60
+
+
 def test_verdicts_on_gsm8k_solutions_are_the_official_ones():
     """2,640 solutions of four systems: our strict reading judges every one as OpenAI did."""
     rows = [json.loads(line) for line in real_data("gsm8k/judged_solutions.jsonl").open(encoding="utf-8")]
@@ -218,9 +356,8 @@ def test_verdicts_on_gsm8k_solutions_are_the_official_ones():
 
 def test_letters_of_mmlu_pro_answers_and_the_accuracy_are_the_official_ones():
     """12,032 answers of Llama-3.1-8B. The three exceptions, by question: 840 says 'the closest answer is A1's share',
-    where A1 is a name; 6414 'the correct answer is Elizabeth F. Loftus'; 3500 'the answer is (a) All Dd', where (a) is
-    the first part of the question. MMLU-Pro counts a random letter where it finds none (694 times, 73 of them right):
-    44.19 %, and 43.58 % without."""
+    where A1 is a name; 6414 'the correct answer is Elizabeth F. Loftus'; 6915 'the answer is (A, C)'. MMLU-Pro
+    counts a random letter where it finds none (694 times, 73 of them right): 44.19 %, and 43.58 % without."""
     with gzip.open(real_data("mmlu_pro/llama-3.1-8b-instruct.jsonl.gz"), "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     sentence, label = re.compile(r"answer is \(?([A-J])\)?"), re.compile(r"^.*[aA]nswer:\s*([A-J])", re.MULTILINE)
@@ -237,7 +374,7 @@ def test_letters_of_mmlu_pro_answers_and_the_accuracy_are_the_official_ones():
         if ours != official:
             differ[row["question_id"]] = (official, ours)
     assert differ == {
-        840: (("A", "A"), ("E", "E")), 6414: (("E", "E"), (None, "F")), 3500: (("G", "G"), ("A", "A"))}
+        840: (("A", "A"), ("E", "E")), 6414: (("E", "E"), (None, "F")), 6915: (("A", "A"), (None, "D"))}
     published = sum(is_correct(a or row["pred"], row["answer"], "choice") for a, row in zip(found, rows))
     honest = sum(is_correct(a, row["answer"], "choice") for a, row in zip(found, rows))
     assert (len(rows), published, honest, found.count(None)) == (12032, 5317, 5244, 694)

@@ -210,8 +210,10 @@ ROWS = [  # command, file, rows or bytes, words
     *[(command, "questions.jsonl", [{"question": "1 " * 300, "answer": "1"}], ["questions-1", "context of 256"])
       for command in ("generate", "ppo", "eval")],
     ("eval", "questions.jsonl", [{"question": "How many?"}], ["no gold answer"]),
-    ("generate", "questions.jsonl", b"\x1f\x8b" + bytes(30), ["line 1"]),
-    ("generate", "questions.jsonl", json.dumps(QUESTIONS, indent=1).encode(), ["line 1", "JSON"]),
+    ("generate", "questions.jsonl", b"\x1f\x8b" + bytes(30), ["questions.jsonl", "gzip"]),
+    ("generate", "questions.jsonl", json.dumps(QUESTIONS, indent=1).encode()[:-9], ["line 37", "JSON"]),
+    ("generate", "questions.jsonl", b"id,question\n1,How many?", ["questions.jsonl", "CSV", "read_csv"]),
+    ("pseudo_reward", "samples.jsonl", [{"id": "other", "responses": ["1"]}], ["none of its 1", "'other'", "'q0'"]),
     ("pseudo_reward", "samples.jsonl", [{"id": "q0", "responses": [1]}], ["line 1", "responses"]),
     ("votes", "votes.jsonl", [{"id": "other", "vote": "1"}], ["votes.jsonl", "no answer to any question"]),
     ("votes", "votes.jsonl", [{"id": "q0", "vote": "1"}, {"id": "q0", "vote": "2"}], ["votes.jsonl", "q0"]),
@@ -231,6 +233,9 @@ def test_a_line_without_end(here, capsys, monkeypatch):
     monkeypatch.setattr("runtime.files.LONGEST_LINE", 1000)
     (here / "questions.jsonl").write_text(json.dumps(QUESTIONS[0]) + '\n{"question": "' + 1000 * "x" + '"}\n')
     refuses(here, capsys, "generate", "", ["questions.jsonl, line 2", "longer than"])
+    monkeypatch.setattr("runtime.files.LONGEST_ARRAY", 500)
+    (here / "questions.jsonl").write_text("[\n" + ",\n".join(map(json.dumps, QUESTIONS)) + "]")
+    refuses(here, capsys, "generate", "", ["questions.jsonl", "longer than"])
 
 
 def test_empty_answers_are_answers(here):
@@ -259,7 +264,8 @@ def lines_of_json(st):
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4))
     name = st.sampled_from("id question answer kind options instruction subject response responses choices finish "
-                           "logprob tokens body message content text custom_id error status_code q0".split())
+                           "logprob tokens body message content text custom_id error status_code q0 label answerKey "
+                           "question_id finish_reason logprobs token_logprobs type temperature".split())
     rows = st.dictionaries(name, value | st.dictionaries(name, value, max_size=3), max_size=6)
     line = st.binary(max_size=80) | rows.map(lambda row: json.dumps(row).encode())
     return st.lists(line, max_size=4)

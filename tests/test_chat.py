@@ -10,7 +10,8 @@ import pytest
 import tokenizers
 from conftest import CHATML_SPECIAL, CHATML_TEMPLATE, LLAMA_SPECIAL, LLAMA_TEMPLATE, real_model
 
-from hf.tokenizer import Tokenizer, family
+from hf.template import family
+from hf.tokenizer import Tokenizer
 
 # The published templates' turns, dates and system turns; their branches for tools are left out, Qwen2.5's but for the
 # start of one, which is a trap: it opens a system turn, and its default text is not written in one piece.
@@ -49,11 +50,37 @@ SMOLLM_TEMPLATE = (  # its newlines are real ones, not '\' and 'n'
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n' }}{% endif %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+TOOLS = "{%- if tools is not none %}\n    {{- 'Tools:\\n' }}\n    {%- for t in tools %}{{- t | tojson }}{%- endfor %}\n"
+TOOLS += "    {%- if tools | length != 1 %}{{- 'many' }}{%- else %}{{- 'one' }}{%- endif %}\n{%- endif %}\n"
+CALLS = "    {%- elif 'tool_calls' in message %}\n        {%- if not loop.last %}{{- '<|eom_id|>' }}{%- endif %}\n"
+CALLS += "    {%- elif message.role == 'tool' %}\n        {{- message | tojson }}\n    {%- endif %}\n{%- endfor %}"
+LLAMA32_TOOLS = (  # with branches for tools where the published ones have them
+    LLAMA32_TEMPLATE.replace("{{- system_message", TOOLS + "{{- system_message").replace("{%- if messages[0]",
+    "{%- if not tools is defined %}\n    {%- set tools = none %}\n{%- endif %}\n\n{#- the system's turn, it's one #}\n"
+    "{%- if messages[0]").replace('{{- "Cutting', TOOLS + TOOLS + '{{- "Cutting').replace(
+    "{%- for message in messages %}\n", TOOLS + "{%- for message in messages %}\n    {%- if not (message.role =="
+    " 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}\n").replace("{%- endfor %}\n{%- if add",
+    CALLS + "\n{%- if add"))
+QWEN_TOOLS = QWEN_TEMPLATE.replace('"assistant") %}', '"assistant" and not message.tool_calls) %}').replace(
+    "    {%- endif %}\n{%- endfor %}", CALLS)
+PER_ROLE = (  # unsloth's
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{'<|im_start|>user\n' + message['content'] + '<|im_end|>\n'}}{% elif message['role'] == 'assistant' %}"
+    "{{'<|im_start|>assistant\n' + message['content'] + '<|im_end|>\n' }}{% else %}"
+    "{{ '<|im_start|>system\n' + message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+OTHER_WORDS = (  # an older preamble, another name, another sign, one kind of quotes, comments, lines of its own
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{# it's ChatML #}\n"
+    "{%- for m in messages -%}\n    {{ \"<|im_start|>\" ~ m.role }}{{ \"\\n\" + m.content + \"<|im_end|>\\n\" -}}\n"
+    "{% endfor %}\n  {% if add_generation_prompt -%}\n  <|im_start|>assistant{{ '\\n' }}{% endif %}\n")
 TEMPLATES = {  # name: template, its family
     "llama3": (LLAMA3_TEMPLATE, "llama3"), "llama3.1": (LLAMA31_TEMPLATE, "llama3.1"),
     "llama3.2": (LLAMA32_TEMPLATE, "llama3.1"), "ours": (LLAMA_TEMPLATE, "llama3"),
     "chatml": (CHATML_TEMPLATE, "chatml"), "qwen2.5": (QWEN_TEMPLATE, "chatml"),
-    "smollm2": (SMOLLM_TEMPLATE, "chatml")}
+    "smollm2": (SMOLLM_TEMPLATE, "chatml"), "llama3.2, tools": (LLAMA32_TOOLS, "llama3.1"),
+    "llama3, as first published": (LLAMA3_TEMPLATE.replace("{% if add_generation_prompt %}", "").removesuffix(
+        "{% endif %}"), "llama3"),
+    "qwen2.5, tools": (QWEN_TOOLS, "chatml"), "per role": (PER_ROLE, "chatml"), "other words": (OTHER_WORDS, "chatml")}
 
 TEXTS = ["What is 12*7?", "", " ", "\n", "  spaces  around  ", "\n\nnewlines\n\n\nlines\n x\n\n",
          "\t\ttabs\r\nreturns\r", "naïve Größe 東京 😀", "\u00a0no-break\u3000wide\u2028", "e\u0301 is not é",
@@ -151,13 +178,35 @@ def test_chat_template_in_its_own_file_comes_first(make_chatml, tmp_path):
     CHATML_TEMPLATE + "{{ '<think>' }}", "{{ bos_token }}" + CHATML_TEMPLATE,
     "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_TEMPLATE,
     "{% set system_message = 'Be kind.' %}{{ '<|im_start|>system\n' + system_message }}" + CHATML_TEMPLATE,
-    CHATML_TEMPLATE.replace("<|im_end|>\\n", "<|im_end|>")])
+    CHATML_TEMPLATE.replace("<|im_end|>\\n", "<|im_end|>"),
+    # layout: text between the tags
+    LLAMA3_TEMPLATE.replace("{% set content = b", " {% set content = b"), LLAMA_TEMPLATE.replace("{% for", "\n{% for"),
+    CHATML_TEMPLATE.replace("{% for", "   {% if true %}{% endif %}{% for"),
+    CHATML_TEMPLATE.replace("%}{{", "%}\n    {{"), CHATML_TEMPLATE + "\n\n\n",
+    CHATML_TEMPLATE.replace("{% endfor", "{# #} {% endfor"),
+    LLAMA32_TOOLS.replace(TOOLS + TOOLS, TOOLS + "x" + TOOLS), QWEN_TEMPLATE.replace("{%- for", "{{- '' }}\n{%+ for"),
+    # what is written of a turn, and of which
+    *[CHATML_TEMPLATE.replace("message['role']", role) for role in (
+        "message['role'] | upper", "message.role.title()", "'User'", "message['name']", "message['role'] + ' '")],
+    CHATML_TEMPLATE.replace("message['content']", "message['content'].strip()"),
+    CHATML_TEMPLATE.replace("assistant\\n", "assistant\\nThink. "), PER_ROLE.replace("user\n", "human\n"),
+    CHATML_TEMPLATE.replace("{% if add_generation_prompt %}", "{% if true %}"),
+    SMOLLM_TEMPLATE.replace("loop.first and ", ""), SMOLLM_TEMPLATE.replace("!= 'system'", "!= ' system'"),
+    QWEN_TEMPLATE.replace(" and not loop.first", ""), CHATML_TEMPLATE.replace("in messages", "in messages[1:]"),
+    LLAMA3_TEMPLATE.replace("index0 == 0", "index0 == 1"), LLAMA31_TEMPLATE.replace("messages[1:]", "messages")])
 def test_a_template_that_is_not_written_out_here_is_refused(content, make_chatml, tmp_path):
     """Nearly right would be silently wrong."""
     assert family(content) is None
     folder = variant(make_chatml(), tmp_path, config={"chat_template": content})
     with pytest.raises(ValueError, match="unknown chat_template"):
         Tokenizer(folder)
+
+
+def test_the_begin_token_that_a_template_names_must_be_the_real_one(llama_folder, tmp_path):
+    """transformers writes whatever tokenizer_config.json calls so, and nothing where it does not."""
+    for i, token in enumerate((None, "<|end_of_text|>")):
+        with pytest.raises(ValueError, match="bos_token"):
+            Tokenizer(variant(llama_folder, tmp_path / str(i), config={"bos_token": token}))
 
 
 @pytest.mark.parametrize("roles", [["user", "tool"], ["<|eot_id|>"], []])
@@ -215,6 +264,78 @@ def test_without_a_template_the_end_token_tells_the_style(llama_folder, chatml_f
         for i, config in enumerate(({}, {"eos_token": None})):
             bare = variant(folder, tmp_path / folder.name / str(i), config={"chat_template": None} | config)
             assert Tokenizer(bare).chat(" 2+2? ") == Tokenizer(folder).chat(" 2+2? ")
+
+
+def test_settings_of_who_trained_with_a_tokenizer_are_neither_obeyed_nor_handed_on(llama_folder, tmp_path):
+    """Truncation and padding, merges left out by chance, an end token behind every text."""
+    def used(content):
+        content["truncation"] = {"direction": "Right", "max_length": 6, "strategy": "LongestFirst", "stride": 0}
+        content["padding"] = {"strategy": {"Fixed": 40}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+                              "pad_type_id": 0, "pad_token": "x"}
+        content["model"]["dropout"] = 0.9
+
+    def ended(content):
+        content["post_processor"]["single"].append({"SpecialToken": {"id": "<|eot_id|>", "type_id": 0}})
+        content["post_processor"]["special_tokens"]["<|eot_id|>"] = {
+            "id": "<|eot_id|>", "ids": [4], "tokens": ["<|eot_id|>"]}
+
+    clean, text = Tokenizer(llama_folder), "Ava has 3 pens. How many pens does Ava have now?"
+    folder = variant(llama_folder, tmp_path / "used", used)
+    for name in ("a", "b"):
+        tokenizer = Tokenizer(folder)
+        assert (tokenizer.chat(text), tokenizer.text(text)) == (clean.chat(text), clean.text(text))
+        folder = tmp_path / name
+        folder.mkdir()
+        tokenizer.save(folder)
+        saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        assert saved == json.loads((llama_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    assert Tokenizer(variant(llama_folder, tmp_path / "ended", ended)).text(text) == clean.text(text)
+
+
+# ---- texts among others --------------------------------------------------------------------------------------------
+
+
+def sentencepiece(source, folder, kind, **config):
+    """A copy of a ChatML folder whose spaces are '\u2581', put before every text, before the first one, or nowhere."""
+    def change(content):
+        before = {"every": [{"type": "Prepend", "prepend": "\u2581"}]}.get(kind, [])
+        content["normalizer"] = {"type": "Sequence", "normalizers": [
+            *before, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}
+        content["pre_tokenizer"] = None if kind != "first" else {
+            "type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+        letters = [*dict.fromkeys("\u2581\n".join(map(chr, range(33, 127))))]
+        content["model"] = {"type": "BPE", "vocab": {letter: i for i, letter in enumerate(letters)}, "merges": [
+            ["\u2581", letter] for letter in "au"], "unk_token": None}
+        content["model"]["vocab"] |= {"\u2581a": len(letters), "\u2581u": len(letters) + 1}
+        for i, token in enumerate(content["added_tokens"]):
+            token["id"] = len(letters) + 2 + i
+
+    return variant(source, folder, change, config=config)
+
+
+@pytest.mark.parametrize("kind, template", [("every", CHATML_TEMPLATE), ("first", CHATML_TEMPLATE), ("every", None)])
+def test_tokens_that_depend_on_what_stands_before_are_refused(kind, template, chatml_folder, tmp_path):
+    """As many SentencePiece vocabularies have them: a response alone is not a response behind its prompt."""
+    folder = sentencepiece(chatml_folder, tmp_path, kind, chat_template=template, eos_token="<|endoftext|>")
+    with pytest.raises(ValueError, match=r"tokenizer\.json: .*SentencePiece"):
+        Tokenizer(folder)
+
+
+def test_a_vocabulary_like_sentencepiece_that_does_not_depend_is_read(chatml_folder, tmp_path):
+    folder = sentencepiece(chatml_folder, tmp_path, "none", chat_template=CHATML_TEMPLATE)
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(folder)
+    for messages, opened in conversations():
+        if all(set(message["content"]) <= set(map(chr, [10, *range(32, 127)])) for message in messages):
+            assert Tokenizer(folder).render(messages, opened) == theirs.apply_chat_template(
+                messages, add_generation_prompt=opened, return_dict=False)
+
+
+def test_a_token_that_eats_the_space_beside_it_is_refused(chatml_folder, tmp_path):
+    def eat(content):
+        content["added_tokens"][-1]["rstrip"] = True
+
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        Tokenizer(variant(chatml_folder, tmp_path, eat))
 
 
 def test_stop_ids_are_those_of_every_file(llama_folder, tmp_path):
@@ -283,8 +404,10 @@ def test_text_never_becomes_an_added_token_however_it_is_flagged(llama_folder, t
 def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(make_chatml, tmp_path):
     folder = make_chatml(SMOLLM_TEMPLATE)
     (folder / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}')
-    (folder / "generation_config.json").write_text('{"eos_token_id": [7]}')
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7], "top_k": 5}')
     Tokenizer(folder).save(tmp_path)
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [7, Tokenizer(folder).id("<|im_end|>")], "top_k": 5}
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in folder.iterdir()}
     ours, theirs = compare(tmp_path)
     assert (ours.end_id, ours.stop_ids) == (Tokenizer(folder).end_id, Tokenizer(folder).stop_ids)
@@ -309,7 +432,8 @@ BAD = [  # folder, what is changed in its copy, words of the sentence
       for ids in (-1, [1, 10**6], True)],
     ("llama", dict(config={"eos_token": "</s>"}), ["tokenizer_config.json", "'</s>'"]),
     ("llama", dict(config={"eos_token": ["nope"]}), ["tokenizer_config.json", "nope"]),
-    ("chatml", dict(config={"chat_template": LLAMA_TEMPLATE}), ["no token '<|begin_of_text|>'", "llama3"]),
+    ("chatml", dict(config={"chat_template": LLAMA_TEMPLATE, "bos_token": "<|begin_of_text|>"}),
+     ["no token '<|begin_of_text|>'", "llama3"]),
     ("llama", dict(config={"chat_template": CHATML_TEMPLATE}), ["no token '<|im_start|>'", "chatml"]),
     ("chatml", dict(tokenizer_json=no_turns, config={"chat_template": None, "eos_token": None}), ["no end token"]),
     *[("llama", {"raw": (name, content)}, [f"/{name}"])

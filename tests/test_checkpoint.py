@@ -131,6 +131,26 @@ def test_a_damaged_state_gives_way_to_the_one_before(cut_off, whole, kind, damag
     assert again[0] == 4 and same(again, whole)
 
 
+@pytest.mark.parametrize("saves", [0, 1])
+def test_the_state_that_counts_outlives_a_save_that_is_killed(cut_off, whole, monkeypatch, saves):
+    """Gone back from state 5 to 4: the first save that follows is killed half way, or the one after it."""
+    flip(Path(cut_off.out) / "resume" / f"{5:09}.safetensors", 0.9)
+    save, left = module.save_file, [saves]
+
+    def killed(tensors, path):
+        if not left[0]:
+            path.write_bytes(b"half")
+            raise Cut
+        left[0] -= 1
+        save(tensors, path)
+
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(module, "save_file", killed)
+        train(cut_off)
+    again = train(cut_off)
+    assert again[0] == 4 + saves and same(again, whole)
+
+
 def test_a_file_that_lost_its_end_is_not_continued_and_half_a_line_is_cut_off(cut_off, whole):
     """As after a power cut on a disk that lied about fsync: the state before, whose lines are all there."""
     path = Path(cut_off.out) / "metrics.jsonl"

@@ -21,6 +21,7 @@ from conftest import real_data
 import data
 import runtime
 from data import Question, collate, load_questions, read_jsonl, write_jsonl
+from runtime.files import numbered_jsonl
 from runtime.steps import micro_batches, rows_of_step
 from tasks import arith, published
 from tasks.arith import SPLITS, arith_problems
@@ -87,6 +88,48 @@ def test_a_bad_question_file_is_refused_with_file_and_line(rows, words, tmp_path
         load_questions(str(path))
     assert all(word in str(error.value) for word in [str(path), *words]), error.value
     assert "\n" not in str(error.value)
+
+
+def arc(texts, labels, **more):
+    return {"choices": {"text": texts, "label": labels}, **more}
+
+
+@pytest.mark.parametrize("row, answer", [
+    ({"choices": ["x", "y"], "answer": 0}, "A"), ({"choices": ["x", "y"], "answer": 1, "subject": "art"}, "B"),
+    ({"choices": ["x", "y"], "answer": "B"}, "B"), ({"choices": ["x", "y"]}, None),
+    (arc(["x", "y"], ["A", "B"], answerKey="B"), "B"), (arc(["x", "y"], ["1", "2"], answerKey="2"), "B"),
+    (arc(["x", "y"], ["1", "2"], answerKey=1), "A"), (arc(["x", "y"], ["B", "A"], answerKey="B"), "A"),
+    (arc(["x", "y"], ["B", "A"], answer="A"), "B"), (arc(["x", "y"], ["A", "B"], answerKey=""), None)])
+def test_choices_of_mmlu_and_arc(row, answer, tmp_path):
+    """cais/mmlu has an index from 0; ARC has labels, which may be numbers or stand in another order."""
+    [question] = load_questions(str(write(tmp_path / "q.jsonl", json.dumps({"question": "Which?", **row}))))
+    assert (question.kind, question.options, question.answer) == ("choice", ("x", "y"), answer)
+    assert question.prompt == "Which?\nA. x\nB. y"
+
+
+@pytest.mark.parametrize("row, word", [
+    *[({key: "x", "answer": "7"}, key) for key in ("A", "option_b", "optionC", "choice1", "opa", "distractor1", "image",
+                                                   "passage", "context", "endings", "incorrect_answers", "Options")],
+    *[({key: "7"}, key) for key in ("solution", "label", "target", "correct_answer", "Answer", "answer_index", "gold")],
+    ({"choices": ["x", "y"], "correct": 1}, "correct"), ({"answerKey": "B"}, "'B'"),
+    ({"choices": ["x", "y"], "answerKey": 0}, "0"),
+    ({"choices": ["x", "y"], "answer": 2}, "index 2"), ({"choices": ["x", "y"], "answer": -1}, "index -1"),
+    ({"options": ["x", "y"], "answer": 1}, "'1'"), ({"choices": {"A": "x", "B": "y"}, "answer": "A"}, "'choices'"),
+    ({"options": {"A": "x"}, "answer": "A"}, "'options'"), ({"choices": "A) x B) y", "answer": "A"}, "'choices'"),
+    (arc(["x", "y"], ["A", "B"], answerKey="E"), "'E'"), (arc(["x", "y"], ["A"], answerKey="A"), "labels"),
+    (arc(["x", "y"], ["A", "A"], answerKey="A"), "labels"), (arc([1, 2], ["A", "B"], answerKey="A"), "'choices'"),
+    ({"options": ["x", "y"], "choices": ["x", "y"], "answer": "A"}, "'choices'"),
+    ({"options": ["x", "y"], "A": "x", "answer_index": 0, "answer": "A"}, None), ({"label": "7", "answer": "7"}, None),
+    ({"answer": "7", "A": "", "passage": None, "choices": [], "level": 3, "answer_type": "x"}, None)])
+def test_keys_that_a_question_needs_are_read_or_refused(row, word, tmp_path):
+    """Other data sets' options, passages and answers do not vanish; what repeats something, or is empty, may."""
+    path = write(tmp_path / "q.jsonl", json.dumps({"question": "Which?", **row}))
+    if word is None:
+        assert load_questions(str(path))[0].answer == row["answer"]
+    else:
+        with pytest.raises(ValueError, match=r"q\.jsonl, line 1: ") as error:
+            load_questions(str(path))
+        assert word in str(error.value)
 
 
 @pytest.mark.parametrize("spec, words", [
@@ -307,6 +350,61 @@ def test_jsonl_round_trip(tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["rows.jsonl"]
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: .*'b'"):
         list(read_jsonl(tmp_path / "deep" / "rows.jsonl", required=["b"]))
+
+
+ROWS = [{"question": "a, b; [c]?", "answer": "1"}, {"question": "\u00e4\n?", "answer": "2"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize("content, numbers", [
+    (json.dumps(ROWS), [1, 1]), ("\n" + json.dumps(ROWS, indent=2), [3, 7]), ("[]", []),
+    ("\ufeff" + json.dumps(ROWS, indent=1), [2, 6]), ("[\n " + LINES.strip().replace("\n", ",\n") + "\n]\n", [2, 3]),
+    ("\n".join(json.dumps(row, indent=2) for row in ROWS), [1, 5]),
+    (gzip.compress(LINES.encode(), mtime=0), [1, 2]),
+    (gzip.compress(json.dumps(ROWS, indent=0).encode(), mtime=0), [2, 6])])
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl.gz"])
+def test_objects_spread_over_lines_are_read(content, numbers, name, tmp_path):
+    """An array, as MMLU-Pro publishes it, or objects that a tool has indented; the line is each object's first.
+    gzip is known by its bytes and not by the file's name."""
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert list(numbered_jsonl(tmp_path / name)) == list(zip(numbers, ROWS))
+
+
+@pytest.mark.parametrize("content, words", [
+    (json.dumps(ROWS, indent=1)[:-1], ["line 9", "array"]), (json.dumps(ROWS, indent=1)[:-9], ["line 6", "JSON"]),
+    (json.dumps(ROWS) + "\n" + LINES, ["line 1", "array"]), ('[\n{"a": 1},\n2]', ["line 3", "object"]),
+    (b'[\n{"a": "\xff"}]', ["UTF-8"]), ("[" * 9999, ["JSON"])])
+def test_a_bad_array_is_refused(content, words, tmp_path):
+    (tmp_path / "rows.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"rows\.json") as error:
+        list(numbered_jsonl(tmp_path / "rows.json"))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("content, word", [
+    *[(LINES.encode(code), "UTF-16") for code in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")],
+    ("question,answer\n3+4?,7\n", "CSV"), ("\ufeffquestion;answer\n3+4?;7\n", "CSV"), ("question\tanswer\n", "TSV"),
+    (b"PAR1\x15\x04", "Parquet"), (b"PK\x03\x04\x14", "ZIP"), (b"\x28\xb5\x2f\xfd\x04", "compressed"),
+    ("<!DOCTYPE html>\n<html>", "web page"), ("version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
+    (gzip.compress(b"question,answer\n", mtime=0), "CSV"), (gzip.compress(LINES.encode(), mtime=0)[:-9], "gzip")])
+def test_another_format_is_called_what_it_is(content, word, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"rows\.jsonl") as error:
+        load_questions(str(tmp_path / "rows.jsonl"))
+    assert word in str(error.value) and "line 1" not in str(error.value)
+
+
+def test_a_set_that_is_too_small_is_an_error(tmp_path, monkeypatch):
+    """GSM8K's test set too, which is taken in its own order."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    for split, n in (("train", 9), ("test", 7)):
+        write_jsonl(tmp_path / "gsm8k" / f"{split}.jsonl", [{"question": f"{split} {i}?"} for i in range(n)])
+    counts = {"train": 6, "valid": 3, "test": 7}
+    splits = data.disjoint_splits("gsm8k", counts, seed=0)
+    assert [question.question for question in splits["test"]] == [f"test {i}?" for i in range(7)]
+    for name in counts:
+        with pytest.raises(ValueError, match=f"--{name}"):
+            data.disjoint_splits("gsm8k", counts | {name: 50}, seed=0)
 
 
 def test_the_script_cuts_a_file_into_disjoint_splits(tmp_path):

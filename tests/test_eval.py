@@ -8,9 +8,11 @@ from test_sft import on_the_cpu, tiny_folder  # noqa: F401 (a fixture)
 
 import eval as evaluation
 import generate
+import ppo
 import quality
 from data import Question, Tokenizer, write_jsonl
 from model import load_model, load_scalar_model, save_model
+from reward import score_responses
 from runtime.files import read_jsonl
 
 
@@ -160,7 +162,7 @@ def test_best_of_n_keeps_the_answer_that_its_reward_model_likes_best(tiny, score
             compared += 1
         best = row["scores"].index(max(row["scores"]))
         assert row["id"] == transcript["id"] == question["id"]
-        assert row["scores"][best] == pytest.approx(transcript["score"], abs=1e-4) and len(set(row["scores"])) > 5
+        assert row["scores"][best] == pytest.approx(transcript["score"], abs=1e-4) and len(set(row["scores"])) > 3
         assert (row["tokens"][best], row["correct"][best]) == (transcript["tokens"], transcript["correct"])
         assert row["answers"][best] == transcript["answer"] and len(row["scores"]) == 8
     assert compared
@@ -168,6 +170,42 @@ def test_best_of_n_keeps_the_answer_that_its_reward_model_likes_best(tiny, score
     prompts = 8 * sum(len(tokenizer.chat(row["question"])) for row in sums(6))
     both = sum(p.numel() for p in load_model(tiny).parameters()) + sum(p.numel() for p in model.parameters())
     assert done["flops"] == 2 * both * (done["tokens"] + prompts)
+
+
+@pytest.mark.parametrize("unfinished", [None, -0.5])
+def test_best_of_n_never_chooses_what_was_cut_off_for_its_score(tiny, scorer, tmp_path, monkeypatch, unfinished):
+    """Of four answers the one that the reward model likes best was cut off: it has PPO's score for that, in the choice
+    and in every quality of the judge. The default is that of ppo.py."""
+    tokenizer, judge = Tokenizer(tiny), load_scalar_model(scorer)
+    said = [tokenizer.encode(f"{'1 ' * k}#### {k}") for k in range(1, 5)]  # right for question k - 1
+    prompts = [tokenizer.chat(row["question"]) for row in sums(6)]
+    with torch.no_grad():
+        raw = [[judge(torch.tensor([prompt + tokens]))[0, -1].item() + 5 for tokens in said] for prompt in prompts]
+    cut = [row.index(max(row)) for row in raw]
+    instead = ppo.Config.unfinished_score if unfinished is None else unfinished
+    counts = [[instead if k == cut[i] else score for k, score in enumerate(row)] for i, row in enumerate(raw)]
+
+    def sample(model, prompts, *_, **options):
+        return [generate.Response(tokens, [], "length" if k == worst else "stop")
+                for worst in cut for k, tokens in enumerate(said)]
+
+    monkeypatch.setattr(generate, "generate", sample)
+    monkeypatch.setattr(evaluation, "score_responses", lambda *args: score_responses(*args) + 5)  # well above -0.5
+    flags = {} if unfinished is None else {"unfinished_score": unfinished}
+    [(transcripts, done, scored)] = run(tmp_path, f"n={tiny}", reward_model=scorer, samples=4, **flags)
+    assert [row["scores"] for row in scored] == [pytest.approx(row, abs=1e-4) for row in counts]
+    assert [row["answer"] for row in transcripts] == [str(row.index(max(row)) + 1) for row in counts]
+    assert not done["results"]["accuracy"]["truncated"]
+
+    def qualities(scores):
+        same = {"tokens": [len(tokens) for tokens in said]}
+        rows = [{"scores": row, "correct": [k == i for k in range(4)]} for i, row in enumerate(scores)]
+        return quality.against_gold([row | same for row in rows], 1.0)
+
+    found = {name: done["results"][name] for name in qualities(counts)}
+    assert found == pytest.approx(qualities(counts), abs=1e-4)
+    differ = {name for name, value in qualities(raw).items() if value != pytest.approx(found[name], abs=1e-3)}
+    assert differ >= {"auc_gold", "margin_gold", "ece_gold", "length_correlation_gold"}
 
 
 def test_best_of_n_that_was_cut_off_between_two_lines_has_each_once(tiny, scorer, tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ import generate as generation
 from data import Question, Tokenizer, write_jsonl
 from generate import answers_to, generate, prompts_of, sample_token
 from model import KVCache, load_model, token_logprobs
+from runtime import checkpoint
+from runtime.checkpoint import Checkpoint
 from runtime.files import read_jsonl
 from tasks.published import few_shot_prompt
 
@@ -365,6 +367,23 @@ def test_samples_do_not_depend_on_batches_and_parts(model_folder, tmp_path, monk
     for rows, expected in itertools.product(found[1:], found[:1]):
         for row, other in zip(rows, expected, strict=True):
             assert row == other | {"logprob": pytest.approx(other["logprob"], abs=2e-4)}
+
+
+def test_a_state_is_as_small_after_many_answers_as_after_few(model_folder, tmp_path, monkeypatch):
+    """What was said is in samples.jsonl, part by part, and nowhere else."""
+    found, save = [], Checkpoint.save
+
+    def look(self):
+        save(self)
+        *_, state = sorted(path.stat().st_size for path in self.folder.iterdir())
+        found.append((len((self.stage.out / "samples.jsonl").read_text().splitlines()), state))
+
+    monkeypatch.setattr(Checkpoint, "save", look)
+    monkeypatch.setattr(checkpoint, "PAUSE", 0)
+    monkeypatch.setattr(generation, "PART", 20)
+    run_script(tmp_path, model_folder, [f"{i}?" for i in range(40)], 12, samples=4)
+    counts, sizes = zip(*found)
+    assert counts == tuple(range(20, 161, 20)) and max(sizes) - min(sizes) < 20
 
 
 def test_every_sample_is_of_its_question_and_temperature(model_folder, tmp_path, answers_in_tokens):

@@ -37,7 +37,7 @@ def test_the_rollouts_metrics_by_hand():
         "val/returns_mean": 2, "val/advantages_mean": 3, "val/advantages_std": (14 / 3) ** 0.5,
         "val/num_eos_tokens": 1, "val/eos_share": 0.5, "val/repeated": 0.5, "response_length/mean": 1.5,
         "response_length/min": 1, "response_length/max": 2, "response_length/clip_ratio": 0.5,
-        "tokens": 8, "sampled": 3}, abs=1e-4)  # fmt: skip
+        "tokens": 6, "sampled": 3}, abs=1e-4)  # fmt: skip
 
 
 def test_the_updates_metrics_are_means_over_its_tokens_by_hand():
@@ -56,7 +56,8 @@ def test_the_updates_metrics_are_means_over_its_tokens_by_hand():
         "loss/policy_avg": 2.0, "policy/clipfrac_avg": 0.5, "policy/grad_norm": 3.0, "policy/approxkl_avg": 0.15 / 8,
         "loss/value_avg": 1.0, "val/clipfrac_avg": 0.75, "critic/grad_norm": 7.5,
         "val/ratio": mean, "val/ratio_var": sum((x - mean) ** 2 for x in ratio) / 4, "val/ratio_max": math.exp(0.2),
-        "val/ratio_first": sum(ratio[:3]) / 3, "val/ratio_first_gap": 1 - math.exp(-0.3)}, rel=1e-5)  # fmt: skip
+        "val/ratio_first": sum(ratio[:3]) / 3, "val/ratio_first_gap": 1 - math.exp(-0.3),
+        "val/ratio_first_mean_gap": sum(abs(x - 1) for x in ratio[:3]) / 3}, rel=1e-5)  # fmt: skip
 
 
 def test_the_samples_that_are_shown_by_hand():
@@ -73,8 +74,9 @@ HEALTHY = {  # iteration 12 of a run of the tiny preset, rounded
     "objective/scores": 0.4, "objective/scores_std": 0.9, "objective/kl": 1.2, "objective/rlhf_reward": 0.34,
     "policy/entropy_avg": 0.1, "policy/approxkl_avg": 0.004, "policy/clipfrac_avg": 0.03, "policy/grad_norm": 0.5,
     "critic/grad_norm": 2.0, "val/clipfrac_avg": 0.1, "val/ratio": 1.0, "val/ratio_max": 3.0, "val/ratio_first": 1.0,
-    "val/ratio_first_gap": 1e-6, "val/explained_variance": 0.3, "val/explained_variance_mse": 0.2,
-    "val/eos_share": 1.0, "val/advantages_std": 0.5, "val/repeated": 0.25, "response_length/mean": 40.0,
+    "val/ratio_first_gap": 1e-6, "val/ratio_first_mean_gap": 1e-7, "val/explained_variance": 0.3,
+    "val/explained_variance_mse": 0.2, "val/eos_share": 1.0, "val/advantages_std": 0.5, "val/repeated": 0.25,
+    "response_length/mean": 40.0,
 }  # fmt: skip
 
 
@@ -105,6 +107,20 @@ def test_a_warning_at_the_border_of_each_range(name, inside, outside):
     assert quiet == []
     cause = RANGES[name].below if outside < RANGES[name].low else RANGES[name].above
     assert cause and line.startswith(name) and f"{outside:.4g}" in line and cause in line
+
+
+@pytest.mark.parametrize(("bf16", "gap", "mean"), [(False, 0.001, 1e-5), (True, 0.3, 0.01)])
+def test_how_far_the_first_ratios_may_be_from_one_follows_the_precision(bf16, gap, mean, capsys):
+    """The worst token's is a warning, the mean over all ends the run."""
+    def told(**changes):
+        changes = {f"val/ratio_first_{name}": value for name, value in changes.items()}
+        Health(256, bf16=bf16).check(20, HEALTHY | changes)
+        return capsys.readouterr().out
+
+    assert told() == told(gap=gap, mean_gap=mean) == ""
+    assert told(gap=gap * 1.01).startswith("warning: val/ratio_first_gap")
+    with pytest.raises(RuntimeError, match="away from 1"):
+        told(mean_gap=mean * 1.01)
 
 
 def test_once_until_it_comes_back():

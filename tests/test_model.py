@@ -394,6 +394,8 @@ CONFIGS = [  # changes to config.json, a word of the sentence
     (dict(rope_scaling={"type": "yarn"}), "yarn"), (dict(rope_scaling={"rope_type": "llama3"}), "factor"),
     (dict(rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=4.0,
                             original_max_position_embeddings=32)), "low_freq_factor"),
+    (dict(layer_types=["full_attention", "sliding_attention"]), "layer_types"), (dict(is_causal=False), "is_causal"),
+    (dict(rope_parameters={"rope_type": "default"}, rope_scaling={"type": "linear", "factor": 2.0}), "linear"),
     (dict(num_key_value_heads=3), "num_key_value_heads"), (dict(head_dim=7), "head_dim"),
     (dict(head_dim=None, num_attention_heads=64), "head_dim"),
     *[({key: value}, key) for key, value in [
@@ -406,9 +408,27 @@ TENSORS = [  # what becomes of the tensors, words
     (lambda tensors: tensors.update({NORM: torch.ones(32, dtype=torch.int8)}), [WEIGHTS, NORM, "int8"]),
     (lambda tensors: tensors[NORM].fill_(math.nan), [WEIGHTS, NORM, "NaN"]),
     (lambda tensors: tensors[NORM].fill_(math.inf), [WEIGHTS, NORM, "infinity"]),
-    (lambda tensors: tensors.update({"score.weight": torch.ones(1, 32)}), ["scalar model", "score.weight"])]
+    (lambda tensors: tensors.update({"score.weight": torch.ones(1, 32)}), ["scalar model", "score.weight"]),
+    (lambda tensors: tensors.pop("lm_head.weight"), ["lm_head.weight"]),
+    (lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}), ["q_proj.bias"])]
+def make_adapter(*names):
+    return lambda folder: (folder / "adapter_config.json").write_text("{}") and [
+        (folder / name).unlink() for name in names]
+
+
+def split_with_a_copy(folder):
+    """Two shards, both with the head."""
+    tensors = load_file(folder / WEIGHTS)
+    save_file(tensors, folder / "a.safetensors")
+    save_file({"lm_head.weight": 2 * tensors["lm_head.weight"]}, folder / "b.safetensors")
+    write_index(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))(folder)
+
+
 FAULTS = [
     (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
+    *[(make_adapter(*names), ["an adapter: merge it"]) for names in ((WEIGHTS,), ("config.json", WEIGHTS))],
+    (edit_config(tie_word_embeddings=True), [WEIGHTS, "lm_head.weight", "tie_word_embeddings"]),
+    (split_with_a_copy, ["lm_head.weight", "a.safetensors", "b.safetensors"]),
     *[(lambda folder, content=content: (folder / "config.json").write_bytes(content), ["config.json"])
       for content in (b"{nope", b"[1]", b"\xff\x00{")],
     *[(edit_config(**changes), ["config.json", word]) for changes, word in CONFIGS],
@@ -454,6 +474,28 @@ def test_config_defaults_are_those_of_hugging_face(tmp_path):
     assert (config.rms_norm_eps, config.max_position_embeddings) == (1e-6, 2048)
     assert config.eos_token_id == (1, 2)
     assert not (config.tie_word_embeddings or config.attention_bias or config.mlp_bias)
+
+
+def test_a_tied_head_that_is_in_the_file_too_changes_nothing_if_it_is_the_same(make_model, tmp_path):
+    model = make_model(tie_word_embeddings=True)
+    save_model(model, tmp_path)
+    edit_tensors(lambda tensors: tensors.update({"lm_head.weight": 1 * tensors["model.embed_tokens.weight"]}))(tmp_path)
+    tokens = random_tokens(model.config, 2, 5)
+    assert torch.equal(load_model(tmp_path)(tokens), model(tokens))
+    edit_tensors(lambda tensors: tensors["lm_head.weight"][-1, -1].add_(1e-3))(tmp_path)
+    with pytest.raises(ValueError, match=r"lm_head\.weight"):
+        load_model(tmp_path)
+    scalar = load_scalar_model(tmp_path, new_head="zero")  # it has no use for either
+    assert torch.equal(scalar.model(tokens), model.model(tokens))
+
+
+@pytest.mark.parametrize("own", [None, 3, (3, 9)])
+def test_tokens_that_stop_are_saved_beside_the_models_own(own, make_model, make_config, tmp_path):
+    for model in (make_model(eos_token_id=own), ScalarModel(make_config(eos_token_id=own, pad_token_id=7))):
+        save_model(model, tmp_path, stop_ids=frozenset([7, 5]))
+        saved = ModelConfig.from_folder(tmp_path)
+        assert set(saved.eos_token_id) == {5, 7, 3 if own else 5, 9 if own == (3, 9) else 5}
+        assert saved.pad_token_id is None  # or transformers would take the last token of a text for padding
 
 
 @pytest.mark.parametrize("tied", [False, True])

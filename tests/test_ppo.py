@@ -520,15 +520,65 @@ def test_now_and_then_held_out_questions_are_asked_and_samples_shown(tiny, score
     assert [int(n) for n in re.findall(r"==== iteration (\d+)", text)] == [0, 2, 3]
 
 
+def test_what_a_run_costs_is_of_real_tokens_and_not_of_padding(tiny, scorer, tmp_path, monkeypatch):
+    """2 for each parameter and token that is sampled, read by three and judged, 6 for each that two networks learn."""
+    real, rollouts = ppo.rollout, []
+
+    def spy(*args, **named):
+        rollouts.append((args[6], real(*args, **named)))
+        return rollouts[-1][1]
+
+    monkeypatch.setattr(ppo, "rollout", spy)
+    run(tmp_path, tiny, scorer, epochs=2)
+    tokens = sum(int(r.mask.sum()) + sum(len(prompt) for _, prompt in asked) for asked, r in rollouts)
+    assert tokens < sum(r.tokens.numel() for _, r in rollouts)
+    parameters = sum(p.numel() for p in load_model(tiny).parameters())
+    done = json.loads((tmp_path / "out" / "done.json").read_text())
+    assert done["flops"] == parameters * tokens * (2 * 5 + 6 * 2 * 2)
+    assert done["tokens"] == sum(int(r.mask.sum()) for _, r in rollouts)
+
+
 # ---- what stops a run ----------------------------------------------------------------------------------------------
 
 
-def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp_path, monkeypatch):
-    """Such as log-probs at another temperature."""
-    real = ppo.update
-    monkeypatch.setattr(ppo, "update", lambda cfg, *rest: real(replace(cfg, temperature=0.5), *rest))
-    with pytest.raises(RuntimeError, match=r"has a ratio \S+ away from 1"):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("bug", ["temperature", "mask"])
+def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp_path, monkeypatch, precision, bug):
+    monkeypatch.setenv("PRECISION", precision)
+    update, logprobs = ppo.update, ppo.masked_logprobs
+    moved = lambda model, tokens, mask, T: logprobs(model, tokens, mask.roll(1, 1), T)
+
+    def wrong(cfg, *rest):
+        if bug == "temperature":
+            return update(replace(cfg, temperature=0.7), *rest)
+        with monkeypatch.context() as patch:
+            patch.setattr(ppo, "masked_logprobs", moved)
+            return update(cfg, *rest)
+
+    monkeypatch.setattr(ppo, "update", wrong)
+    with pytest.raises(RuntimeError, match=r"ratios of the first minibatch are \S+ away from 1"):
         run(tmp_path, tiny, scorer)
+
+
+@pytest.mark.parametrize("logits", [1, 60])
+def test_in_bf16_a_healthy_run_is_silent(tiny, scorer, tmp_path, monkeypatch, capsys, logits):
+    """Its numbers are not fp32's, and every first ratio is 1; also with logits of 60, which move in steps of 0.25."""
+    load = ppo.load_model
+
+    def louder(*args):
+        model = load(*args)
+        scale = logits / model(torch.arange(4)[None]).abs().max().item() if logits > 1 else 1
+        model.lm_head.weight.data *= scale
+        return model
+
+    monkeypatch.setattr(ppo, "load_model", louder)
+    flags = dict(iterations=1, rollout_size=16, max_new_tokens=16)
+    exact = run(tmp_path / "fp32", tiny, scorer, **flags)
+    monkeypatch.setenv("PRECISION", "bf16")
+    rough = run(tmp_path / "bf16", tiny, scorer, **flags)
+    assert "the same tokens differently" not in capsys.readouterr().out
+    assert max(m["val/ratio_first_gap"] for m in rough) < 1e-4
+    assert 1e-6 < abs(rough[0]["objective/entropy"] / exact[0]["objective/entropy"] - 1) < 0.05
 
 
 @pytest.mark.parametrize("broken", ["policy_loss", "value_loss", "shape_rewards"])

@@ -60,6 +60,13 @@ def test_it_refuses_what_cannot_succeed(plan, field, value, message):
         preflight.main(replace(plan, **{field: value}))
 
 
+def test_an_adapter_is_called_one(plan):
+    (Path(plan.student) / "adapter_config.json").write_text("{}")
+    (Path(plan.student) / "config.json").unlink()
+    with pytest.raises(ValueError, match="an adapter: merge it"):
+        preflight.main(plan)
+
+
 def test_there_are_no_more_ranks_than_gpus(plan, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     preflight.main(replace(plan, nproc=3))
@@ -113,6 +120,21 @@ def test_a_step_by_hand():
     assert parts["activations"] - less["activations"] == pytest.approx(15 * of_block - 1024 * 16 * 4 * 2048)
     assert preflight.training(config, 1024, False, True)["weights"] == 4 * N + 2 * (N - 128256 * 2048)
     assert preflight.training(config, 1024, False, False, scalar=True)["logits"] == 0 < parts["logits"]
+
+
+def test_the_precision_that_is_set_counts(monkeypatch):
+    """On a CPU in bf16 as on a GPU, but for what glibc keeps; on a GPU in fp32 as on a CPU without that."""
+    config, of_block = asdict(SMALL), 100 * (6 * 48 + 2 * 60 + 2 * 20 + 4 * 80)
+    sizes = {}
+    for precision in ("fp32", "bf16"):
+        monkeypatch.setenv("PRECISION", precision)
+        sizes[precision] = [preflight.training(config, 100, False, cuda) for cuda in (False, True)]
+    for (cpu, gpu), width in zip(sizes.values(), (4, 2.6)):
+        assert cpu["weights"] == gpu["weights"]
+        assert cpu["activations"] - gpu["activations"] == pytest.approx(0.6 * 3 * width * of_block)
+    (full, _), (half, _) = sizes.values()
+    assert half["weights"] - full["weights"] == 2 * (preflight.parameters(config) - 100 * 48)
+    assert full["activations"] - half["activations"] == pytest.approx(1.6 * 3 * 1.4 * of_block)
 
 
 def test_the_cache_is_as_large_as_it_is_said_to_be():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pseudo_reward
-from pseudo_reward import Sample, majority_vote, make_pairs, pseudo_rewards, winners
+from pseudo_reward import Sample, majority_vote, make_pairs, pseudo_rewards, sft_targets, winners
 from runtime.files import write_jsonl
 from tasks.question import Question
 from tasks.recorded import load_samples
@@ -119,11 +119,12 @@ def test_every_recorded_form_gives_the_same_samples(tmp_path, row):
 
 def test_our_own_form_carries_the_end_and_the_log_prob_per_token(tmp_path):
     """MMLU-Pro's published results have the text as generated_text or model_outputs; a stored answer is not read."""
-    path = recorded(tmp_path, {"id": "a", "response": "#### 7", "finish": "length", "logprob": -6.0, "tokens": 4},
+    path = recorded(tmp_path, {"id": "a", "response": "#### 7", "finish": "length", "logprob": -6.0, "tokens": 4,
+                               "temperature": 0.7},
                     {"question_id": "b", "generated_text": "The answer is (B).", "finish": "stop", "answer": "stale"},
                     {"question_id": "b", "model_outputs": "No idea.", "pred": "C"})
     assert load_samples(path, "student", QUESTIONS, False) == [
-        Sample("a", "student", "#### 7", "7", ended=False, logprob=-1.5),
+        Sample("a", "student", "#### 7", "7", ended=False, logprob=-1.5, temperature=0.7),
         Sample("b", "student", "The answer is (B).", "B"), Sample("b", "student", "No idea.", None)]
 
 
@@ -144,6 +145,69 @@ def test_recorded_log_probs_are_per_token(tmp_path):
     path = recorded(tmp_path, {"custom_id": "a", "choices": [
         choices("#### 7", logprobs=content(-1.0, -3.0))[0], choices("#### 8", logprobs=content(-2.5))[0]]})
     assert [s.logprob for s in load_samples(path, "teacher", QUESTIONS, False)] == [-2.0, -2.5]
+    path = recorded(tmp_path, {"custom_id": "a", "choices": [  # of /v1/completions; a prompt's first token has none
+        {"text": "#### 7", "logprobs": {"tokens": ["x", "x", "x"], "token_logprobs": values, "top_logprobs": None}}
+        for values in ([-1.0, -2.0, -6.0], [None, -1.0, -2.0], [])]})
+    assert [s.logprob for s in load_samples(path, "teacher", QUESTIONS, False)] == [-3.0, -1.5, None]
+
+
+@pytest.mark.parametrize("row", [
+    {"id": "batch_req_1", "custom_id": "a"}, {"id": "a", "custom_id": "request-1"}, {"id": 1, "question_id": "a"},
+    {"id": 1, "custom_id": "a#2"}, {"key": "a"}, {"qid": "a"}, {"id": "z", "question": "What is 3+4?"},
+    {"id": "b", "custom_id": "a", "question": " What is 3+4?"}, {"id": "a#b"}])
+def test_an_id_is_the_key_that_is_a_questions(tmp_path, row):
+    """Whatever the key's name; the text decides between ids of two questions. 'a#b' is a question of its own."""
+    questions = QUESTIONS | {"a#b": Question("a#b", "Another?")}
+    [sample] = load_samples(recorded(tmp_path, row | {"responses": ["#### 7"]}), "teacher", questions, False)
+    assert sample.id == ("a#b" if row == {"id": "a#b"} else "a") and sample.answer == "7"
+
+
+def test_ids_of_two_questions_in_a_line_are_an_error(tmp_path):
+    row = {"id": "b", "custom_id": "a", "question": "Another?", "responses": ["#### 7"]}
+    with pytest.raises(ValueError, match=r"recorded\.jsonl, line 2: .*id 'b'.*custom_id 'a'"):
+        load_samples(recorded(tmp_path, {"id": "a", "response": "7"}, row), "teacher", QUESTIONS, False)
+
+
+def test_lines_that_belong_to_no_question_are_counted(tmp_path, capsys):
+    """So many of so many, with an example; where none belongs, examples of both sides, and no guess (3.0 is not 3)."""
+    rows = [{"id": key, "responses": ["#### 7"]} for key in ("a", "x1", "x2", "b", "x3")]
+    assert len(load_samples(recorded(tmp_path, *rows), "teacher", QUESTIONS, False)) == 2
+    said = capsys.readouterr().out
+    assert "3 of 5 lines" in said and "'x1'" in said
+    assert len(load_samples(recorded(tmp_path, rows[0]), "teacher", QUESTIONS, False)) == 1
+    assert capsys.readouterr().out == ""
+    for row, questions in (({"custom_id": "req-a"}, QUESTIONS), ({"id": 3.0}, {"3": Question("3", "How many?")})):
+        with pytest.raises(ValueError, match="none of its 1 lines") as error:
+            load_samples(recorded(tmp_path, row | {"responses": ["7"]}), "teacher", questions, False)
+        [(name, value)] = row.items()
+        assert all(word in str(error.value) for word in (name, str(value), *map(repr, questions))), error.value
+    failed = {"custom_id": "a", "response": None, "error": {"code": "expired"}}
+    with pytest.raises(ValueError, match="every request failed"):
+        load_samples(recorded(tmp_path, failed, rows[1]), "teacher", QUESTIONS, False)
+
+
+@pytest.mark.parametrize(("reason", "ended"), [
+    *[(reason, False) for reason in ("length", "MAX_TOKENS", "max_tokens", "max_output_tokens", "abort", "SAFETY",
+                                     "content_filter", "error", {"type": "length", "length": 16}, {"type": "abort"})],
+    *[(reason, True) for reason in ("stop", "STOP", "end_turn", "eos_token", "stop_sequence", "COMPLETE", None,
+                                    {"type": "stop", "matched": 2})]])
+@pytest.mark.parametrize("name", ["finish_reason", "finishReason", "stop_reason"])
+def test_a_response_that_was_cut_is_known_by_any_servers_word(tmp_path, name, reason, ended):
+    """In a choice and beside a text; what says nothing ended, and vLLM's stop_reason names only what it stopped at."""
+    rows = [{"id": "a", "choices": choices("#### 7", **{name: reason})}, {"id": "a", "response": "7", name: reason},
+            {"id": "a", "choices": choices("#### 7", finish_reason="stop", stop_reason="the maximum is")}]
+    samples = load_samples(recorded(tmp_path, *rows), "teacher", QUESTIONS, False)
+    assert [sample.ended for sample in samples] == [ended, ended, True]
+
+
+def test_what_a_reasoning_model_thought_in_a_field_of_its_own_is_not_read(tmp_path):
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "#### 5"}]},
+             {"type": "thinking", "text": "#### 5"}, *({"type": "text", "text": text} for text in ("so ", "#### 7"))]
+    path = recorded(tmp_path, {"id": "a", "choices": [
+        {"message": {"content": content, "reasoning_content": "#### 5", "reasoning": "#### 5"}}
+        for content in ("#### 7", None, "", parts, "<think>#### 5")]})
+    samples = load_samples(path, "teacher", QUESTIONS, True)
+    assert [s.answer for s in samples] == ["7", None, None, "7", None] and samples[3].response == "so #### 7"
 
 
 def test_a_text_that_two_questions_share_identifies_neither(tmp_path):
@@ -151,12 +215,15 @@ def test_a_text_that_two_questions_share_identifies_neither(tmp_path):
                  (("a", ("x", "y")), ("b", ("y", "x")))}
     path = recorded(tmp_path, {"question": "Which?", "responses": ["The answer is A"]}, {"id": "b", "responses": ["B"]})
     assert [s.id for s in load_samples(path, "teacher", questions, True)] == ["b"]
+    path = recorded(tmp_path, *({"id": i, "question": "Which?", "options": options, "responses": ["The answer is A"]}
+                                for i, options in enumerate((["x", "y"], ["y", "x"], ["v", "w"]))))
+    assert [s.id for s in load_samples(path, "teacher", {"a": questions["a"]}, False)] == ["a"]  # other options, not it
 
 
 def test_lenient_reads_the_last_number_of_a_response_that_ended(tmp_path):
     """A cut response votes only with an answer that it states; an API says so with each choice."""
     path = recorded(tmp_path, *({"id": "a", "response": text, "finish": finish} for text, finish in
-                                (("3+", "length"), ("#### 7 and 3+", "length"), ("it is 6 or 7", "stop"))),
+                                (("3+", "length"), ("#### 7\nand 3+", "length"), ("it is 6 or 7", "stop"))),
                     {"id": "a", "choices": choices("6 or 7", finish_reason="length") + choices("6 or 7")})
     read = {lenient: load_samples(path, "teacher", QUESTIONS, lenient) for lenient in (False, True)}
     assert [s.answer for s in read[False]] == [None, "7", None, None, None]
@@ -164,15 +231,10 @@ def test_lenient_reads_the_last_number_of_a_response_that_ended(tmp_path):
     assert [s.ended for s in read[True]] == [False, False, True, False, True]
 
 
-def test_responses_to_other_questions_alone_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match="do the ids match"):
-        load_samples(recorded(tmp_path, {"id": "z", "responses": ["1"]}), "teacher", QUESTIONS, False)
-
-
 @pytest.mark.parametrize("row", [
     {"id": "a"}, {"id": "a", "response": 7}, {"id": "a", "responses": ["text", 7]}, {"responses": ["text"]},
     {"id": "a", "choices": "x"}, {"id": "a", "choices": choices(7)}, {"id": "a", "response": {"body": None}},
-    {"id": "a", "response": "text", "tokens": "two", "logprob": -1},
+    {"id": "a", "response": "text", "tokens": "two", "logprob": -1}, {"id": "a", "response": "7", "temperature": [1]},
     {"id": "a", "choices": [{"text": "1", "logprobs": {"content": [1]}}]}])
 def test_a_bad_record_is_named_by_file_and_line(tmp_path, row):
     path = recorded(tmp_path, {"id": "a", "responses": ["fine"]}, row)
@@ -260,6 +322,52 @@ def test_main_passes_every_flag_and_field_on(tmp_path):
     pairs = rows(files["pairs"])
     assert [(row["prompt"], row["weight"]) for row in pairs] == [("3+4?\nBe brief.", 1 / 3)] * 3
     assert pairs[0]["rejected"] == "#### 9"  # the student's first
+
+
+@pytest.mark.parametrize(("first", "second", "vote"), [
+    ((1.0, "teacher"), (1.0, "teacher"), "8"), ((0.7, "teacher"), (1.0, "teacher"), None),
+    ((0.7, "teacher"), (0.7, "student"), None)])
+def test_log_probs_of_two_temperatures_or_two_models_decide_no_tie(tmp_path, first, second, vote):
+    """A colder sampler is surer of everything, and so may another model be. Votes beside the tie do not matter."""
+    paths = write_run(tmp_path / "run")
+    write_jsonl(paths["questions"], [{"id": "a", "question": "3+4?"}, {"id": "b", "question": "1+1?"}])
+    files = {source: [{"id": "b", "response": "#### 2"}] for source in ("teacher", "student")}
+    other = (0.2, "student")
+    for answer, logprob, (temperature, source) in [*[("7", -2.0, first), ("8", -1.0, second)] * 2, ("9", 0.0, other)]:
+        files[source].append({"id": "a", "response": f"#### {answer}", "logprob": logprob, "tokens": 1,
+                              "temperature": temperature})
+    for source, content in files.items():
+        write_jsonl(paths[source], content)
+    pseudo_reward.main(pseudo_reward.Config(**paths, voters="both"))
+    votes = {row["id"]: row["vote"] for row in rows(written(tmp_path / "run")["rewards"])}
+    assert votes.get("a") == vote and votes["b"] == "2"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_the_targets_are_of_all_temperatures_alike(tmp_path, most, keep):
+    """Samples of the first temperature come first in the file; it says the same text often, and one of the other's."""
+    paths = write_run(tmp_path / "run")
+    write_jsonl(paths["questions"], [{"id": f"q{i}", "question": f"{i}?"} for i in range(4)])
+    write_jsonl(paths["teacher"], [
+        {"id": f"q{i}", "response": f"{text} #### 7", "temperature": t}
+        for t, texts in ((0.7, "aaaabcd"), (1.0, "defgh")) for text in texts for i in range(4)])
+    write_jsonl(paths["student"], [{"id": "q0", "response": "s #### 7", "temperature": 0.2}])
+    pseudo_reward.main(pseudo_reward.Config(**paths, sft_per_question=most, keep_duplicates=keep))
+    texts = [(row["id"], row["response"][0]) for row in rows(written(tmp_path / "run")["sft"])]
+    cold = sum(text in "abc" for _, text in texts)
+    assert len(texts) == 4 * most and cold == len(texts) / 2
+    assert keep or len(set(texts)) == len(texts)
+    assert keep or most < 4 or {text for id, text in texts if id == "q0"} == set("abde")
+
+
+def test_a_text_of_two_temperatures_is_one_target():
+    """As often as it was sampled where duplicates are kept."""
+    samples = [Sample("q", "teacher", text, "7", temperature=t) for t, text in (
+        (0.7, "x"), (0.7, "y"), (1.0, "x"), (1.0, "z"))]
+    for keep, first, expected in ((False, 0, "xyz"), (False, 1, "xzy"), (True, 0, "xxyz"), (True, 3, "xxzy")):
+        assert "".join(sft_targets(samples, [1] * 4, 4, keep, first)) == expected
+    assert sft_targets([], [], 4, False, 1) == sft_targets(samples, [0] * 4, 4, True, 0) == []
 
 
 def test_without_the_filter_the_teachers_finished_answers_are_the_targets(tmp_path):

@@ -178,7 +178,11 @@ def test_unknown_numbers_and_a_second_round(tmp_path):
     write_evaluation(run, "ppo_r1", [1] * 6 + [0] * 6)
     numbers = report_of(run)
     assert numbers["reward_model"]["auc_gold"] is numbers["accuracy"]["teacher"]["mean_tokens"] is None
-    assert rows_of((run / "report.md").read_text(encoding="utf-8"), "Accuracy")["teacher"][5] == "–"
+    page = (run / "report.md").read_text(encoding="utf-8")
+    assert rows_of(page, "Accuracy")["teacher"][5] == "–"
+    [greedy] = [line for line in page.split("\n") if "Greedy" in line]  # recorded answers are as they are
+    known = {"teacher": {"mean_tokens": 5.0}}
+    assert "teacher" in greedy and "teacher" not in report.how_answered(known, report.MODELS)
     assert numbers["accuracy"]["ppo_r1"]["strict"] == 0.5 and numbers["reward_model"]["pair_accuracy"] == 0.875
     scores = lambda stages: [row["objective/scores"] for row in report.read_run(run).metrics(stages)]
     assert scores(report.LEARNED) == [0, 1, 2, 3, 4, 10, 11, 12] and scores(report.RAW) == [0, 1, 2, 3, 4]

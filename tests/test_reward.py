@@ -278,5 +278,5 @@ def test_a_reward_may_be_the_users_own_function(tmp_path):
     score, kept = make_score(ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:score"), questions, Desk(False))
     assert kept == questions and score(*asked).tolist() == [1111, 3222]
     score, _ = make_score(ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:one"), questions, Desk(False))
-    with pytest.raises(ValueError, match="mine.py:one.*2 answers"):
+    with pytest.raises(ValueError, match=r"mine\.py:one.*2 answers"):
         score(*asked)

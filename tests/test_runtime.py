@@ -1,6 +1,7 @@
 """runtime/: flags, error sentences, signals, the learning rate, progress, whole files, stages that finish once."""
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -42,6 +43,17 @@ def test_cli_makes_a_typed_flag_of_every_field():
     argv = ["--model", "m", "--steps", "-7", "--lr", "1e-3", "--fast", "--no-safe", "--seed", str(2**63 - 1)]
     assert runtime.cli(Flags, argv) == Flags("m", -7, 1e-3, True, False, 2**63 - 1)
     assert runtime.cli(Flags, ["--model", "m", "--no-fast", "--safe"]) == Flags("m")
+
+
+@pytest.mark.parametrize(("encoding", "seen"), [
+    ("ascii", "7 ? ?? m?"), ("latin-1", "7 ? ?? m?"),
+    ("cp1252", "7 \u2014 ?? m?"), ("utf-8", "7 \u2014 \u6771\u4eac m?")])
+def test_a_terminal_of_another_encoding_does_not_end_a_script(encoding, seen, monkeypatch):
+    """Nor does a path that is no text, a lone surrogate in Python."""
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding, write_through=True))
+    runtime.launch(lambda cfg: print("7 \u2014 \u6771\u4eac", cfg.model), Flags, ["--model", "m\udcff"])
+    assert screen.getvalue().decode(encoding) == f"{seen}\n"
 
 
 @pytest.mark.parametrize(("argv", "named"), [
@@ -226,13 +238,24 @@ def test_threads_by_the_size_of_the_model(monkeypatch, parameters, variable, thr
     assert asked == threads
 
 
-def test_products_are_bf16_on_a_gpu_and_fp32_on_a_cpu():
-    """Without a copy of every weight in bf16."""
+@pytest.mark.parametrize("precision", ["", "bf16", "fp32"])
+def test_products_are_in_the_precision_that_is_set_else_bf16_on_a_gpu_alone(precision, monkeypatch):
+    """Without a copy of every weight in bf16. What only answers stays as its file is, or is fp32."""
+    monkeypatch.setenv("PRECISION", precision)
     device = steps.default_device()
+    half = precision == "bf16" or (not precision and device.type == "cuda")
     a = torch.ones(2, 2, device=device)
     with steps.mixed_precision():
-        assert (a @ a).dtype == {"cuda": torch.bfloat16, "cpu": torch.float32}[device.type]
+        assert (a @ a).dtype == (torch.bfloat16 if half else torch.float32)
         assert not torch.is_autocast_cache_enabled()
+    assert runtime.inference_dtype() == (None if half else torch.float32)
+    assert steps.bf16(cuda=True) == (precision != "fp32") and steps.bf16(cuda=False) == (precision == "bf16")
+
+
+def test_a_precision_that_is_neither_is_refused(monkeypatch):
+    monkeypatch.setenv("PRECISION", "fp16")
+    with pytest.raises(ValueError, match="PRECISION=fp16"):
+        steps.bf16()
 
 
 def test_progress_prints_a_plain_line_now_and_then_when_piped(monkeypatch, capsys):
@@ -353,16 +376,35 @@ def test_a_changed_setting_or_input_redoes_the_stage_and_keeps_the_old_one_aside
     assert run(replace(cfg, batch_size=4))  # of an optimiser's step: it changes the result
 
 
+def test_another_precision_redoes_a_stage_that_has_a_network(cfg, monkeypatch):
+    """Which one it was stands in done.json; where nobody has set one the device decides, and the stage stays."""
+    @dataclass(frozen=True)
+    class Plain:
+        out: str
+
+    plain = Plain(cfg.out + " without a network")
+    for precision, done in (("", True), ("bf16", True), ("bf16", False), ("fp32", True)):
+        monkeypatch.setenv("PRECISION", precision)
+        assert run(cfg) == done and run(plain) == (precision == "")
+        settings = json.loads((Path(cfg.out) / "done.json").read_text())["settings"]
+        assert settings.get("precision", "") == precision
+
+
 def test_an_input_folder_counts_by_its_models_files_not_by_its_own_done_json(cfg):
     folder = Path(cfg.data).with_name("model")
     folder.mkdir()
     cfg = replace(cfg, data=str(folder))
-    for name in ("config.json", "model.safetensors", "done.json", "metrics.jsonl"):
+    own, read = ["done.json", "metrics.jsonl"], [
+        "config.json", "model.safetensors", "model.safetensors.index.json", "model-00001.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja"]
+    for name in [*own, *read]:
         (folder / name).write_text("{}", encoding="utf-8")
     assert run(cfg)
-    for name in ("done.json", "metrics.jsonl", "model.safetensors", "config.json"):
+    for name in [*own, *read]:
         (folder / name).write_text("[]", encoding="utf-8")
-        assert run(cfg) == (name in ("model.safetensors", "config.json"))
+        assert run(cfg) == (name in read), name
+    (folder / "tokenizer.json").unlink()
+    assert run(cfg)
     (folder / "config.json").rename(folder / "tokenizer.json")
     assert run(cfg)
 

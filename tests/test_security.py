@@ -87,8 +87,8 @@ ATTACK = ("{%% for c in ().__class__.__base__.__subclasses__() %%}{{ c }}{%% end
 
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
 @pytest.mark.parametrize("disguise", [False, True])
-def test_a_template_of_a_model_folder_is_read_and_never_rendered(folder, tmp_path, llama_folder, place, disguise):
-    """A hostile template is refused, or, where it looks like Llama 3's, our own is used: the same ids, nothing runs."""
+def test_a_template_of_a_model_folder_is_read_and_never_rendered(folder, tmp_path, place, disguise):
+    """A hostile template is refused, also where Llama 3's stands behind it: nothing of it runs."""
     bomb = tmp_path / "ran"
     config = json.loads((folder / "tokenizer_config.json").read_text())
     template = ATTACK % bomb + (config["chat_template"] if disguise else "")
@@ -96,11 +96,8 @@ def test_a_template_of_a_model_folder_is_read_and_never_rendered(folder, tmp_pat
         (folder / place).write_text(template)
     else:
         (folder / place).write_text(json.dumps(config | {"chat_template": template}))
-    if disguise:
-        assert Tokenizer(folder).chat("{{ 7 * 7 }}") == Tokenizer(llama_folder).chat("{{ 7 * 7 }}")
-    else:
-        with pytest.raises(ValueError, match="template"):
-            Tokenizer(folder)
+    with pytest.raises(ValueError, match="template"):
+        Tokenizer(folder)
     assert not bomb.exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import tokenizers
@@ -153,6 +154,24 @@ def test_it_learns_the_answers_and_to_end_them(tiny, tmp_path):
     answers = generate(model, [tokenizer.chat(p) for p, _ in EXAMPLES[:4]], 30, 0.0, tokenizer.stop_ids)
     assert [tokenizer.decode(a.tokens) for a in answers] == [response for _, response in EXAMPLES[:4]]
     assert [a.finish for a in answers] == ["stop"] * 4
+
+
+@pytest.mark.parametrize("named", [0, [0, 1]])
+def test_what_closes_a_turn_ends_a_text_in_transformers_too(named, make_chatml, make_model, tmp_path):
+    """A base model with a ChatML template, as Qwen2.5's: its files name <|endoftext|> alone."""
+    folder = tmp_path / "base"
+    shutil.copytree(make_chatml(), folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    size = Tokenizer(folder).vocab_size
+    save_model(make_model(vocab_size=size, eos_token_id=Tokenizer(folder).id("<|endoftext|>")), folder)
+    train(tmp_path, str(folder), epochs=1)
+    ends = {*([named] if named == 0 else named), *map(Tokenizer(folder).id, ("<|endoftext|>", "<|im_end|>"))}
+    for name in ("config.json", "generation_config.json"):
+        assert set(json.loads((tmp_path / "out" / name).read_text())["eos_token_id"]) == ends, name
+    theirs = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert set(theirs.generation_config.eos_token_id) == ends
 
 
 def test_examples_that_are_too_long_are_left_out_whole_and_counted(tiny, tmp_path):

@@ -63,6 +63,19 @@ def test_a_reading_puts_every_row_in_its_place_without_a_gradient(monkeypatch):
         assert torch.equal(found, torch.stack([expected, -expected])) and not found.requires_grad
 
 
+def test_rows_are_read_in_the_micro_batches_in_which_they_are_learned(monkeypatch):
+    """Another shape, or another order, would round differently."""
+    seen, batches = [], [[3, 0, 1], [2]]
+    reader = lambda rows: seen.append(rows) or torch.ones(1, len(rows), 1)
+    assert steps.read(LENGTHS, 8, reader, torch.zeros(4, 1), batches).sum() == 4
+    read, seen = seen, []
+    network, cfg = nn.Linear(2, 1), SimpleNamespace(micro_tokens=8, max_grad_norm=1)
+    for rows in batches:
+        loss_of = lambda rows: seen.append(rows) or (network(X[rows]).sum(), {"rows": torch.ones(1).sum()})
+        steps.step(network, torch.optim.SGD(network.parameters()), rows, LENGTHS, cfg, loss_of)
+    assert read == seen == [[0], [1, 3], [2]]
+
+
 def test_a_pass_that_only_keeps_other_ranks_company_does_not_count(monkeypatch):
     """This rank's share is rows 3 and 0; it reads row 1 because another rank has one pass more."""
     monkeypatch.setattr(steps, "shares", lambda *_: iter([([3], True), ([0], True), ([1], False)]))

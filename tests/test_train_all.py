@@ -1,4 +1,4 @@
-"""train_all.sh and bench/ablate.sh with a stub for Python: which command gets what, signals, paths, bad settings."""
+"""train_all.sh and two experiments with a stub for Python: which command gets what, signals, paths, bad settings."""
 
 import contextlib
 import importlib
@@ -42,7 +42,7 @@ def shell(tmp_path):
     """
     place = tmp_path / "the clone"
     presets = [f"presets/{path.name}" for path in ROOT.glob("presets/*.sh")]
-    for file in ["train_all.sh", "runtime/stages.sh", "bench/ablate.sh", *presets]:
+    for file in ["train_all.sh", "runtime/stages.sh", "bench/ablate.sh", "bench/pays.sh", *presets]:
         (place / file).parent.mkdir(parents=True, exist_ok=True)
         mutated = Path(os.environ.get("MUTANT", "nowhere"), file)
         shutil.copy(mutated if mutated.is_file() else ROOT / file, place / file)
@@ -90,6 +90,7 @@ def parsed(words, folder):
 NUMBERS = dict(  # each another one, so that none can take the place of another
     train="11", valid="12", test="13", instruction="say so", lenient="1", teacher_samples="14", temperatures="0.5,0.9",
     student_samples="15", temperature="0.6", max_new_tokens="16", best_of="17", keep_duplicates="0", sft_epochs="18",
+    sft_per_question="29",
     sft_lr="1e-1", min_share="0.21", held_out="0.22", reward_epochs="19", reward_lr="1e-2", iterations="20",
     rollout_size="23", minibatches="24", eval_every="25", ppo_lr="1e-3", critic_lr="1e-4", kl_coef="0.26",
     batch_size="27", micro_tokens="28", gradient_checkpointing="1", offload="1")
@@ -112,7 +113,7 @@ ALWAYS = {  # flags that every command of a script gets
 WIRES = """\
 0_questions         data
 1_teacher           generate       model=teacher source=teacher samples=14 temperatures=0.5,0.9
-1_vote              pseudo_reward  keep_duplicates=no
+1_vote              pseudo_reward  keep_duplicates=no sft_per_question=29
 2_sft               sft            model=student data=1_vote/sft.jsonl
 3_student           generate       model=2_sft source=student samples=15 temperatures=0.6
 4_pseudo_reward     pseudo_reward  student=3_student/samples.jsonl voters=teacher min_share=0.21
@@ -128,7 +129,7 @@ WIRES = """\
 7_eval/hard         eval           =teacher=teacher =sft=2_sft =ppo=6_ppo_r2 questions=0_questions/hard.jsonl
 """  # noqa: E501
 ARMS = """
-1_vote+all                 pseudo_reward  keep_duplicates=no sft_filter=no
+1_vote+all                 pseudo_reward  keep_duplicates=no sft_filter=no sft_per_question=29
 2_sft+all                  sft            model=student data=1_vote+all/sft.jsonl
 2_sft+tenth                sft            model=student data=1_vote+tenth.jsonl
 2_sft+half                 sft            model=student data=1_vote/sft.jsonl epochs=9
@@ -163,6 +164,24 @@ ARMS = """
 5_reward+r2teacher         reward         model=2_sft pairs=4_pseudo_reward+r2teacher/pairs.jsonl seed=4294967303
 6_ppo+r2teacher            ppo            policy=6_ppo reward_model=5_reward+r2teacher seed=4294967303
 7_eval/arms                eval           =sft+all=2_sft+all =sft+tenth=2_sft+tenth =sft+half=2_sft+half =sft+twice=2_sft+twice =sft+longer=2_sft+longer =sft+own=2_sft+own =sft+longest=2_sft+longest =sft+shortest=2_sft+shortest =ppo+longer=6_ppo+longer =ppo+shorter=6_ppo+shorter =ppo+gold=6_ppo+gold =ppo+kl0=6_ppo+kl0 =ppo+raw_kl0=6_ppo+raw_kl0 =ppo+kl0.25=6_ppo+kl0.25 =ppo+raw_kl0.25=6_ppo+raw_kl0.25 =ppo+kl0.5=6_ppo+kl0.5 =ppo+raw_kl0.5=6_ppo+raw_kl0.5 =ppo+kl2=6_ppo+kl2 =ppo+raw_kl2=6_ppo+raw_kl2 =ppo+kl4=6_ppo+kl4 =ppo+raw_kl4=6_ppo+raw_kl4 =ppo+both=6_ppo+both =ppo+teacher=6_ppo+teacher =ppo+r2=6_ppo+r2 =ppo+r2teacher=6_ppo+r2teacher
+"""  # noqa: E501
+
+FEWER = """
+6_ppo+kl0.25         ppo            policy=2_sft reward_model=5_reward kl_coef=0.065
+6_ppo+raw_kl0.25     ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=0.065
+6_ppo+kl0.5          ppo            policy=2_sft reward_model=5_reward kl_coef=0.13
+6_ppo+raw_kl0.5      ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=0.13
+5_reward+votes2      reward         model=2_sft pairs=4_pseudo_reward+votes2/pairs.jsonl epochs=190
+6_ppo+votes2         ppo            policy=2_sft reward_model=5_reward+votes2
+6_ppo+raw_votes2     ppo            policy=2_sft votes=4_pseudo_reward+votes2/rewards.jsonl lenient=yes
+5_reward+votes9      reward         model=2_sft pairs=4_pseudo_reward+votes9/pairs.jsonl epochs=57
+6_ppo+votes9         ppo            policy=2_sft reward_model=5_reward+votes9
+6_ppo+raw_votes9     ppo            policy=2_sft votes=4_pseudo_reward+votes9/rewards.jsonl lenient=yes
+4_pseudo_reward+one  pseudo_reward  teacher=1_teacher+one/samples.jsonl student=3_student/samples.jsonl min_share=0.21
+5_reward+one         reward         model=2_sft pairs=4_pseudo_reward+one/pairs.jsonl
+6_ppo+one            ppo            policy=2_sft reward_model=5_reward+one
+6_ppo+raw_one        ppo            policy=2_sft votes=4_pseudo_reward+one/rewards.jsonl lenient=yes
+7_eval/arms          eval           =ppo+kl0.25=6_ppo+kl0.25 =ppo+raw_kl0.25=6_ppo+raw_kl0.25 =ppo+kl0.5=6_ppo+kl0.5 =ppo+raw_kl0.5=6_ppo+raw_kl0.5 =ppo+votes2=6_ppo+votes2 =ppo+raw_votes2=6_ppo+raw_votes2 =ppo+votes9=6_ppo+votes9 =ppo+raw_votes9=6_ppo+raw_votes9 =ppo+one=6_ppo+one =ppo+raw_one=6_ppo+raw_one
 """  # noqa: E501
 
 
@@ -207,9 +226,9 @@ def test_the_arms_of_the_ablation_differ_from_the_run_in_one_thing(shell, tmp_pa
     for command, expected in zip(arms, wired(ARMS)):
         assert command == expected
     assert len(arms) == len(wired(ARMS))
-    (tmp_path / "a run/1_vote/sft.jsonl").write_text("".join(f"{i}\n" for i in range(9)))
+    (tmp_path / "a run/1_vote/sft.jsonl").write_text("".join(f"{i}\n" for i in range(25)))
     shell("bench/ablate.sh", "arms", SEED="7", QUESTIONS="mine.jsonl", **NUMBERS | {"train": "5"})
-    assert (tmp_path / "a run/1_vote+tenth.jsonl").read_text() == "0\n1\n"  # of 5 questions with 4 texts each
+    assert (tmp_path / "a run/1_vote+tenth.jsonl").read_text() == "0\n10\n20\n"  # from the first to the last question
 
 
 def test_the_ablation_runs_every_seed_and_compares_them(shell):
@@ -218,6 +237,37 @@ def test_the_ablation_runs_every_seed_and_compares_them(shell):
     seeds = {stage: flags["seed"] for stage, _, flags in commands if stage.endswith("/2_sft")}
     assert seeds == {"0/2_sft": "0", "12/2_sft": "12"}
     assert commands[-1] == ("run", "ablation", {"=0": "", "=12": ""})
+
+
+def test_fewer_votes_change_the_reward_alone(shell, tmp_path):
+    """Thirty questions have a vote, more cannot be asked for; a judge of few reads them at most ten times as often."""
+    (tmp_path / "a run/4_pseudo_reward").mkdir(parents=True)
+    (tmp_path / "a run/4_pseudo_reward/rewards.jsonl").write_text("{}\n" * 30)
+    done, commands = shell("bench/pays.sh", "arms", SEED="7", QUESTIONS="mine.jsonl", VOTES="2 9 30", **NUMBERS)
+    assert done.returncode == 0, done.stderr
+    arms = [command for command in stages(commands) if "+" in command[0] or command[0] == "7_eval/arms"]
+    cuts = {stage: flags for stage, script, flags in arms if script == "pays"}
+    votes = {"=cut": "", "votes": "4_pseudo_reward", "seed": "7"}
+    assert cuts == {"4_pseudo_reward+votes2": votes | {"questions": "2"},
+                    "4_pseudo_reward+votes9": votes | {"questions": "9"},
+                    "1_teacher+one": {"=cut": "", "samples": "1_teacher/samples.jsonl"}}
+    assert [command for command in arms if command[1] != "pays"] == wired(FEWER)
+
+
+def test_every_teacher_has_runs_of_its_own(shell, tmp_path):
+    """The preset's with fewer votes, the others without."""
+    (tmp_path / "weak one").mkdir()
+    for run in ("3", "WEAK-3"):
+        (tmp_path / f"a run/{run}/4_pseudo_reward").mkdir(parents=True)
+        (tmp_path / f"a run/{run}/4_pseudo_reward/rewards.jsonl").write_text("{}\n" * 30)
+    done, commands = shell("bench/pays.sh", SEEDS="3", JOBS="1", VOTES="5", WEAK=str(tmp_path / "weak one"))
+    assert done.returncode == 0, done.stderr
+    asked = {stage: flags for stage, _, flags in commands}
+    assert (asked["3/1_teacher"]["model"], asked["WEAK-3/1_teacher"]["model"]) == ("teacher", "weak one")
+    assert asked["3/2_sft"]["seed"] == asked["WEAK-3/2_sft"]["seed"] == "3"
+    assert {"3/6_ppo+votes5", "3/6_ppo+one", "3/6_ppo+kl0.5", "WEAK-3/6_ppo+kl0.5"} < set(asked)
+    assert not {"WEAK-3/6_ppo+votes5", "WEAK-3/6_ppo+one"} & set(asked)
+    assert commands[-1][1:] == ("pays", {"=default": "3", "=WEAK": "WEAK-3"})
 
 
 def test_a_recorded_teacher_is_not_asked(shell):
@@ -301,6 +351,15 @@ def test_another_shell_is_told_to_be_bash(shell):
     assert (done.returncode == 0 and commands) or (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
+def test_windows_line_ends_are_called_so(shell, tmp_path):
+    shell()  # puts the files there
+    for path in (tmp_path / "the clone").rglob("*.sh"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    for sh in ("bash", "sh"):
+        done = subprocess.run([sh, "the clone/train_all.sh"], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "CRLF" in done.stderr
+
+
 def test_relative_paths_are_those_of_the_caller_whatever_cdpath_says(shell, tmp_path):
     """Also as the script itself is called: from the folder above, with a CDPATH that has a folder of its name."""
     (tmp_path / "elsewhere" / "the clone").mkdir(parents=True)
@@ -331,7 +390,8 @@ def at_work(shell, tmp_path):
     """train_all.sh at its second stage, in a process group of its own, as a terminal starts it."""
     (tmp_path / "python").write_text(SLOW_STUB)
     env = {"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "python"), "OUT": str(tmp_path / "a run"), "SEED": "3",
-           "TEACHER": str(tmp_path / "a teacher"), "STUDENT": str(tmp_path / "a student"), "train": "50"}
+           "PRECISION": "bf16", "TEACHER": str(tmp_path / "a teacher"), "STUDENT": str(tmp_path / "a student"),
+           "train": "50"}
     start = lambda: subprocess.Popen(["bash", str(tmp_path / "the clone/train_all.sh")], env=env, text=True,
                                      start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process = start()
@@ -356,7 +416,7 @@ def test_a_signal_is_passed_on_once_and_the_stage_waited_for(at_work, tmp_path, 
     assert process.returncode == code and error.strip() in ("", "Terminated")  # says the stub of its sleep
     assert output.split()[-1] == "[1_teacher]"  # and no later stage
     command = (tmp_path / "a run" / "started").read_text().strip().partition(" ")[2]
-    assert command.startswith("SEED=3 TEACHER=") and command.endswith("the\\ clone/train_all.sh")
+    assert command.startswith("SEED=3 PRECISION=bf16 TEACHER=") and command.endswith("the\\ clone/train_all.sh")
     assert f"OUT={tmp_path}/a\\ run " in command and "train=50 " in command
     assert "train=50 bash train_all.sh" in (tmp_path / "a run" / "command.txt").read_text()
 

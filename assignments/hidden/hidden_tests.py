@@ -78,6 +78,7 @@ def test_E1_the_forms_in_which_an_answer_is_stated():
             f"#### {n}",
             f"#### ${n:,}.00",
             f"so the answer is {n}.",
+            f"The answer is **{n}**.",
             f"\\boxed{{{n}}}",
             f"<answer>{n}</answer>",
         ):

@@ -1,6 +1,6 @@
 """Make the runs of the lab 'which run is broken?': bench/sick.py's seeded bugs, under letters instead of names.
 
-    SEED=1 bash train_all.sh                                             # a finished run: its student and reward model
+    SEED=1 bash train_all.sh                          # a finished run, not that of docs/healthy.md, whose seed is 0
     python assignments/lab/make.py --run runs/tiny-1                     # half an hour on one core
 
 Writes assignments/lab/LETTER: metrics.jsonl and samples.txt as ppo.py left them, curves.png. The letters and what they
@@ -48,10 +48,7 @@ PANELS = (
 class Config:
     """Six broken runs of ppo.py and a healthy one, for the lab."""
 
-    run: str  # a folder of train_all.sh: 0_questions, 2_sft, 5_reward; the work is kept in its folder lab/
-    seed: int = 1  # of PPO; docs/healthy.md shows seed 0
-    iterations: int = 20
-    rollout_size: int = 128
+    run: str  # a folder of train_all.sh: 0_questions, 2_sft, 5_reward, 6_ppo; the work is kept in its folder lab/
 
 
 def draw(rows: list[dict], healthy: list[dict], title: str, path: Path) -> None:
@@ -69,17 +66,15 @@ def draw(rows: list[dict], healthy: list[dict], title: str, path: Path) -> None:
 
 def main(cfg: Config) -> None:
     work = Path(cfg.run, "lab")
-    sick.BUGS = {name: bug._replace(flags=f"{bug.flags} --seed {cfg.seed}") for name, bug in sick.BUGS.items()}
-    settings = sick.Config(run=cfg.run, out="", iterations=cfg.iterations, rollout_size=cfg.rollout_size)
     for letter, name in RUNS.items():
         if not (work / name / "log.txt").is_file():
-            sick.run(settings, name, work / name)
+            sick.run(sick.Config(cfg.run, out=""), name, work / name)
         (LAB / letter).mkdir(exist_ok=True)
         for file in ("metrics.jsonl", "samples.txt"):
             shutil.copyfile(work / name / "ppo" / file, LAB / letter / file)
         rows, healthy = sick.metrics(work / name), sick.metrics(work / "healthy")
         draw(rows, healthy, letter, LAB / letter / "curves.png")
-    print(sick.summary(list(RUNS.values()), work, cfg.rollout_size))
+    print(sick.summary(list(RUNS.values()), work, sick.settings(cfg.run)["rollout_size"]))
 
 
 if __name__ == "__main__":
