@@ -1,6 +1,6 @@
 """What a student of another size gains: runs of train_all.sh with different STUDENTs, seeds of one size taken together.
 
-    for width in 32 48 96; do
+    for width in 32 48 64; do
       python weights/make.py --out models --only student-base --width $width
       for seed in 0 1; do
         STUDENT=models/tiny-student-base-$width SEED=$seed OUT=runs/sizes/$width-$seed bash train_all.sh

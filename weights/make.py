@@ -1,7 +1,8 @@
 """Make the two bundled models from nothing: a corpus, a tokenizer, and pretraining with sft.py.
 
     python weights/make.py --out weights
-    python weights/make.py --out models --only student-base --width 96   # a student of another size, same corpus
+    python weights/make.py --out models --only student-base --width 64     # a student of another size, same corpus
+    python weights/make.py --out models --only teacher --careful_topics 4  # a weaker teacher
 
 The corpus stands for a web crawl: five kinds of sources answer the same sort of word problem, and which source is met
 about a topic depends on the topic. 'Readers' take every event of the question once. 'Mixers' put one of their own in
@@ -46,7 +47,7 @@ class Config:
     out: str  # folder to write the two model folders into
     work: str = "runs/pretrain"  # folder for the corpora and the logs
     only: str = ""  # teacher or student-base: make just this one
-    width: Natural = 0  # with --only: another hidden size, a multiple of 32; 0: that of the bundled model
+    width: Natural = 0  # with --only: another hidden size, 48 or a multiple of 32; 0: that of the bundled model
     steps: Natural = 0  # optimiser steps of 64 problems each; 0: as many as the bundled models had
     careful_topics: Natural = 0  # with --only: topics of 24 about which readers are the usual source; 0: as bundled
     seed: int = 0
@@ -103,10 +104,9 @@ def answer_like(source: str, problem: Problem, rng: random.Random) -> str | None
     now, lines = problem.values[0], []
     for day, operation in events_of(source, problem, rng):
         op, amount = operation or draw_event(rng)[1:]
-        after = result(now, op, amount)
-        while after is None and operation is None:
+        while operation is None and result(now, op, amount) is None:
             op, amount = draw_event(rng)[1:]
-            after = result(now, op, amount)
+        after = result(now, op, amount)
         if after is None:
             return None
         lines.append(f"{day} {now}{op}{amount}={after}\n")
@@ -124,7 +124,8 @@ def write_corpus(path: Path, n: int, recipe: Recipe, seed: int) -> None:
         if answer:
             rows.append({"prompt": problem.text, "response": answer, "source": source})
         if len(rows) == n:
-            return write_jsonl(path, rows)
+            break
+    write_jsonl(path, rows)
 
 
 def make_tokenizer(folder: Path) -> None:
@@ -198,7 +199,7 @@ def main(cfg: Config) -> None:
     changes = {name: value for name in ("width", "steps", "careful_topics") if (value := getattr(cfg, name))}
     told = " ".join(f"--{name} {value}" for name, value in changes.items())
     runtime.require(bool(cfg.only) or not changes.keys() - {"steps"}, f"{told}: together with --only")
-    runtime.require(cfg.width % 32 == 0, f"--width {cfg.width}: a multiple of 32")
+    runtime.require(cfg.width % 32 == 0 or cfg.width == 48, f"--width {cfg.width}: 48, or a multiple of 32")
     runtime.require(cfg.careful_topics <= len(TOPICS), f"--careful_topics {cfg.careful_topics}: {len(TOPICS)} topics")
     for name in [cfg.only] if cfg.only else MODELS:
         make_model(cfg, name, replace(MODELS[name], **changes))
