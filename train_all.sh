@@ -9,9 +9,9 @@
 # Environment: PRESET (a file of presets/), SEED, OUT (the run folder), QUICK=1, NPROC (ranks: every stage runs under
 # torchrun), ROUNDS=2 (sample, vote, reward model and PPO again from the latest policy), FROM=6_ppo (redo from there),
 # TEACHER (model folder, or a JSONL of recorded answers), TEACHER_TEST (its recorded answers to the test questions),
-# STUDENT (model folder), QUESTIONS (arith, gsm8k, mmlu_pro, or a JSONL), MODELS_DIR and DATA_DIR (where the presets'
-# models and question sets are), PYTHON. A finished stage is skipped on the next run; one whose settings or inputs
-# changed is redone, the old kept aside.
+# STUDENT (model folder), QUESTIONS (arith, gsm8k, mmlu_pro, mawps, or a JSONL), MODELS_DIR and DATA_DIR (where the
+# presets' models and question sets are), PYTHON. A finished stage is skipped on the next run; one whose settings or
+# inputs changed is redone, the old kept aside.
 [ -n "${BASH_VERSION:-}" ] || { echo "error: this is a script for bash: bash train_all.sh" >&2; exit 2; }
 set -euo pipefail
 here=$(unset CDPATH && cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
