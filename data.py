@@ -60,7 +60,7 @@ INSTRUCTIONS = {  # forms that the strict reading knows, asked for in words that
 class Config:
     """Write disjoint splits of a question set. Two more commands: 'data.py check FILE ...', 'data.py fetch gsm8k'."""
 
-    questions: Questions  # arith, gsm8k, mmlu_pro, or a JSONL file to be split
+    questions: Questions  # arith, gsm8k, mmlu_pro, mawps, or a JSONL file to be split
     out: str  # folder to write
     train: Count = 2000  # questions the student may learn from (their gold answers are for reports only)
     valid: Count = 200  # held out of training, for choosing and stopping
@@ -83,7 +83,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
 
 
 def disjoint_splits(name: str, counts: dict[str, int], seed: int) -> dict[str, list[Question]]:
-    """So many questions of a set for train, valid and test; of arith also for hard. ValueError: too few, or a leak."""
+    """So many questions of a set for train, valid and test; hard for some sets. ValueError: too few, or a leak."""
     if name == "arith":
         splits = {split: load_questions(f"arith:{split}", count) for split, count in counts.items()}
         splits["hard"] = load_questions("arith:hard", counts["test"])
@@ -92,10 +92,12 @@ def disjoint_splits(name: str, counts: dict[str, int], seed: int) -> dict[str, l
         wanted = counts["test"]
         splits["test"] = test = load_questions("gsm8k:test", wanted)
         runtime.require(len(test) == wanted, f"gsm8k:test holds {len(test)} questions, fewer than --test {wanted}")
-    elif name == "mmlu_pro":
+    elif name in ("mmlu_pro", "mawps"):
         splits = {}
         for split, count in counts.items():
-            splits |= _cut(f"mmlu_pro:{split}", load_questions(f"mmlu_pro:{split}"), {split: count}, seed)
+            splits |= _cut(f"{name}:{split}", load_questions(f"{name}:{split}"), {split: count}, seed)
+        if name == "mawps":
+            splits["hard"] = load_questions("svamp:test")
     else:
         splits = _cut(name, load_questions(name), counts, seed)
     owner = {}

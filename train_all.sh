@@ -6,13 +6,14 @@
 #   train=500 kl_coef=0.2 bash train_all.sh          any number of presets/tiny.sh, by its name
 #   PRESET=qwen DATA_DIR=folder bash train_all.sh    GSM8K on one GPU; with NPROC=8 on eight
 #
-# Environment: PRESET (a file of presets/), SEED, OUT (the run folder), QUICK=1, PRECISION (bf16 or fp32; not set: bf16
-# on a GPU, fp32 on a CPU), NPROC (ranks: every stage runs under torchrun), ROUNDS=2 (sample, vote, reward model and PPO
-# again from the latest policy), FROM=6_ppo (redo from there), TEACHER (model folder, or a JSONL of recorded answers),
-# TEACHER_TEST (its recorded answers to the test questions), STUDENT (model folder), QUESTIONS (arith, gsm8k, mmlu_pro,
-# or a JSONL), MODELS_DIR and DATA_DIR (where the presets' models and question sets are), PYTHON. A finished stage is
-# skipped on the next run; one whose settings or inputs changed is redone, the old kept aside.
-case $(head -n 1 "$0") in *"$(printf '\r')") echo "error: $0 has Windows line ends (CRLF): clone again" >&2; exit 2 ;; esac #
+# Environment: PRESET (a file of presets/), SEED, OUT (the run folder), QUICK=1, PRECISION (bf16 or fp32; not set:
+# bf16 on a GPU, fp32 on a CPU), NPROC (ranks: every stage runs under torchrun), ROUNDS=2 (sample, vote, reward model
+# and PPO again from the latest policy), FROM=6_ppo (redo from there), TEACHER (model folder, or a JSONL of recorded
+# answers), TEACHER_TEST (its recorded answers to the test questions), STUDENT (model folder), QUESTIONS (arith,
+# gsm8k, mmlu_pro, mawps, or a JSONL), MODELS_DIR and DATA_DIR (where the presets' models and question sets are),
+# PYTHON. A finished stage is skipped on the next run; one whose settings or inputs changed is redone, the old kept
+# aside.
+case $(head -n 1 "$0") in *"$(printf '\r')") echo "error: $0 has Windows line ends: clone anew" >&2; exit 2 ;; esac #
 [ -n "${BASH_VERSION:-}" ] || { echo "error: this is a script for bash: bash train_all.sh" >&2; exit 2; }
 set -euo pipefail
 here=$(unset CDPATH && cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

@@ -73,8 +73,8 @@ def check_ranks(nproc: int) -> None:
 
 
 def check_inputs(cfg: Config) -> None:
-    known = cfg.questions in ("arith", "gsm8k", "mmlu_pro") or Path(cfg.questions).is_file()
-    require(known, f"QUESTIONS={cfg.questions}: neither arith, gsm8k, mmlu_pro nor a file")
+    known = cfg.questions in ("arith", "gsm8k", "mmlu_pro", "mawps") or Path(cfg.questions).is_file()
+    require(known, f"QUESTIONS={cfg.questions}: neither arith, gsm8k, mmlu_pro, mawps nor a file")
     recorded = not cfg.teacher_test or Path(cfg.teacher_test).is_file()
     require(recorded, f"TEACHER_TEST={cfg.teacher_test}: there is no such file")
     for name, place in (("TEACHER", Path(cfg.teacher)), ("STUDENT", Path(cfg.student))):

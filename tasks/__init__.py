@@ -6,18 +6,20 @@ from itertools import islice
 from pathlib import Path
 
 from runtime.flags import require
+from tasks.arith import SPLITS as ARITH
 from tasks.arith import arith_problems
-from tasks.published import SPLITS, hash_split, path_of
+from tasks.published import HASHED, SPLITS, hash_split, path_of
 from tasks.question import Question, numbered_questions
 
 
 def load_questions(spec: str, limit: int | None = None) -> list[Question]:
-    """Questions of 'arith:SPLIT' (built in), 'gsm8k:SPLIT' or 'mmlu_pro:SPLIT' (in $DATA_DIR), or a file of rows.
+    """Questions of 'arith:SPLIT' (built in), of a published set ('gsm8k:SPLIT', in $DATA_DIR), or a file of rows.
 
-    MMLU-Pro has no training set, so its test set is split by a hash of each question's text (`hash_split`); 'all' is
-    the published 12,032, for comparison with published scores. A row of one's own is {"question", "answer"?} and may
-    carry id (or question_id), kind, options (kind is then 'choice'), instruction, subject (or category). cais/mmlu's
-    choices with an index from 0 and ARC's with answerKey are read too; other keys that a question needs are refused.
+    MMLU-Pro has no training set and MAWPS no split, so both are split by a hash of each question's text (`hash_split`);
+    'mmlu_pro:all' is the published 12,032, for comparison with published scores. A row of one's own is {"question",
+    "answer"?} and may carry id (or question_id), kind, options (kind is then 'choice'), instruction, subject (or
+    category). cais/mmlu's choices with an index from 0 and ARC's with answerKey are read too; other keys that a
+    question needs are refused.
     Raises ValueError or FileNotFoundError with one sentence; an empty set is an error, and so is a file of two kinds.
     """
     name, _, split = str(spec).partition(":")
@@ -26,15 +28,13 @@ def load_questions(spec: str, limit: int | None = None) -> list[Question]:
         return [Question(f"arith-{split}-{i}", p.text, str(p.values[-1])) for i, p in enumerate(problems)]
     path = Path(spec)
     if name in SPLITS and split in SPLITS[name]:
-        path = path_of(name, split if name == "gsm8k" else "test")
+        path = path_of(name, split)
     elif not path.is_file():
-        raise FileNotFoundError(
-            f"no question set '{spec}': it is neither arith:train|valid|test|hard, gsm8k:train|test, "
-            "mmlu_pro:train|valid|test|all, nor the path of a JSONL file"
-        )
+        sets = ", ".join(f"{name}:{'|'.join(splits)}" for name, splits in ({"arith": ARITH} | SPLITS).items())
+        raise FileNotFoundError(f"no question set '{spec}': it is neither {sets}, nor the path of a JSONL file")
     found = (question for _, question in numbered_questions(path, fillers=name == "mmlu_pro"))
-    if name == "mmlu_pro":
-        found = (question for question in found if split in ("all", hash_split(question)))
+    if SPLITS.get(name) == HASHED:
+        found = (question for question in found if split in ("all", hash_split(question, template=name == "mawps")))
     questions = list(islice(found, limit))
     require(bool(questions), f"'{spec}': {path} holds no question of it")
     return questions

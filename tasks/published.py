@@ -1,29 +1,41 @@
-"""GSM8K and MMLU-Pro: where their files are, MMLU-Pro's split, the worked examples of published scores, fetching."""
+"""The published sets: where their files are, our splits, the worked examples of published scores, fetching."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import http.client
+import json
 import os
+import re
 import urllib.request
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from runtime.files import read_jsonl, replacing, sha256
+from runtime.files import read_jsonl, replacing, sha256, write_jsonl
 from runtime.flags import require
 from tasks.question import Question, lettered, numbered_questions
 
-SPLITS = {"gsm8k": ("train", "test"), "mmlu_pro": ("train", "valid", "test", "all")}
+HASHED = ("train", "valid", "test", "all")  # a set without a split of its own: `hash_split` makes one
+SPLITS = {"gsm8k": ("train", "test"), "mmlu_pro": HASHED, "mawps": HASHED, "svamp": ("test",)}
 HOW_TO_GET = {
     "gsm8k": "'python data.py fetch gsm8k' gets it",
+    "svamp": "'python data.py fetch svamp' gets it",
     "mmlu_pro": "download test and validation of the data set TIGER-Lab/MMLU-Pro (Hugging Face) and turn each into "
     "JSONL with pandas.read_parquet('test-00000-of-00001.parquet').to_json('test.jsonl', orient='records', lines=True)",
 }
 
 
 def path_of(name: str, split: str) -> Path:
-    """The file of a published set: $DATA_DIR/gsm8k/test.jsonl or .jsonl.gz. FileNotFoundError says how to get it."""
+    """The file of a published set: $DATA_DIR/gsm8k/test.jsonl or .jsonl.gz. FileNotFoundError says how to get it.
+
+    MAWPS is SVAMP's training set, and SVAMP's authors publish it.
+    """
+    if name == "mawps":
+        name, split = "svamp", "train"
+    elif SPLITS[name] == HASHED and split in HASHED:
+        split = "test"
     folder = Path(os.environ.get("DATA_DIR", "data")) / name
     for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz"):
         if path.is_file():
@@ -33,12 +45,15 @@ def path_of(name: str, split: str) -> Path:
     )
 
 
-def hash_split(question: Question) -> str:
+def hash_split(question: Question, template: bool = False) -> str:
     """'train' (70 %), 'valid' (5 %) or 'test' (25 %): SHA-256 of the question's key modulo 100.
 
     Neither id nor place in the file counts, so a question keeps its split in every release, and so does a copy of it.
+    `template`: only which words there are that begin with a small letter counts, so that 'Sam has 3 dogs.' and 'Joan
+    has 5 dogs.' are in one split. MAWPS asks a third of its questions several times, with other numbers and names.
     """
-    number = int(hashlib.sha256("\n".join(question.key).encode()).hexdigest(), 16) % 100
+    words = sorted(set(re.findall(r"\b[a-z]+", question.question))) if template else question.key
+    number = int(hashlib.sha256("\n".join(words).encode()).hexdigest(), 16) % 100
     return "train" if number < 70 else "valid" if number < 75 else "test"
 
 
@@ -90,32 +105,75 @@ def _mmlu_pro_block(question: Question) -> str:
 
 # ---- data.py fetch -------------------------------------------------------------------------------------------------
 
-GSM8K_URL = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
-GSM8K_SHA256 = {
-    "train.jsonl": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
-    "test.jsonl": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+GITHUB = "https://raw.githubusercontent.com"
+PUBLISHED = {  # set: (where its files are, {file: its SHA-256})
+    "gsm8k": (
+        f"{GITHUB}/openai/grade-school-math/master/grade_school_math/data",
+        {
+            "train.jsonl": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+            "test.jsonl": "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+        },
+    ),
+    "svamp": (
+        f"{GITHUB}/arkilpatel/SVAMP/main",
+        {
+            "SVAMP.json": "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e",
+            "data/cv_mawps/fold0/train.csv": "0674253e6099813cefbb1d6eae3d2dc784ab6ebfdaf8755f6ebb4b99fc1f6ebe",
+            "data/cv_mawps/fold0/dev.csv": "bad59cff796b01a87363ea970f1fa80c15f56ff5f4388143aadbdc3feaf5f990",
+        },
+    ),
 }
 TIMEOUT = 30  # seconds without an answer
 
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """Download a published question set: gsm8k."""
+    """Download published question sets: gsm8k, svamp (with MAWPS)."""
 
-    sets: tuple[str, ...]  # gsm8k
-    to: str = ""  # folder that will hold gsm8k/; default: $DATA_DIR, else data
+    sets: tuple[str, ...]  # gsm8k, svamp
+    to: str = ""  # folder that will hold gsm8k/ and svamp/; default: $DATA_DIR, else data
 
 
 def fetch(cfg: FetchConfig) -> None:
     """Every file of a set into its folder, checked by SHA-256; what is there and whole is left alone."""
-    require(set(cfg.sets) == {"gsm8k"}, f"fetch {' '.join(cfg.sets)}: only gsm8k; {HOW_TO_GET['mmlu_pro']}")
+    known = set(cfg.sets) <= set(PUBLISHED)
+    require(known, f"fetch {' '.join(cfg.sets)}: only {' and '.join(PUBLISHED)}; {HOW_TO_GET['mmlu_pro']}")
     folder = Path(cfg.to or os.environ.get("DATA_DIR", "data"))
-    for file, digest in GSM8K_SHA256.items():
-        path = folder / "gsm8k" / file
-        if not path.is_file() or sha256(path) != digest:
-            _download(f"{GSM8K_URL}/{file}", path, digest)
-        print(f"{path}: {path.stat().st_size:,} bytes, checksum right")
-    print(f"DATA_DIR={folder} is the setting for 'gsm8k:train' and 'gsm8k:test'")
+    for name in cfg.sets:
+        url, files = PUBLISHED[name]
+        for file, digest in files.items():
+            path = folder / name / file
+            if not path.is_file() or sha256(path) != digest:
+                _download(f"{url}/{file}", path, digest)
+            print(f"{path}: {path.stat().st_size:,} bytes, checksum right")
+        if name == "svamp":
+            _convert_svamp(folder / name)
+    sets = {"gsm8k": "'gsm8k'", "svamp": "'mawps' and 'svamp:test'"}
+    print(f"DATA_DIR={folder} is the setting for {', '.join(sets[name] for name in cfg.sets)}")
+
+
+def _convert_svamp(folder: Path) -> None:
+    """SVAMP's and MAWPS's published files to test.jsonl and train.jsonl, the numbers of MAWPS in their places."""
+    rows = []
+    for row in json.loads((folder / "SVAMP.json").read_text(encoding="utf-8")):
+        body = row["Body"].strip()
+        text = f"{body if body.endswith('.') else body + '.'} {row['Question'].strip()}"
+        rows.append({"id": row["ID"], "question": text, "answer": _whole(str(row["Answer"]))})
+    write_jsonl(folder / "test.jsonl", rows)
+    golds = {}  # question -> answer: a text may be there twice
+    for name in ("train", "dev"):  # one of five ways to cut the whole set in two
+        with (folder / f"data/cv_mawps/fold0/{name}.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                numbers = [_whole(number) for number in row["Numbers"].split()]
+                text = re.sub(r"number(\d+)", lambda place, numbers=numbers: numbers[int(place[1])], row["Question"])
+                text = re.sub(r" (?=[.,?!;:]|'s)|(?<=\$) ", "", text).strip()  # its words and signs stand apart
+                golds.setdefault(text, _whole(row["Answer"]))
+    rows = [{"id": f"mawps-{i}", "question": text, "answer": gold} for i, (text, gold) in enumerate(golds.items())]
+    write_jsonl(folder / "train.jsonl", rows)
+
+
+def _whole(number: str) -> str:
+    return number.removesuffix(".0")
 
 
 def _download(url: str, path: Path, digest: str) -> None:

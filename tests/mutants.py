@@ -863,7 +863,12 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
              'islice(numbered_questions(path, fillers=name == "mmlu_pro"), limit')]),
     ],
     "tasks/published.py": [
-        ("the split follows the id", '"\\n".join(question.key)', "question.id", "mmlu_pro_is_split_by_what_is_asked"),
+        ("the split follows the id", "else question.key", "else question.id", "mmlu_pro_is_split_by_what_is_asked"),
+        ("names and numbers count", r"\b[a-z]+", r"\w+", "mawps_is_split_by_what_is_said_without_names_and_numbers"),
+        *by("fetch_puts_the_numbers_of_mawps_into_their_places", [
+            ("numbers shifted by one", "numbers[int(place[1])]", "numbers[int(place[1]) - 1]"),
+            ("signs stand apart", "(?=[.,?!;:]|'s)|", ""),
+            ("every number as it is written", '.removesuffix(".0")', "")]),
         ("a split of another size", '" if number < 70', '" if number <= 70', "the_borders_of_the_hash_split"),
         ("one example too few", "examples[:shots]", "examples[: shots - 1]", "gsm8k_examples_word_for_word"),
         ("examples of every subject", "_mmlu_pro_examples(path).get(question.subject, [])",

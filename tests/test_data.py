@@ -184,6 +184,34 @@ def test_mmlu_pro_is_split_by_what_is_asked(mmlu):
         load_questions("mmlu_pro:test")
 
 
+def test_mawps_is_split_by_what_is_said_without_names_and_numbers(tmp_path, monkeypatch):
+    """Each question in one split, and all that differ only in numbers, names and the order of words in the same."""
+    things = [f"{a}{b}{c}" for a in "bdfg" for b in "aeiou" for c in ("lls", "ns", "ts", "rds", "gs")]
+    starts = ("Sam has 3", "Jo Ann has 4.5")
+    texts = [f"{start} {thing}. How many {thing}?" for thing in things for start in starts]
+    rows = [{"id": f"m{i}", "question": text, "answer": str(i)} for i, text in enumerate(texts)]
+    write_jsonl(tmp_path / "svamp" / "train.jsonl", rows)
+    write_jsonl(tmp_path / "svamp" / "test.jsonl", [{"question": "1+1?", "answer": "2"}])
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    splits = {name: load_questions(f"mawps:{name}") for name in ("train", "valid", "test")}
+    found = sorted((q for split in splits.values() for q in split), key=lambda q: int(q.id[1:]))
+    assert found == load_questions("mawps:all") and [q.question for q in found] == texts
+    for split, share in zip(splits.values(), (0.7, 0.05, 0.25)):
+        numbers = [int(q.id[1:]) for q in split]
+        assert [number // 2 for number in numbers[::2]] == [number // 2 for number in numbers[1::2]]
+        assert abs(len(split) - 200 * share) < 8 * (100 * share * (1 - share)) ** 0.5
+    data.main(data.Config("mawps", str(tmp_path / "out"), len(splits["train"]), 2, len(splits["test"])))
+    asked = {name: load_questions(str(tmp_path / "out" / f"{name}.jsonl")) for name in ("train", "test", "hard")}
+    assert [q.question for q in asked["hard"]] == ["1+1?"]  # SVAMP
+    assert all({q.id for q in asked[name]} == {q.id for q in splits[name]} for name in ("train", "test"))
+
+
+def test_the_sizes_of_mawps_and_svamp():
+    real_data("svamp/train.jsonl")
+    assert [len(load_questions(f"mawps:{name}")) for name in ("train", "valid", "test", "all")] == [1277, 68, 399, 1744]
+    assert len(load_questions("svamp:test")) == 1000
+
+
 @pytest.mark.parametrize("text, split", [
     ("115?", "train"), ("108?", "train"), ("65?", "valid"), ("16?", "valid"), ("309?", "test"), ("46?", "test")])
 def test_the_borders_of_the_hash_split(text, split):
@@ -286,7 +314,13 @@ def test_the_commands_of_the_script(tmp_path, capsys, monkeypatch):
 
 # ---- fetch -----------------------------------------------------------------------------------------------------------
 
-FILES = {"train.jsonl": b'{"question": "3+4?", "answer": "#### 7"}\n', "test.jsonl": b'{"question": "1+1?"}\n'}
+FILES = {"train.jsonl": b'{"question": "3+4?", "answer": "#### 7"}\n', "test.jsonl": b'{"question": "1+1?"}\n',
+         "SVAMP.json": b'[{"ID": "chal-1", "Body": "Each pack costs $ 76", "Question": "How much?", "Answer": 51.0}]',
+         "train.csv": b"Question,Numbers,Equation,Answer\n"
+                      b'"Al \'s number1 pens , at $ number0 each ?",5.0 2.0,- number0 number1,3.0\n'
+                      b"Is it number0 ?,28.3,number0,28.3\n",
+         "dev.csv": b"Question,Numbers,Equation,Answer\n"
+                    b"Is it number0 ?,28.3,number0,1\nIs it number0 ?,10.0,number0,10\n"}
 
 
 @pytest.fixture
@@ -301,7 +335,9 @@ def web(monkeypatch):
         return io.BytesIO(web.trouble or FILES[web.asked[-1]])
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    monkeypatch.setattr(published, "GSM8K_SHA256", {name: hashlib.sha256(FILES[name]).hexdigest() for name in FILES})
+    for name, (url, files) in published.PUBLISHED.items():
+        digests = {file: hashlib.sha256(FILES[Path(file).name]).hexdigest() for file in files}
+        monkeypatch.setitem(published.PUBLISHED, name, (url, digests))
     return web
 
 
@@ -309,15 +345,29 @@ def fetched(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "gsm8k").iterdir()}
 
 
+GSM8K = {name: FILES[name] for name in ("train.jsonl", "test.jsonl")}
+
+
 def test_fetch_gets_what_is_missing(web, tmp_path, monkeypatch):
     """Both files and nothing else, in --to or $DATA_DIR; whole files are left alone, others fetched again."""
     fetch(FetchConfig(("gsm8k",), str(tmp_path)))
-    assert fetched(tmp_path) == FILES and web.asked == ["train.jsonl", "test.jsonl"]
+    assert fetched(tmp_path) == GSM8K and web.asked == ["train.jsonl", "test.jsonl"]
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     (tmp_path / "gsm8k" / "test.jsonl").write_bytes(b"half")
     fetch(FetchConfig(("gsm8k",)))
-    assert web.asked[2:] == ["test.jsonl"] and fetched(tmp_path) == FILES
+    assert web.asked[2:] == ["test.jsonl"] and fetched(tmp_path) == GSM8K
     assert load_questions("gsm8k:test")[0].question == "1+1?"
+
+
+def test_fetch_puts_the_numbers_of_mawps_into_their_places(web, tmp_path, monkeypatch):
+    """Three published files become two question sets: whole numbers without .0, each text once, no stray spaces."""
+    fetch(FetchConfig(("svamp",), str(tmp_path)))
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    assert [(q.id, q.question, q.answer) for q in load_questions("svamp:test")] == [
+        ("chal-1", "Each pack costs $ 76. How much?", "51")]
+    found = [(q.question, q.answer) for q in load_questions("mawps:all")]
+    assert found == [("Al's 2 pens, at $5 each?", "3"), ("Is it 28.3?", "28.3"), ("Is it 10?", "10")]
+    assert web.asked == ["SVAMP.json", "train.csv", "dev.csv"]
 
 
 @pytest.mark.parametrize(("trouble", "words"), [
@@ -330,12 +380,13 @@ def test_fetch_gets_a_whole_file_or_says_what_to_do(trouble, words, web, tmp_pat
         runtime.launch(fetch, FetchConfig, ["gsm8k", "--to", str(tmp_path)])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1 and all(word in said for word in words), said
-    assert f"fetch {published.GSM8K_URL}/train.jsonl by hand and put it at {tmp_path}/gsm8k/train.jsonl" in said
+    url, _ = published.PUBLISHED["gsm8k"]
+    assert f"fetch {url}/train.jsonl by hand and put it at {tmp_path}/gsm8k/train.jsonl" in said
     assert not list(tmp_path.rglob("*.jsonl*"))
 
 
 def test_the_published_checksums_are_those_of_the_published_files():
-    for name, digest in published.GSM8K_SHA256.items():
+    for name, digest in published.PUBLISHED["gsm8k"][1].items():
         assert hashlib.sha256(real_data(f"gsm8k/{name}").read_bytes()).hexdigest() == digest
 
 
