@@ -13,7 +13,7 @@
 # gsm8k, mmlu_pro, mawps, or a JSONL), MODELS_DIR and DATA_DIR (where the presets' models and question sets are),
 # PYTHON. A finished stage is skipped on the next run; one whose settings or inputs changed is redone, the old kept
 # aside.
-case $(head -n 1 "$0") in *"$(printf '\r')") echo "error: $0 has Windows line ends (CRLF): clone" >&2; exit 2 ;; esac #
+case $(head -n 1 "$0") in *"$(printf '\r')") echo "error: $0: its lines end in CRLF, clone it anew" >&2; exit 2 ;; esac #
 [ -n "${BASH_VERSION:-}" ] || { echo "error: this is a script for bash: bash train_all.sh" >&2; exit 2; }
 set -euo pipefail
 here=$(unset CDPATH && cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
