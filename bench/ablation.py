@@ -36,7 +36,7 @@ ARMS = {  # name -> row, in the order of the table
     "sft+half": "SFT half as long",
     "sft+twice": "SFT twice as long",
     "sft+longer": "SFT, then SFT for the FLOPs of PPO",
-    "sft+own": "SFT, then SFT on its own answers that equal the vote, for the FLOPs of PPO",
+    "sft+own": "SFT, then on its own winners, FLOPs of PPO",
     "sft+longest": "SFT on each question's longest winner",
     "sft+shortest": "SFT on each question's shortest winner",
     "majority_of_n": "SFT, the commonest of n answers",
@@ -161,7 +161,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def answered(run: Run, arm: str) -> dict[str, float]:
     """Test question -> 1 if the arm has it right, else 0; between answers of equally many votes a coin is tossed."""
     if arm == "majority_of_n":
-        rows = run.rows(evaluation("best_of_n"), "scores.jsonl", ["id", "answers", "correct"])
+        rows = run.rows(evaluation("best_of_n"), "scores.jsonl", ["id"])
         return {row["id"]: majority_curve([row["answers"]], [row["correct"]])[-1] for row in rows}
     return {key: float(row["correct"]) for key, row in run.transcripts(arm).items()}
 
@@ -228,7 +228,7 @@ def draw(path: Path, accuracy: Mapping[str, dict]) -> None:
         axis.plot([100 * row["mean"]], [y], "D", color=colour, markersize=8, markerfacecolor="white")
     axis.set_yticks(range(len(accuracy)), [ARMS[arm] for arm in accuracy])
     axis.invert_yaxis()
-    axis.set_xlabel("test questions right, % (dots: seeds; diamond and bar: mean, 95 % interval)")
+    axis.set_xlabel("right, % (seeds; mean, 95 %)")
     axis.grid(axis="x", alpha=0.25)
     with runtime.replacing(path, "wb") as file:
         figure.savefig(file)

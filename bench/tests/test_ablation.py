@@ -213,3 +213,21 @@ def test_sizes_that_cannot_be_compared_are_refused(tmp_path):
     (tmp_path / "b" / evaluation("base") / "done.json").unlink()
     with pytest.raises(ValueError, match="b: 7_eval/test/base is not finished"):
         sizes.main(sizes.Config((one, other), str(tmp_path / "out")))
+
+
+def test_the_majority_of_n_answers_is_an_arm_of_its_own(tmp_path):
+    """Two of three agree; a tie of three is a coin with three sides; no answer never wins."""
+    scored = [(["7", "7", "8"], [True, True, False]), (["8", "7", "8"], [False, True, False]),
+              (["6", "7", "8"], [False, True, False]), (["7", None, None], [True, False, False])]
+    folders = []
+    for seed in "01":
+        folder = tmp_path / seed
+        run_folder(folder, {"sft": 5, "ppo": 9, "best_of_n": 2}, ids="abcd")
+        rows = [{"id": key, "answers": answers, "correct": right, "scores": [1.0, 2.0, 3.0], "tokens": [1, 1, 1]}
+                for key, (answers, right) in zip("abcd", scored)]
+        write_jsonl(folder / evaluation("best_of_n") / "scores.jsonl", rows)
+        folders.append(str(folder))
+    ablation.main(ablation.Config(tuple(folders), str(tmp_path / "out")))
+    numbers = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert numbers["accuracy"]["majority_of_n"]["mean"] == pytest.approx((1 + 0 + 1 / 3 + 1) / 4)
+    assert any((test["one"], test["other"]) == ("ppo", "majority_of_n") for test in numbers["comparisons"])
