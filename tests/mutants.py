@@ -858,7 +858,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     "tasks/__init__.py": [
         *by("mmlu_pro_is_split_by_what_is_asked", [
             ("an empty set is one", "bool(questions)", "True"),
-            ("every question is in every split", 'if split in ("all", hash_split(question, template=name == "mawps"))', ""),
+            ("every question is in every split",
+             'if split in ("all", hash_split(question, template=name == "mawps"))', ""),
             ("the limit comes before the split", 'numbered_questions(path, fillers=name == "mmlu_pro"',
              'islice(numbered_questions(path, fillers=name == "mmlu_pro"), limit')]),
     ],
