@@ -259,6 +259,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the score must not fall at all", ' - SCORE_LOST * first.get("objective/scores_std", 0.0)', "")]),
     ],
     "reward.py": [
+        ("any number of scores will do", "scores.shape == (len(texts),)", "True",
+         "a_reward_may_be_the_users_own_function"),
         ("the loss overflows", "F.logsigmoid(chosen - rejected)", "torch.log(torch.sigmoid(chosen - rejected))",
          "a_hopeless_margin_has_a_finite_loss_and_a_full_gradient"),
         ("the loss has the wrong sign", "return -", "return ", "loss_and_gradient_of_one_pair"),
@@ -389,7 +391,21 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a KL below 0", ', 0), 0))', ', 0), -9))'),
             ("every look of one seed", 'np.mean(row["kl"], 0)', 'np.array(row["kl"])[0]')]),
     ],
+    "bench/controls.py": [
+        *by("../bench/tests/test_controls::a_longer_answer_is_worth_more_and_the_scale_is_the_rollouts", [
+            ("length is a fault", "(lengths - lengths.mean())", "(lengths.mean() - lengths)"),
+            ("brevity is length", "return -longer(", "return longer("),
+            ("the scale of tokens", " / lengths.std(correction=0).clamp(min=1.0)", "")]),
+        *by("../bench/tests/test_controls::one_winner_stands_for_all_of_its_question", [
+            ("longest and shortest", '"longest": max, "shortest": min', '"longest": min, "shortest": max'),
+            ("one row a question", " for _ in rows]", " for _ in rows[:1]]")]),
+        *by("../bench/tests/test_controls::its_own_answers_are_those_of_the_student_that_equal_the_vote", [
+            ("the teacher's too", 'said["source"] == "student" and ', ""),
+            ("wrong ones too", ' and said["reward"] > 0', "")]),
+    ],
     "bench/ablation.py": [
+        ("the majority of one answer", '[row["correct"]])[-1]', '[row["correct"]])[0]',
+         "../bench/tests/test_ablation::the_majority_of_n_answers_is_an_arm_of_its_own"),
         ("questions are not drawn anew", "(of_seeds @ values) * of_questions", "of_seeds @ values",
          "../bench/tests/test_ablation::the_bootstrap_varies_over_seeds_and_over_questions"),
         ("a one-sided p", ", 2 * (tail + 1) /", ", (tail + 1) /",
@@ -1128,6 +1144,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("offload whatever is asked", " if self.offload else ()", "")]),
     ],
     "runtime/flags.py": [
+        ("a reward's file is no input", 'value.rpartition(":")[0] if', "value if",
+         "test_reward::a_reward_may_be_the_users_own_function"),
         ("a terminal's encoding is strict", 'errors="replace"', 'errors="strict"',
          "test_runtime::a_terminal_of_another_encoding_does_not_end_a_script"),
         *by("test_runtime::a_flag_outside_its_range_is_named", [
@@ -1307,6 +1325,9 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     "bench/ablate.sh": [
         *by("test_train_all::the_arms_of_the_ablation_differ_from_the_run_in_one_thing", [
             ("a tenth of the questions", "NR % 10 == 1", "NR <= 3"),
+            ("its own answers from the base model", 'supervise own "$RUN/2_sft"', 'supervise own "$STUDENT"'),
+            ("brevity is rewarded twice", "controls.py:$kind", "controls.py:shorter"),
+            ("the raw vote's KL is the learned one's", 'arm "raw_kl$times" "${votes', 'arm "raw_kl$times" "${learned'),
             ("a tenth is all of it", '+tenth.jsonl" "$', '/sft.jsonl" "$'),
             ("longer from the base model", 'longer "$RUN/2_sft"', 'longer "$STUDENT"'),
             ("as long as SFT itself", "ppo / sft * int", "sft / sft * int"),

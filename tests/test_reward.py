@@ -13,7 +13,7 @@ from data import Question, Tokenizer, read_jsonl, write_jsonl
 from model import ModelConfig, ScalarModel, load_scalar_model
 from quality import expected_calibration_error
 from reward import bradley_terry_loss, held_out_ids, make_score, score_responses
-from runtime import Desk, seed_of, steps
+from runtime import Desk, flags, seed_of, steps
 
 
 def double(*numbers):
@@ -275,7 +275,9 @@ def test_a_reward_may_be_the_users_own_function(tmp_path):
         "def one(*_): return [1.0]\n")
     questions = [Question("q", "?"), Question("qq", "?")]
     asked = (questions, [[1], [2]], [[5], [5, 5]], ["a", "bcd"])
-    score, kept = make_score(ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:score"), questions, Desk(False))
+    cfg = ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:score")
+    assert flags.inputs(cfg)["reward"] == f"{tmp_path}/mine.py"  # so that a changed file redoes the stage
+    score, kept = make_score(cfg, questions, Desk(False))
     assert kept == questions and score(*asked).tolist() == [1111, 3222]
     score, _ = make_score(ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:one"), questions, Desk(False))
     with pytest.raises(ValueError, match=r"mine\.py:one.*2 answers"):
