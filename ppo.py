@@ -177,10 +177,8 @@ class Rollout:
         return replace(self, **cut)
 
 
-def rollout(
-    cfg, policy: Llama, reference: Llama, critic: ScalarModel, score, tokenizer, asked, iteration, desk
-) -> Rollout:
-    """Sample a response to each of `asked`, pairs of question and prompt; score it, and let three networks read it.
+def rollout(cfg, policy: Llama, reference: Llama, score, tokenizer, asked, iteration, desk) -> Rollout:
+    """Sample a response to each of `asked`, pairs of question and prompt; score it, and let two networks read it.
 
     `score(questions, prompts, responses, texts) -> (B,)` judges the responses, all as lists (reward.py).
     """
@@ -201,37 +199,45 @@ def rollout(
         # the function that the update uses, not the sampler's numbers: then the first ratio is 1
         logprobs, entropy = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)  # (b, T'-1), (b, T'-1)
         ref_logprobs, _ = masked_logprobs(reference, b.tokens, b.mask, cfg.temperature)  # (b, T'-1)
-        values = masked_values(critic, b.tokens, b.mask)  # (b, T'-1)
-        return torch.stack([logprobs, ref_logprobs, values, entropy])  # (4, b, T'-1)
+        return torch.stack([logprobs, ref_logprobs, entropy])  # (3, b, T'-1)
 
-    with desk(policy, reference, critic):
-        # in the first epoch's micro-batches: in another shape bf16 rounds differently
-        batches = minibatches_of(cfg, len(prompts), iteration, epoch=0)
-        read = steps.read(r.lengths, cfg.micro_tokens, reader, mask, batches)  # (4, B, T-1)
-    logprobs, ref_logprobs, values, entropy = read  # (B, T-1) each
-    return replace(r, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values, entropy=entropy)
+    with desk(policy, reference):
+        logprobs, ref_logprobs, entropy = read_all(cfg, r, reader, iteration)  # (B, T-1) each
+    return replace(r, logprobs=logprobs, ref_logprobs=ref_logprobs, entropy=entropy)
 
 
-def minibatches_of(cfg, n: int, iteration: int, epoch: int) -> list[list[int]]:
-    """Which of n responses each optimiser step of an epoch takes: all of them once, in a random order."""
-    order, size = steps.permutation(n, cfg.seed, "minibatches", iteration, epoch), math.ceil(n / cfg.minibatches)
-    return [order[i : i + size] for i in range(0, n, size)]
+def values_of(cfg, critic: ScalarModel, r: Rollout, iteration: int, desk) -> Tensor:
+    """What the critic expects before each sampled token: (B, T-1)."""
+
+    def reader(rows: list[int]) -> Tensor:
+        b = r.rows(rows)
+        return masked_values(critic, b.tokens, b.mask)[None]  # (1, b, T'-1)
+
+    with desk(critic):
+        return read_all(cfg, r, reader, iteration)[0]  # (B, T-1)
+
+
+def read_all(cfg, r: Rollout, reader, iteration: int) -> Tensor:
+    """reader(rows) of all rows, (k, B, T-1), in the update's first micro-batches: in others bf16 rounds otherwise."""
+    batches = minibatches_of(cfg, len(r.tokens), iteration, epochs=1)
+    return steps.read(r.lengths, cfg.micro_tokens, reader, r.mask, batches)
+
+
+def minibatches_of(cfg, n: int, iteration: int, epochs: int) -> list[list[int]]:
+    """Which of n responses each optimiser step takes: in every epoch all of them once, in a random order."""
+    orders = [steps.permutation(n, cfg.seed, "minibatches", iteration, epoch) for epoch in range(epochs)]
+    size = math.ceil(n / cfg.minibatches)
+    return [order[i : i + size] for order in orders for i in range(0, n, size)]
 
 
 # ---- update --------------------------------------------------------------------------------------------------------
 
 
-def update(
-    cfg, policy: Llama, critic: ScalarModel, adam, critic_adam, r: Rollout, iteration: int, desk
-) -> dict[str, float]:
-    """`epochs` passes of minibatch steps over one rollout; returns the metrics, averaged over the tokens seen.
-
-    First all steps of the policy, then all of the critic: neither asks the other, so only one of them is at work.
-    """
-    minibatches = [rows for epoch in range(cfg.epochs) for rows in minibatches_of(cfg, len(r.tokens), iteration, epoch)]
-    policy_steps, critic_steps = [], []
+def update_policy(cfg, policy: Llama, adam, r: Rollout, iteration: int, desk) -> dict[str, float]:
+    """`epochs` passes of minibatch steps over one rollout; returns the metrics, averaged over the tokens seen."""
+    done = []
     with desk(policy, adam):
-        for rows in minibatches:
+        for rows in minibatches_of(cfg, len(r.tokens), iteration, cfg.epochs):
             total = int(r.mask[rows].sum())  # tokens of the whole optimiser step
 
             def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
@@ -240,9 +246,15 @@ def update(
                 loss, clipped = policy_loss(logprobs, b.logprobs, b.advantages, b.mask, cfg.clip, total)
                 return loss, {"loss": loss * total, "clipped": clipped} | health.ratios(logprobs, b.logprobs, b.mask)
 
-            policy_steps.append({"tokens": total} | steps.step(policy, adam, rows, r.lengths, cfg, loss_of))
-    with desk(critic, critic_adam):
-        for rows in minibatches:
+            done.append({"tokens": total} | steps.step(policy, adam, rows, r.lengths, cfg, loss_of))
+    return health.of_policy_steps(done)
+
+
+def update_critic(cfg, critic: ScalarModel, adam, r: Rollout, iteration: int, desk) -> dict[str, float]:
+    """The same steps for the critic. It asks the policy nothing, so only one of them is ever at work."""
+    done = []
+    with desk(critic, adam):
+        for rows in minibatches_of(cfg, len(r.tokens), iteration, cfg.epochs):
             total = int(r.mask[rows].sum())
 
             def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
@@ -251,8 +263,8 @@ def update(
                 loss, clipped = value_loss(values, b.values, b.returns, b.mask, cfg.value_clip, total)
                 return loss, {"loss": loss * total, "clipped": clipped}
 
-            critic_steps.append({"tokens": total} | steps.step(critic, critic_adam, rows, r.lengths, cfg, loss_of))
-    return health.of_update(policy_steps, critic_steps)
+            done.append({"tokens": total} | steps.step(critic, adam, rows, r.lengths, cfg, loss_of))
+    return health.of_critic_steps(done)
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -287,17 +299,18 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         for optimizer, lr in ((adam, cfg.lr), (critic_adam, cfg.critic_lr)):
             runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
 
-        # 1. rollout: sample, score, and let policy, reference and critic read
+        # 1. rollout: sample, score, and let policy and reference read
         rows = questions_of(iteration, len(questions), cfg)
         asked = [(questions[i], prompts[i]) for i in rows]
-        r = rollout(cfg, policy, reference, critic, score, tokenizer, asked, iteration, desk)
+        r = rollout(cfg, policy, reference, score, tokenizer, asked, iteration, desk)
 
         # 2. rewards: a KL penalty on every sampled token, the score on the last
         rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, cfg.kl_coef)  # (B, T-1)
 
-        # 3. advantages, whitened for the policy; returns, raw, for the critic
+        # 3. values of the critic; advantages, whitened for the policy; returns, raw, for the critic
+        r = replace(r, values=values_of(cfg, critic, r, iteration, desk))
         advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)  # (B, T-1), (B, T-1)
-        metrics = health.of_rollout(r, advantages, returns, cfg.kl_coef)
+        metrics = health.of_rollout(r, advantages, cfg.kl_coef) | health.of_values(r, returns)
         steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN
         r = replace(r, advantages=whiten(advantages, r.mask), returns=returns)
 
@@ -306,7 +319,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
             metrics |= look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score, desk)
 
         # 4. update
-        metrics |= update(cfg, policy, critic, adam, critic_adam, r, iteration, desk)
+        metrics |= update_policy(cfg, policy, adam, r, iteration, desk)
+        metrics |= update_critic(cfg, critic, critic_adam, r, iteration, desk)
 
         stage.log(iteration, metrics)
         watch.check(iteration, metrics)  # warnings, and an error where the update disagrees with the rollout
