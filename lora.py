@@ -93,11 +93,11 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
             module.on = True
 
 
-def as_it_started(network: nn.Module) -> Callable:
-    """A function of the same arguments: the network with its adapters off. It shares all weights; nothing is copied."""
+def as_it_started(network: nn.Module) -> Callable | None:
+    """The network with its adapters off, as a function of the same arguments; nothing is copied. None without any."""
 
     def original(*args, **named):
         with torch.no_grad(), adapters_off(network):
             return network(*args, **named)
 
-    return original
+    return original if any(isinstance(module, Adapted) for module in network.modules()) else None

@@ -206,21 +206,28 @@ def test_sft_and_the_reward_model_learn_in_adapters_and_save_a_whole_model(tiny,
 def test_reference_and_judge_stay_while_policy_and_critic_learn(half, tmp_path, monkeypatch, precision):
     """In each of four iterations, on fixed texts; the first ratio is 1, and a save in between changes nothing."""
     monkeypatch.setenv("PRECISION", precision)
-    said, real = [], ppo.rollout
+    said, valued, sample, value = [], [], ppo.rollout, ppo.values_of
+    tokens, mask = torch.arange(2, 14).view(2, 6), torch.ones(2, 5, dtype=torch.bool)
 
     @torch.no_grad()
-    def spy(cfg, policy, reference, critic, score, *rest):
-        tokens, mask = torch.arange(2, 14).view(2, 6), torch.ones(2, 5, dtype=torch.bool)
+    def rollout(cfg, policy, reference, score, *rest):
         with steps.mixed_precision():
             read = [masked_logprobs(network, tokens, mask)[0] for network in (policy, reference)]
-            said.append([*read, critic(tokens), score([], [[3, 4], [5]], [[6, 1], [7, 8, 1]], ["", ""])])
+            said.append([*read, score([], [[3, 4], [5]], [[6, 1], [7, 8, 1]], ["", ""])])
         assert policy.model.embed_tokens.weight.dtype == (runtime.inference_dtype() or torch.bfloat16)
-        return real(cfg, policy, reference, critic, score, *rest)
+        return sample(cfg, policy, reference, score, *rest)
 
-    monkeypatch.setattr(ppo, "rollout", spy)
+    @torch.no_grad()
+    def values_of(cfg, critic, *rest):
+        with steps.mixed_precision():
+            valued.append(critic(tokens))
+        return value(cfg, critic, *rest)
+
+    monkeypatch.setattr(ppo, "rollout", rollout)
+    monkeypatch.setattr(ppo, "values_of", values_of)
     write_jsonl(tmp_path / "valid.jsonl", [{"question": "3+4?", "answer": "7"}])
     metrics = run(tmp_path, *half, lora=2, iterations=4, eval_every=1, valid=str(tmp_path / "valid.jsonl"))
-    policy, reference, critic, judge = zip(*said)
+    (policy, reference, judge), critic = zip(*said), valued
     assert policy[0].equal(reference[0])
     for i in range(1, 4):
         assert reference[i].equal(reference[0]) and judge[i].equal(judge[0])

@@ -233,9 +233,9 @@ def models(tiny, scorer):
 
 
 def sample(cfg, tiny, scorer, score=by_position, iteration=3):
-    networks, tokenizer = models(tiny, scorer), Tokenizer(tiny)
-    asked = list(zip(QUESTIONS, prompts_of(networks[0].config, tokenizer, QUESTIONS, cfg.max_new_tokens)))
-    return ppo.rollout(cfg, *networks, score, tokenizer, asked, iteration)
+    (policy, reference, _), tokenizer = models(tiny, scorer), Tokenizer(tiny)
+    asked = list(zip(QUESTIONS, prompts_of(policy.config, tokenizer, QUESTIONS, cfg.max_new_tokens)))
+    return ppo.rollout(cfg, policy, reference, score, tokenizer, asked, iteration)
 
 
 def test_the_rollout_mask_is_the_sampled_tokens_with_the_end_token_and_nothing_after_it(tiny, scorer):
@@ -273,8 +273,9 @@ def test_the_log_probs_are_those_of_the_tempered_softmax_that_was_sampled(tiny, 
 def test_a_value_has_seen_the_tokens_before_its_own_and_no_other(tiny, scorer):
     """The value of cell t is the critic's on tokens up to t, when token t + 1 is not there yet."""
     r, critic = sample(config(), tiny, scorer), load_scalar_model(scorer)
+    values = ppo.values_of(config(), critic, r, 3)
     for b, t in r.mask.nonzero().tolist():
-        assert r.values[b, t].item() == pytest.approx(critic(r.tokens[b : b + 1, : t + 1])[0, -1].item(), abs=1e-4)
+        assert values[b, t].item() == pytest.approx(critic(r.tokens[b : b + 1, : t + 1])[0, -1].item(), abs=1e-4)
 
 
 def test_the_judge_sees_what_was_said_and_unfinished_answers_get_their_own_score(tiny, scorer):
@@ -380,8 +381,8 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
 
     With gold answers the critic is a folder of its own. Held-out questions are asked and never trained.
     """
-    asked, critics, real = plain_sgd(monkeypatch, ppo), [], ppo.rollout
-    monkeypatch.setattr(ppo, "rollout", lambda *args, **named: critics.append(args[3]) or real(*args, **named))
+    asked, critics, real = plain_sgd(monkeypatch, ppo), [], ppo.values_of
+    monkeypatch.setattr(ppo, "values_of", lambda *args: critics.append(args[1]) or real(*args))
     flags = dict(iterations=4, rollout_size=7, minibatches=2, epochs=2, lr=0.5, critic_lr=0.2, warmup=2, kl_coef=0.3,
                  temperature=0.8, gamma=0.9, lam=0.8, clip=0.05, value_clip=0.03, unfinished_score=-1.5,
                  max_grad_norm=0.4, seed=3, valid=str(tmp_path / "valid.jsonl"))
@@ -494,7 +495,7 @@ def test_what_a_run_costs_is_of_real_tokens_and_not_of_padding(tiny, scorer, tmp
     real, rollouts = ppo.rollout, []
 
     def spy(*args, **named):
-        rollouts.append((args[6], real(*args, **named)))
+        rollouts.append((args[5], real(*args, **named)))
         return rollouts[-1][1]
 
     monkeypatch.setattr(ppo, "rollout", spy)
@@ -514,7 +515,7 @@ def test_what_a_run_costs_is_of_real_tokens_and_not_of_padding(tiny, scorer, tmp
 @pytest.mark.parametrize("bug", ["temperature", "mask"])
 def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp_path, monkeypatch, precision, bug):
     monkeypatch.setenv("PRECISION", precision)
-    update, logprobs = ppo.update, ppo.masked_logprobs
+    update, logprobs = ppo.update_policy, ppo.masked_logprobs
     moved = lambda model, tokens, mask, T: logprobs(model, tokens, mask.roll(1, 1), T)
 
     def wrong(cfg, *rest):
@@ -524,7 +525,7 @@ def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp
             patch.setattr(ppo, "masked_logprobs", moved)
             return update(cfg, *rest)
 
-    monkeypatch.setattr(ppo, "update", wrong)
+    monkeypatch.setattr(ppo, "update_policy", wrong)
     with pytest.raises(RuntimeError, match=r"ratios of the first minibatch are \S+ away from 1"):
         run(tmp_path, tiny, scorer)
 
