@@ -15,6 +15,7 @@ Sources: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438), details for language mo
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,13 +23,14 @@ from torch import Tensor
 from torch.optim import AdamW
 
 import health
+import lora
 import runtime
 from data import Question, Tokenizer, collate, load_questions
 from eval import accuracy
 from generate import answers_to, prompts_of
 from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, masked_values
 from reward import UNFINISHED_SCORE, make_score, replace_unfinished
-from runtime import Desk, ranks, steps
+from runtime import ranks, steps
 from runtime.flags import AtOnce, Count, Function, Input, Natural, NotNegative, Positive, Questions, Saving, Share
 
 
@@ -63,12 +65,12 @@ class Config:
     max_grad_norm: Positive = 1.0
     valid: Questions = ""  # held-out questions: greedy score and accuracy now and then, for the report only
     eval_every: Count = 20  # iterations between those, and between entries of samples.txt
+    lora: Natural = 0  # rank of the adapters that learn instead of all weights (lora.py); they want ten times the lr
     seed: int = 0  # of the order of the questions and of all sampling
     # what changes the memory that is needed and not the result
     batch_size: AtOnce = 256  # responses sampled together
     micro_tokens: AtOnce = 4096  # tokens per forward pass, padding included
     gradient_checkpointing: Saving = False  # a third more time for much less memory
-    offload: Saving = False  # all but the network at work wait in the CPU's memory, Adam's moments too
 
 
 # ---- the method: five pure functions -------------------------------------------------------------------------------
@@ -177,21 +179,21 @@ class Rollout:
         return replace(self, **cut)
 
 
-def rollout(cfg, policy: Llama, reference: Llama, score, tokenizer, asked, iteration, desk) -> Rollout:
+def rollout(cfg, policy: Llama, reference: Callable, score, tokenizer, asked, iteration) -> Rollout:
     """Sample a response to each of `asked`, pairs of question and prompt; score it, and let two networks read it.
 
     `score(questions, prompts, responses, texts) -> (B,)` judges the responses, all as lists (reward.py).
     """
     questions, prompts = map(list, zip(*asked))
     seeds = [runtime.seed_of(cfg.seed, "ppo", iteration, i) for i in range(len(prompts))]
-    with desk(policy):
-        sampled = answers_to(policy, tokenizer, prompts, cfg.max_new_tokens, cfg.batch_size, cfg.temperature, seeds)
+    sampled = answers_to(policy, tokenizer, prompts, cfg.max_new_tokens, cfg.batch_size, cfg.temperature, seeds)
     responses, texts, finishes = [s.tokens for s in sampled], [s.text for s in sampled], [s.finish for s in sampled]
     scores = score(questions, prompts, responses, texts)  # (B,)
     scores = replace_unfinished(scores, finishes, cfg.unfinished_score)
     ended = torch.tensor([finish == "stop" for finish in finishes])  # (B,)
-    tokens, mask, lengths = collate(prompts, responses, desk.device)  # (B, T), (B, T-1), (B,)
-    scores, ended = scores.to(desk.device), ended.to(desk.device)
+    device = runtime.default_device()
+    tokens, mask, lengths = collate(prompts, responses, device)  # (B, T), (B, T-1), (B,)
+    scores, ended = scores.to(device), ended.to(device)
     r = Rollout(tokens, mask, lengths.tolist(), scores, ended, questions, texts)
 
     def reader(rows: list[int]) -> Tensor:
@@ -201,20 +203,18 @@ def rollout(cfg, policy: Llama, reference: Llama, score, tokenizer, asked, itera
         ref_logprobs, _ = masked_logprobs(reference, b.tokens, b.mask, cfg.temperature)  # (b, T'-1)
         return torch.stack([logprobs, ref_logprobs, entropy])  # (3, b, T'-1)
 
-    with desk(policy, reference):
-        logprobs, ref_logprobs, entropy = read_all(cfg, r, reader, iteration)  # (B, T-1) each
+    logprobs, ref_logprobs, entropy = read_all(cfg, r, reader, iteration)  # (B, T-1) each
     return replace(r, logprobs=logprobs, ref_logprobs=ref_logprobs, entropy=entropy)
 
 
-def values_of(cfg, critic: ScalarModel, r: Rollout, iteration: int, desk) -> Tensor:
+def values_of(cfg, critic: ScalarModel, r: Rollout, iteration: int) -> Tensor:
     """What the critic expects before each sampled token: (B, T-1)."""
 
     def reader(rows: list[int]) -> Tensor:
         b = r.rows(rows)
         return masked_values(critic, b.tokens, b.mask)[None]  # (1, b, T'-1)
 
-    with desk(critic):
-        return read_all(cfg, r, reader, iteration)[0]  # (B, T-1)
+    return read_all(cfg, r, reader, iteration)[0]  # (B, T-1)
 
 
 def read_all(cfg, r: Rollout, reader, iteration: int) -> Tensor:
@@ -233,37 +233,35 @@ def minibatches_of(cfg, n: int, iteration: int, epochs: int) -> list[list[int]]:
 # ---- update --------------------------------------------------------------------------------------------------------
 
 
-def update_policy(cfg, policy: Llama, adam, r: Rollout, iteration: int, desk) -> dict[str, float]:
+def update_policy(cfg, policy: Llama, adam, r: Rollout, iteration: int) -> dict[str, float]:
     """`epochs` passes of minibatch steps over one rollout; returns the metrics, averaged over the tokens seen."""
     done = []
-    with desk(policy, adam):
-        for rows in minibatches_of(cfg, len(r.tokens), iteration, cfg.epochs):
-            total = int(r.mask[rows].sum())  # tokens of the whole optimiser step
+    for rows in minibatches_of(cfg, len(r.tokens), iteration, cfg.epochs):
+        total = int(r.mask[rows].sum())  # tokens of the whole optimiser step
 
-            def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
-                b = r.rows(rows)
-                logprobs, _ = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)  # (b, T'-1)
-                loss, clipped = policy_loss(logprobs, b.logprobs, b.advantages, b.mask, cfg.clip, total)
-                return loss, {"loss": loss * total, "clipped": clipped} | health.ratios(logprobs, b.logprobs, b.mask)
+        def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
+            b = r.rows(rows)
+            logprobs, _ = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)  # (b, T'-1)
+            loss, clipped = policy_loss(logprobs, b.logprobs, b.advantages, b.mask, cfg.clip, total)
+            return loss, {"loss": loss * total, "clipped": clipped} | health.ratios(logprobs, b.logprobs, b.mask)
 
-            done.append({"tokens": total} | steps.step(policy, adam, rows, r.lengths, cfg, loss_of))
+        done.append({"tokens": total} | steps.step(policy, adam, rows, r.lengths, cfg, loss_of))
     return health.of_policy_steps(done)
 
 
-def update_critic(cfg, critic: ScalarModel, adam, r: Rollout, iteration: int, desk) -> dict[str, float]:
-    """The same steps for the critic. It asks the policy nothing, so only one of them is ever at work."""
+def update_critic(cfg, critic: ScalarModel, adam, r: Rollout, iteration: int) -> dict[str, float]:
+    """The same steps for the critic. Neither asks the other, so all of the policy's come first."""
     done = []
-    with desk(critic, adam):
-        for rows in minibatches_of(cfg, len(r.tokens), iteration, cfg.epochs):
-            total = int(r.mask[rows].sum())
+    for rows in minibatches_of(cfg, len(r.tokens), iteration, cfg.epochs):
+        total = int(r.mask[rows].sum())
 
-            def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
-                b = r.rows(rows)
-                values = masked_values(critic, b.tokens, b.mask)  # (b, T'-1)
-                loss, clipped = value_loss(values, b.values, b.returns, b.mask, cfg.value_clip, total)
-                return loss, {"loss": loss * total, "clipped": clipped}
+        def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
+            b = r.rows(rows)
+            values = masked_values(critic, b.tokens, b.mask)  # (b, T'-1)
+            loss, clipped = value_loss(values, b.values, b.returns, b.mask, cfg.value_clip, total)
+            return loss, {"loss": loss * total, "clipped": clipped}
 
-            done.append({"tokens": total} | steps.step(critic, adam, rows, r.lengths, cfg, loss_of))
+        done.append({"tokens": total} | steps.step(critic, adam, rows, r.lengths, cfg, loss_of))
     return health.of_critic_steps(done)
 
 
@@ -273,42 +271,32 @@ def update_critic(cfg, critic: ScalarModel, adam, r: Rollout, iteration: int, de
 @runtime.stage
 def main(cfg: Config, stage: runtime.Stage) -> None:
     runtime.require(cfg.minibatches <= cfg.rollout_size, f"--minibatches {cfg.minibatches}: more than --rollout_size")
-    tokenizer, desk = Tokenizer(cfg.policy), Desk(cfg.offload)
+    tokenizer = Tokenizer(cfg.policy)
     tokenizer.require_same(cfg.reward_model, cfg.critic)
-    score, questions = make_score(cfg, load_questions(cfg.questions), desk)
+    policy, reference, critic, judge = four_roles(cfg)
+    score, questions = make_score(cfg, load_questions(cfg.questions), judge)
     valid = load_questions(cfg.valid) if cfg.valid else []
-
-    # four networks: two learn, the reference and (in score) the reward model never do
-    policy = load_model(cfg.policy, torch.float32, desk.idle)
-    reference = load_model(cfg.policy, torch.float32, desk.idle).requires_grad_(False)
-    start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
-    critic = load_scalar_model(start or cfg.policy, torch.float32, desk.idle, new_head=None if start else "zero")
     prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
-    policy, reference, critic = map(ranks.shard, (policy, reference, critic))
-    adam, critic_adam = (
-        AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
-        for network in (policy, critic)
-    )
-    for network in (policy, critic):
-        network.model.gradient_checkpointing = cfg.gradient_checkpointing
+    adam, critic_adam = optimizer_of(policy), optimizer_of(critic)
     runtime.set_threads(policy)
 
     watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
     parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}
     for iteration in stage.steps(cfg.iterations, health.NOTE, **parts):
-        for optimizer, lr in ((adam, cfg.lr), (critic_adam, cfg.critic_lr)):
-            runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
+        share = runtime.lr_at(iteration, cfg.iterations, cfg.warmup)
+        runtime.set_lr(adam, share * cfg.lr)
+        runtime.set_lr(critic_adam, share * cfg.critic_lr)
 
         # 1. rollout: sample, score, and let policy and reference read
         rows = questions_of(iteration, len(questions), cfg)
         asked = [(questions[i], prompts[i]) for i in rows]
-        r = rollout(cfg, policy, reference, score, tokenizer, asked, iteration, desk)
+        r = rollout(cfg, policy, reference, score, tokenizer, asked, iteration)
 
         # 2. rewards: a KL penalty on every sampled token, the score on the last
         rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, cfg.kl_coef)  # (B, T-1)
 
         # 3. values of the critic; advantages, whitened for the policy; returns, raw, for the critic
-        r = replace(r, values=values_of(cfg, critic, r, iteration, desk))
+        r = replace(r, values=values_of(cfg, critic, r, iteration))
         advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)  # (B, T-1), (B, T-1)
         metrics = health.of_rollout(r, advantages, cfg.kl_coef) | health.of_values(r, returns)
         steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN
@@ -316,16 +304,39 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
 
         # now and then, before the update: keep the policy, and let it answer held-out questions greedily
         if iteration % cfg.eval_every == 0 or iteration == cfg.iterations - 1:
-            metrics |= look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score, desk)
+            metrics |= look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score)
 
         # 4. update
-        metrics |= update_policy(cfg, policy, adam, r, iteration, desk)
-        metrics |= update_critic(cfg, critic, critic_adam, r, iteration, desk)
+        metrics |= update_policy(cfg, policy, adam, r, iteration)
+        metrics |= update_critic(cfg, critic, critic_adam, r, iteration)
 
         stage.log(iteration, metrics)
         watch.check(iteration, metrics)  # warnings, and an error where the update disagrees with the rollout
 
     conclude(cfg, stage, policy, tokenizer)
+
+
+def four_roles(cfg: Config) -> tuple[Llama, Callable, ScalarModel, Callable | None]:
+    """Policy, reference, critic, judge. Two learn, policy and critic; the others stay what these two start as: copies,
+    or with --lora the same two networks with their adapters off. No judge is needed where there is no reward model."""
+    dtype, device = runtime.trained_dtype(cfg.lora), runtime.default_device()
+    start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
+    policy = load_model(cfg.policy, dtype, device)
+    critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
+    policy = ranks.shard(lora.adapt(policy, cfg.lora, cfg.seed, "policy"))
+    critic = ranks.shard(lora.adapt(critic, cfg.lora, cfg.seed, "critic"))
+    policy.model.gradient_checkpointing = critic.model.gradient_checkpointing = cfg.gradient_checkpointing
+    if cfg.lora:
+        reference, judge = lora.as_it_started(policy), lora.as_it_started(critic)
+    else:
+        reference, judge = ranks.shard(load_model(cfg.policy, dtype, device).requires_grad_(False)), None
+    if cfg.reward_model and (not cfg.lora or start != cfg.reward_model):
+        judge = ranks.shard(load_scalar_model(cfg.reward_model, dtype, device).requires_grad_(False))
+    return policy, reference, critic, judge
+
+
+def optimizer_of(network: Llama | ScalarModel) -> AdamW:
+    return AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
 
 
 def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:
@@ -336,14 +347,13 @@ def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:
     return order[start % n :][: cfg.rollout_size]
 
 
-def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score, desk) -> dict[str, float]:
+def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score) -> dict[str, float]:
     """Keep the policy and some of its answers; how it answers held-out questions, and what the judge thinks of that."""
     stage.keep(policy, tokenizer)
     stage.append("samples.txt", health.show_samples(iteration, r))
     if not valid:
         return {}
-    with desk(policy):
-        summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, cfg.batch_size)
+    summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, cfg.batch_size)
     found = {"valid/accuracy": summary["strict"]}
     if cfg.reward_model:  # above, it is what PPO climbs; gold must follow
         prompts = [tokenizer.chat(question.prompt) for question in valid]
@@ -360,8 +370,8 @@ def conclude(cfg: Config, stage: runtime.Stage, policy: Llama, tokenizer: Tokeni
     last, seen = log[-1], sum(row["tokens"] for row in log)
     results = {"score": last["objective/scores"], "kl": last["objective/kl"]}
     print(f"score {results['score']:+.2f}, KL {results['kl']:.2f} nats per answer, {last['val/eos_share']:.1%} ended")
-    # per token: the sampler, three readers and the judge 2N each; policy and critic 6N each per epoch
-    flops = parameters * seen * (10 + 12 * cfg.epochs)
+    # per token: the sampler, three readers and the judge 2N each; policy and critic 6N each per epoch, frozen ones 4N
+    flops = parameters * seen * (10 + (8 if cfg.lora else 12) * cfg.epochs)
     stage.save(policy, tokenizer, tokens=sum(row["sampled"] for row in log), flops=flops, **results)
 
 
