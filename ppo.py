@@ -274,14 +274,14 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     tokenizer = Tokenizer(cfg.policy)
     tokenizer.require_same(cfg.reward_model, cfg.critic)
     policy, reference, critic, judge = four_roles(cfg)
+    adam, critic_adam = optimizer_of(policy), optimizer_of(critic)
+    parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}  # what a saved state has
     score, questions = make_score(cfg, load_questions(cfg.questions), judge)
     valid = load_questions(cfg.valid) if cfg.valid else []
     prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
-    adam, critic_adam = optimizer_of(policy), optimizer_of(critic)
     runtime.set_threads(policy)
 
     watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
-    parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}
     for iteration in stage.steps(cfg.iterations, health.NOTE, **parts):
         share = runtime.lr_at(iteration, cfg.iterations, cfg.warmup)
         runtime.set_lr(adam, share * cfg.lr)
@@ -298,7 +298,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         # 3. values of the critic; advantages, whitened for the policy; returns, raw, for the critic
         r = replace(r, values=values_of(cfg, critic, r, iteration))
         advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)  # (B, T-1), (B, T-1)
-        metrics = health.of_rollout(r, advantages, cfg.kl_coef) | health.of_values(r, returns)
+        metrics = health.of_rollout(r, advantages, cfg.kl_coef)
+        metrics |= health.of_values(r, returns)
         steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN
         r = replace(r, advantages=whiten(advantages, r.mask), returns=returns)
 
@@ -370,7 +371,7 @@ def conclude(cfg: Config, stage: runtime.Stage, policy: Llama, tokenizer: Tokeni
     last, seen = log[-1], sum(row["tokens"] for row in log)
     results = {"score": last["objective/scores"], "kl": last["objective/kl"]}
     print(f"score {results['score']:+.2f}, KL {results['kl']:.2f} nats per answer, {last['val/eos_share']:.1%} ended")
-    # per token: the sampler, three readers and the judge 2N each; policy and critic 6N each per epoch, frozen ones 4N
+    # per token: sampler, readers and judge 2N each; a network that learns 6N per epoch, 4N where its weights are frozen
     flops = parameters * seen * (10 + (8 if cfg.lora else 12) * cfg.epochs)
     stage.save(policy, tokenizer, tokens=sum(row["sampled"] for row in log), flops=flops, **results)
 
