@@ -300,8 +300,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)  # (B, T-1), (B, T-1)
         metrics = health.of_rollout(r, advantages, cfg.kl_coef)
         metrics |= health.of_values(r, returns)
-        steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN
         r = replace(r, advantages=whiten(advantages, r.mask), returns=returns)
+        steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN
 
         # now and then, before the update: keep the policy, and let it answer held-out questions greedily
         if iteration % cfg.eval_every == 0 or iteration == cfg.iterations - 1:

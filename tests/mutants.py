@@ -205,7 +205,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("every rollout begins with a pass", "start % n :][: cfg", ": cfg"),
             ("a rollout ends with its pass", "(start + cfg.rollout_size - 1)", "start")]),
         ("a broken judge goes on",
-         "steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN\n        r", "r",
+         "        steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN\n", "",
          "nan_stops_before_the_step_and_keeps_the_last_good_policy"),
         *by("now_and_then_held_out_questions_are_asked_and_samples_shown", [
             ("held-out questions are asked after the update", "= 0 or iteration =", "= 1 or iteration ="),
