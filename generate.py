@@ -213,7 +213,7 @@ def answer_in_parts(
         seeds = [seed_of(cfg.seed, purpose, index, i, sample) for i in asked for sample in range(samples)]
         repeated = [prompts[i] for i in asked for _ in range(samples)]
         sampling = (cfg.max_new_tokens, cfg.batch_size, temperatures[index], seeds)
-        said = answers_to(model, tokenizer, repeated, *sampling, progress=stage.bar.update, **options)
+        said = answers_to(model, tokenizer, repeated, *sampling, progress=stage.progress.update, **options)
         yield temperatures[index], asked, [said[i : i + samples] for i in range(0, len(said), samples)]
 
 

@@ -283,7 +283,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
 
     watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
     parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}
-    for iteration in stage.steps(cfg.iterations, health.NOTE, **parts):
+    for iteration in stage.steps(cfg.iterations, **parts):
         for optimizer, lr in ((adam, cfg.lr), (critic_adam, cfg.critic_lr)):
             runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
 
@@ -308,7 +308,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         # 4. update
         metrics |= update(cfg, policy, critic, adam, critic_adam, r, iteration, desk)
 
-        stage.log(iteration, metrics)
+        stage.log(iteration, metrics, health.line(metrics))
         watch.check(iteration, metrics)  # warnings, and an error where the update disagrees with the rollout
 
     conclude(cfg, stage, policy, tokenizer)
@@ -326,6 +326,7 @@ def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score, desk)
     """Keep the policy and some of its answers; how it answers held-out questions, and what the judge thinks of that."""
     stage.keep(policy, tokenizer)
     stage.append("samples.txt", health.show_samples(iteration, r))
+    print(health.two_answers(r))
     if not valid:
         return {}
     with desk(policy):

@@ -219,12 +219,6 @@ def cost_rows(cost: Mapping[str, dict]) -> Iterator[list[object]]:
         yield [name, f"{seconds:.1f}", f"{tokens:,}", speed, f"{flops / 1e12:,.3f}", peak]
 
 
-def shown(text: str) -> str:
-    """What a model said, on one line and harmless: a control character, of an escape sequence say, becomes its code."""
-    line = text.replace("\n", " | ")
-    return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in line)
-
-
 def examples(run: Run, fixed: bool, most: int = 5) -> str:
     """The first questions that PPO has right and SFT wrong, or the other way round, in blocks of code."""
     sft, ppo = run.transcripts("sft"), run.transcripts("ppo")
@@ -234,7 +228,7 @@ def examples(run: Run, fixed: bool, most: int = 5) -> str:
         asked = replace(run.questions[key], instruction="").prompt if key in run.questions else sft[key]["question"]
         said = [f"gold: {sft[key]['gold']}", f"SFT:  {sft[key]['response']}", f"PPO:  {ppo[key]['response']}"]
         indent = {"initial_indent": " " * 4, "subsequent_indent": " " * 10}
-        text.append("\n".join(textwrap.fill(shown(line), 110, **indent) for line in [f"{key}: {asked}", *said]))
+        text.append("\n".join(textwrap.fill(runtime.shown(line), 110, **indent) for line in [f"{key}: {asked}", *said]))
     return "\n\n".join(text)
 
 
