@@ -140,7 +140,7 @@ SCORE_LOST = 0.25  # has lost less than this since, in standard deviations of th
 
 
 def line(metrics: dict[str, float]) -> str:
-    """An iteration on the screen. Example: "score +1.06 KL 1.4 length 41 valid 88 %", the last where it was measured."""
+    """An iteration on the screen. Example: "score +1.06 KL 1.4 length 41 valid 88 %", where it was measured."""
     told = f"score {metrics['objective/scores']:+.2f} KL {metrics['objective/kl']:.1f} "
     told += f"length {metrics['response_length/mean']:.0f}"
     return told + (f" valid {100 * valid:.0f} %" if (valid := metrics.get("valid/accuracy")) is not None else "")

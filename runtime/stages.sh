@@ -66,7 +66,10 @@ run_folder() { # run_folder DEFAULT: sets RUN, checked, and locked until this sc
   if command -v flock >/dev/null && ! flock -n 9; then
     refuse "OUT=$RUN: another train_all.sh is at work there; wait for it, or choose another OUT"
   fi
-  echo "$asked${changed}bash train_all.sh" >"$RUN/command.txt" # for the report
+  { # for the report
+    echo "$asked${changed}bash train_all.sh"
+    git -C "$here" describe --always --dirty --exclude '*' 2>/dev/null | sed 's/^/git commit /' || true
+  } >"$RUN/command.txt"
 }
 stages=$((6 + 4 * ROUNDS)) place=0 # of train_all.sh; an experiment has more
 if [ -d "$TEACHER" ]; then stages=$((stages + 1)); fi
@@ -113,4 +116,7 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with
   heading "$stage"
   work "${launch[@]}" "$here/$script" "${flags[@]}" "${@:3}"
 }
-report() { "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED"; }
+report() { # report [FLAGS]: its page, or what a flag asks for
+  if [ "$QUICK" = 1 ]; then set -- --quick "$@"; fi
+  "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED" "$@"
+}
