@@ -282,7 +282,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     runtime.set_threads(policy)
 
     watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
-    for iteration in stage.steps(cfg.iterations, health.NOTE, **parts):
+    for iteration in stage.steps(cfg.iterations, **parts):
         share = runtime.lr_at(iteration, cfg.iterations, cfg.warmup)
         runtime.set_lr(adam, share * cfg.lr)
         runtime.set_lr(critic_adam, share * cfg.critic_lr)
@@ -311,7 +311,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         metrics |= update_policy(cfg, policy, adam, r, iteration)
         metrics |= update_critic(cfg, critic, critic_adam, r, iteration)
 
-        stage.log(iteration, metrics)
+        stage.log(iteration, metrics, health.line(metrics))
         watch.check(iteration, metrics)  # warnings, and an error where the update disagrees with the rollout
 
     conclude(cfg, stage, policy, tokenizer)
@@ -352,6 +352,7 @@ def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score) -> di
     """Keep the policy and some of its answers; how it answers held-out questions, and what the judge thinks of that."""
     stage.keep(policy, tokenizer)
     stage.append("samples.txt", health.show_samples(iteration, r))
+    print(health.two_answers(r))
     if not valid:
         return {}
     summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, cfg.batch_size)
