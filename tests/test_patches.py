@@ -10,6 +10,7 @@ import pytest
 import torch
 from mutants import ROOT
 from test_chat import conversations, variant
+from test_sft import tiny_folder
 
 from data import read_jsonl, write_jsonl
 
@@ -48,17 +49,19 @@ def patched(tmp_path, monkeypatch):
     sys.modules.update(kept)
 
 
-def by_length(questions, prompts, responses, texts):
-    return [len(response) / 4 for response in responses]
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random model that ends about half of its answers in time."""
+    return tiny_folder(tmp_path_factory.mktemp("patches") / "tiny")
 
 
 def run(module, folder, model, **flags):
     """ppo.py on six questions for two iterations, rewarded for length; its metrics."""
     folder.mkdir()
     write_jsonl(folder / "questions.jsonl", [{"id": f"q{i}", "question": f"{i}+{i}?"} for i in range(6)])
-    (folder / "reward.py").write_text("def by_length(q, p, responses, t): return [len(r) / 4 for r in responses]\n")
+    (folder / "my_reward.py").write_text("def by_length(q, p, responses, t): return [len(r) / 4 for r in responses]\n")
     flags = dict(policy=str(model), questions=str(folder / "questions.jsonl"), out=str(folder / "out"), iterations=2,
-                 reward=f"{folder}/reward.py:by_length", rollout_size=8, minibatches=2, max_new_tokens=8,
+                 reward=f"{folder}/my_reward.py:by_length", rollout_size=8, minibatches=2, max_new_tokens=8,
                  lr=1e-2) | flags
     ppo = module("ppo")
     ppo.main(ppo.Config(**flags))
@@ -75,7 +78,7 @@ def test_a_patch_is_short_and_the_page_has_it(patch):
 
 
 @pytest.mark.parametrize("patches", [["grpo"], ["grpo", "kl_loss"]])
-def test_grpo_compares_the_answers_to_one_question(patched, patches, model_folder, tmp_path, monkeypatch):
+def test_grpo_compares_the_answers_to_one_question(patched, patches, tiny, tmp_path, monkeypatch):
     module = patched(*patches)
     ppo = module("ppo")
     mask = torch.tensor([[True, True, False]] * 4 + [[False, True, True]] * 4)
@@ -89,21 +92,21 @@ def test_grpo_compares_the_answers_to_one_question(patched, patches, model_folde
     assert ppo.group_advantages(mask * 1.0, mask, 4).abs().max() == 0  # all earn the same
     asked, real = [], ppo.rollout
     monkeypatch.setattr(ppo, "rollout", lambda *args: asked.append([q.id for q, _ in args[5]]) or real(*args))
-    for row in run(module, tmp_path / "run", model_folder):
+    for row in run(module, tmp_path / "run", tiny):
         assert not {name for name in row if "value" in name or "critic" in name or "explained" in name}
     assert all(ids[:4] == ids[:1] * 4 and ids[4:] == ids[4:5] * 4 and ids[0] != ids[4] for ids in asked)
     with pytest.raises(ValueError, match="groups of 3"):
-        run(module, tmp_path / "odd", model_folder, group=3)
+        run(module, tmp_path / "odd", tiny, group=3)
 
 
-def test_a_length_penalty_is_in_the_score(patched, model_folder, tmp_path):
+def test_a_length_penalty_is_in_the_score(patched, tiny, tmp_path):
     module = patched("length_penalty")
-    plain, short = (run(module, tmp_path / f"{c}", model_folder, length_coef=c)[0] for c in (0.0, 0.5))
+    plain, short = (run(module, tmp_path / f"{c}", tiny, length_coef=c)[0] for c in (0.0, 0.5))
     lost = 0.5 * plain["response_length/mean"]
     assert short["objective/scores"] == pytest.approx(plain["objective/scores"] - lost) and lost > 0.5
 
 
-def test_the_kl_is_in_the_loss_and_not_in_the_reward(patched, model_folder, tmp_path, monkeypatch):
+def test_the_kl_is_in_the_loss_and_not_in_the_reward(patched, tiny, tmp_path, monkeypatch):
     module = patched("kl_loss")
     ppo = module("ppo")
     logprobs = torch.tensor([[NAN, -1.0, -1.0, NAN]], requires_grad=True)
@@ -115,12 +118,12 @@ def test_the_kl_is_in_the_loss_and_not_in_the_reward(patched, model_folder, tmp_
     assert ppo.kl_loss(torch.randn(9, 9), torch.randn(9, 9), torch.ones(9, 9) > 0, 1) > 0
     earned, real = [], ppo.shape_rewards
     monkeypatch.setattr(ppo, "shape_rewards", lambda *a, **k: earned.append((a[0], real(*a, **k))) or earned[-1][1])
-    free, held = (run(module, tmp_path / f"{c}", model_folder, kl_coef=c, epochs=8)[1] for c in (0.0, 50.0))
+    free, held = (run(module, tmp_path / f"{c}", tiny, kl_coef=c, epochs=8)[1] for c in (0.0, 50.0))
     assert 0 < held["objective/kl"] < 0.5 * free["objective/kl"]
     assert all(torch.equal(rewards.sum(1), scores) for scores, rewards in earned)
 
 
-def test_top_p_draws_from_the_nucleus_alone(patched, model_folder, tmp_path):
+def test_top_p_draws_from_the_nucleus_alone(patched, tiny, tmp_path):
     module = patched("top_p")
     generate = module("generate")
     logits = torch.tensor([[0.3, 0.5, 0.2], [0.05, 0.05, 0.9]]).log()
@@ -134,15 +137,15 @@ def test_top_p_draws_from_the_nucleus_alone(patched, model_folder, tmp_path):
     said = {}
     for top_p in (1e-6, 0.5, 1.0):
         out = tmp_path / f"{top_p}"
-        generate.main(generate.Config(str(model_folder), str(tmp_path / "questions.jsonl"), str(out), samples=4,
+        generate.main(generate.Config(str(tiny), str(tmp_path / "questions.jsonl"), str(out), samples=4,
                                       max_new_tokens=8, top_p=top_p))
         said[top_p] = list(read_jsonl(out / "samples.jsonl"))
     assert {row["logprob"] for row in said[1e-6]} == {0} and len({row["response"] for row in said[1e-6]}) <= 2
     assert sum(row["logprob"] for row in said[0.5]) > sum(row["logprob"] for row in said[1.0])
-    run(module, tmp_path / "ppo", model_folder)
+    run(module, tmp_path / "ppo", tiny)
 
 
-def test_margin_and_smoothing_keep_the_gap_finite(patched, model_folder, tmp_path):
+def test_margin_and_smoothing_keep_the_gap_finite(patched, tiny, tmp_path):
     module = patched("margin_and_smoothing")
     reward = module("reward")
     gap = torch.tensor([2.0, 0.0], requires_grad=True)
@@ -150,10 +153,9 @@ def test_margin_and_smoothing_keep_the_gap_finite(patched, model_folder, tmp_pat
     assert loss_of().item() == pytest.approx((0.1269280 + 0.6931472) / 2)
     assert loss_of(margin=1.0).item() == pytest.approx((0.3132617 + 1.3132617) / 2)
     assert loss_of(smoothing=0.25).item() == pytest.approx((0.75 * 0.126928 + 0.25 * 2.126928 + 0.6931472) / 2)
-    for options, best in (({"smoothing": 0.1}, 2.1972246), ({"smoothing": 0.1, "margin": 1.0}, 2.5)):
-        x = torch.tensor([best], requires_grad=True)  # where the slope is 0: ln(0.9 / 0.1) without a margin
-        reward.bradley_terry_loss(x, torch.zeros(1), **options).backward()
-        assert options.get("margin") or abs(x.grad.item()) < 1e-6
+    best = torch.tensor([2.1972246], requires_grad=True)  # ln(0.9 / 0.1): no lead is worth more
+    reward.bradley_terry_loss(best, torch.zeros(1), smoothing=0.1).backward()
+    assert best.grad.abs() < 1e-6
     write_jsonl(tmp_path / "questions.jsonl", [{"id": f"q{i}", "question": f"{i}+{i}?"} for i in range(4)])
     write_jsonl(tmp_path / "pairs.jsonl", [
         {"id": f"q{i % 4}", "prompt": f"{i}+{i}?", "chosen": f"#### {2 * i}", "rejected": "no"} for i in range(16)])
@@ -162,7 +164,7 @@ def test_margin_and_smoothing_keep_the_gap_finite(patched, model_folder, tmp_pat
     losses = {}
     for margin, smoothing in ((0.0, 0.0), (2.0, 0.0), (0.0, 0.5)):
         out = tmp_path / f"{margin} {smoothing}"
-        reward.main(reward.Config(str(model_folder), *(str(tmp_path / f"{name}.jsonl") for name in (
+        reward.main(reward.Config(str(tiny), *(str(tmp_path / f"{name}.jsonl") for name in (
             "pairs", "samples", "questions")), str(out), batch_size=6, margin=margin, smoothing=smoothing))
         losses[margin, smoothing] = [row["loss"] for row in read_jsonl(out / "metrics.jsonl")]
     assert len(losses[0.0, 0.0]) == 2 and losses[2.0, 0.0][0] > losses[0.0, 0.0][0]
@@ -182,16 +184,18 @@ def test_the_template_of_another_family(patched, begin, model_folder, tmp_path):
     """Token for token as transformers renders it; and PPO answers in it."""
     transformers = pytest.importorskip("transformers")
     module = patched("tulu_template")
-    folder = variant(model_folder, tmp_path / "tulu", model=None,
-                     config={"chat_template": begin + TULU, "eos_token": "<|end_of_text|>"})
+    config = {"chat_template": begin + TULU, "eos_token": "<|end_of_text|>"}
+    folder = variant(model_folder, tmp_path / "tulu", config=config)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(model_folder / name, folder)
     ours, theirs = module("hf.tokenizer").Tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
     for messages, opened in conversations():
         expected = theirs.apply_chat_template(messages, add_generation_prompt=opened, return_dict=False)
         assert ours.render(messages, opened) == expected, (messages, opened)
-    run(module, tmp_path / "run", folder)
+    run(module, tmp_path / "run", folder, max_new_tokens=40)
 
 
-def test_the_page_s_own_reward(model_folder, tmp_path):
+def test_the_page_s_own_reward(tiny, tmp_path):
     """The function of docs/modify.md, and a run that climbs it."""
     [code] = re.findall(r"```python\n(import re\n.*?)```", PAGE, re.DOTALL)
     (tmp_path / "days.py").write_text(code)
@@ -201,5 +205,5 @@ def test_the_page_s_own_reward(model_folder, tmp_path):
     question = Question("q", "Ava has 3 pens. On Monday Ava buys 2. On Friday Ava loses 1. How many pens?")
     texts = ["Monday 3+2=5\nFriday 5-1=4\n#### 4", "Friday 3-1=2\n#### 2", "Friday 3-1=2\nMonday 2+2=4\n#### 4", ""]
     assert found["days"]([question] * 4, None, None, texts) == [1, 0, 0, 0]
-    metrics = run(import_module, tmp_path / "run", model_folder, reward=f"{tmp_path}/days.py:days")
+    metrics = run(import_module, tmp_path / "run", tiny, reward=f"{tmp_path}/days.py:days")
     assert metrics[0]["objective/scores_max"] <= 1
