@@ -3,7 +3,7 @@
     y = W x    becomes    y = W x + ALPHA / rank * B A x          W (out, in), A (rank, in), B (out, rank)
 
 W stays as it was loaded, in the type of its file; A and B alone, in fp32, have gradients and Adam's moments. B starts
-as zero: at first nothing has changed, and with the adapters off nothing ever has. So one network is also the one that it
+as zero: at first nothing has changed, and with the adapters off nothing ever has. So a network is also the one that it
 started as, which PPO needs twice: the reference is the policy without its adapters, the judge the critic without.
 
 Embeddings, norms and the language model's head stay as they are; a scalar head, a single row, learns as a whole.
@@ -93,11 +93,11 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
             module.on = True
 
 
-def as_it_started(network: nn.Module) -> Callable:
-    """A function of the same arguments: the network with its adapters off. It shares all weights; nothing is copied."""
+def as_it_started(network: nn.Module) -> Callable | None:
+    """The network with its adapters off, as a function of the same arguments; nothing is copied. None without any."""
 
     def original(*args, **named):
         with torch.no_grad(), adapters_off(network):
             return network(*args, **named)
 
-    return original
+    return original if any(isinstance(module, Adapted) for module in network.modules()) else None

@@ -15,11 +15,10 @@ Sources: PPO (arXiv 1707.06347), GAE (arXiv 1506.02438), details for language mo
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 import health
@@ -179,7 +178,7 @@ class Rollout:
         return replace(self, **cut)
 
 
-def rollout(cfg, policy: Llama, reference: Callable, score, tokenizer, asked, iteration) -> Rollout:
+def rollout(cfg, policy: Llama, reference: Llama, score, tokenizer, asked, iteration) -> Rollout:
     """Sample a response to each of `asked`, pairs of question and prompt; score it, and let two networks read it.
 
     `score(questions, prompts, responses, texts) -> (B,)` judges the responses, all as lists (reward.py).
@@ -188,12 +187,10 @@ def rollout(cfg, policy: Llama, reference: Callable, score, tokenizer, asked, it
     seeds = [runtime.seed_of(cfg.seed, "ppo", iteration, i) for i in range(len(prompts))]
     sampled = answers_to(policy, tokenizer, prompts, cfg.max_new_tokens, cfg.batch_size, cfg.temperature, seeds)
     responses, texts, finishes = [s.tokens for s in sampled], [s.text for s in sampled], [s.finish for s in sampled]
+    tokens, mask, lengths = collate(prompts, responses, runtime.default_device())  # (B, T), (B, T-1), (B,)
     scores = score(questions, prompts, responses, texts)  # (B,)
-    scores = replace_unfinished(scores, finishes, cfg.unfinished_score)
-    ended = torch.tensor([finish == "stop" for finish in finishes])  # (B,)
-    device = runtime.default_device()
-    tokens, mask, lengths = collate(prompts, responses, device)  # (B, T), (B, T-1), (B,)
-    scores, ended = scores.to(device), ended.to(device)
+    scores = replace_unfinished(scores, finishes, cfg.unfinished_score).to(tokens.device)
+    ended = torch.tensor([finish == "stop" for finish in finishes], device=tokens.device)  # (B,)
     r = Rollout(tokens, mask, lengths.tolist(), scores, ended, questions, texts)
 
     def reader(rows: list[int]) -> Tensor:
@@ -250,7 +247,7 @@ def update_policy(cfg, policy: Llama, adam, r: Rollout, iteration: int) -> dict[
 
 
 def update_critic(cfg, critic: ScalarModel, adam, r: Rollout, iteration: int) -> dict[str, float]:
-    """The same steps for the critic. Neither asks the other, so all of the policy's come first."""
+    """The same steps for the critic."""
     done = []
     for rows in minibatches_of(cfg, len(r.tokens), iteration, cfg.epochs):
         total = int(r.mask[rows].sum())
@@ -271,25 +268,31 @@ def update_critic(cfg, critic: ScalarModel, adam, r: Rollout, iteration: int) ->
 @runtime.stage
 def main(cfg: Config, stage: runtime.Stage) -> None:
     runtime.require(cfg.minibatches <= cfg.rollout_size, f"--minibatches {cfg.minibatches}: more than --rollout_size")
-    tokenizer = Tokenizer(cfg.policy)
+    tokenizer, dtype, device = Tokenizer(cfg.policy), runtime.trained_dtype(cfg.lora), runtime.default_device()
     tokenizer.require_same(cfg.reward_model, cfg.critic)
-    policy, reference, critic, judge = four_roles(cfg)
-    adam, critic_adam = optimizer_of(policy), optimizer_of(critic)
-    parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}  # what a saved state has
+
+    # four roles: policy and critic learn; reference and judge stay what these two start as. They are copies of them, or
+    # with --lora the same two networks with their adapters off
+    policy, adam = learner(cfg, load_model(cfg.policy, dtype, device), "policy")
+    reference = lora.as_it_started(policy) or ranks.shard(load_model(cfg.policy, dtype, device).requires_grad_(False))
+    start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
+    critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
+    critic, critic_adam = learner(cfg, critic, "critic")
+    judge = lora.as_it_started(critic) if start == cfg.reward_model else None  # None: make_score loads a copy
     score, questions = make_score(cfg, load_questions(cfg.questions), judge)
     valid = load_questions(cfg.valid) if cfg.valid else []
     prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
     runtime.set_threads(policy)
 
     watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
+    parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}
     for iteration in stage.steps(cfg.iterations, **parts):
         share = runtime.lr_at(iteration, cfg.iterations, cfg.warmup)
         runtime.set_lr(adam, share * cfg.lr)
         runtime.set_lr(critic_adam, share * cfg.critic_lr)
 
         # 1. rollout: sample, score, and let policy and reference read
-        rows = questions_of(iteration, len(questions), cfg)
-        asked = [(questions[i], prompts[i]) for i in rows]
+        asked = [(questions[i], prompts[i]) for i in questions_of(iteration, len(questions), cfg)]
         r = rollout(cfg, policy, reference, score, tokenizer, asked, iteration)
 
         # 2. rewards: a KL penalty on every sampled token, the score on the last
@@ -317,27 +320,11 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     conclude(cfg, stage, policy, tokenizer)
 
 
-def four_roles(cfg: Config) -> tuple[Llama, Callable, ScalarModel, Callable | None]:
-    """Policy, reference, critic, judge. Two learn, policy and critic; the others stay what these two start as: copies,
-    or with --lora the same two networks with their adapters off. No judge is needed where there is no reward model."""
-    dtype, device = runtime.trained_dtype(cfg.lora), runtime.default_device()
-    start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
-    policy = load_model(cfg.policy, dtype, device)
-    critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
-    policy = ranks.shard(lora.adapt(policy, cfg.lora, cfg.seed, "policy"))
-    critic = ranks.shard(lora.adapt(critic, cfg.lora, cfg.seed, "critic"))
-    policy.model.gradient_checkpointing = critic.model.gradient_checkpointing = cfg.gradient_checkpointing
-    if cfg.lora:
-        reference, judge = lora.as_it_started(policy), lora.as_it_started(critic)
-    else:
-        reference, judge = ranks.shard(load_model(cfg.policy, dtype, device).requires_grad_(False)), None
-    if cfg.reward_model and (not cfg.lora or start != cfg.reward_model):
-        judge = ranks.shard(load_scalar_model(cfg.reward_model, dtype, device).requires_grad_(False))
-    return policy, reference, critic, judge
-
-
-def optimizer_of(network: Llama | ScalarModel) -> AdamW:
-    return AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
+def learner(cfg: Config, network: nn.Module, role: str) -> tuple[nn.Module, AdamW]:
+    """A network that learns, all of it or its adapters, and the optimiser that it learns with."""
+    network = ranks.shard(lora.adapt(network, cfg.lora, cfg.seed, role))
+    network.model.gradient_checkpointing = cfg.gradient_checkpointing
+    return network, AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
 
 
 def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:
@@ -372,7 +359,7 @@ def conclude(cfg: Config, stage: runtime.Stage, policy: Llama, tokenizer: Tokeni
     last, seen = log[-1], sum(row["tokens"] for row in log)
     results = {"score": last["objective/scores"], "kl": last["objective/kl"]}
     print(f"score {results['score']:+.2f}, KL {results['kl']:.2f} nats per answer, {last['val/eos_share']:.1%} ended")
-    # per token: sampler, readers and judge 2N each; a network that learns 6N per epoch, 4N where its weights are frozen
+    # per token: sampler, readers and judge 2N each; what learns 6N per epoch, 4N where its weights are frozen
     flops = parameters * seen * (10 + (8 if cfg.lora else 12) * cfg.epochs)
     stage.save(policy, tokenizer, tokens=sum(row["sampled"] for row in log), flops=flops, **results)
 

@@ -160,7 +160,7 @@ def make_score(cfg, questions: list[Question], judge: ScalarModel | Callable | N
     """What PPO climbs: score(questions, prompts, responses, texts) -> (B,), and the questions that it can judge.
 
     Another reward is another function of this form: lists of questions, token ids and texts in, a number each out.
-    `judge` is the reward model of cfg.reward_model.
+    `judge` is cfg.reward_model where it is loaded already; else it is loaded here.
     """
     given = [name for name in ("reward_model", "votes", "reward", "gold") if getattr(cfg, name)]
     asked_for = f"give one of --reward_model, --votes, --reward and --gold, not {given or 'none'}"
@@ -176,6 +176,8 @@ def make_score(cfg, questions: list[Question], judge: ScalarModel | Callable | N
 
         return by_function, questions
     if cfg.reward_model:
+        dtype, device = runtime.trained_dtype(cfg.lora), runtime.default_device()
+        judge = judge or ranks.shard(load_scalar_model(cfg.reward_model, dtype, device).requires_grad_(False))
 
         def by_reward_model(questions, prompts, responses, texts) -> Tensor:
             return score_responses(judge, prompts, responses, cfg.micro_tokens)  # (B,)
