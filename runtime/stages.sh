@@ -119,5 +119,5 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with
 }
 report() { # report [FLAGS]: its page, or what a flag asks for
   if [ "$QUICK" = 1 ]; then set -- --quick "$@"; fi
-  "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED" "$@"
+  work "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED" "$@"
 }
