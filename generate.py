@@ -304,8 +304,8 @@ def sample(cfg: Config, stage: runtime.Stage) -> None:
     answered = sum(row["answer"] is not None for row in rows) / len(rows)
     tokens = sum(row["tokens"] for row in rows)
     print(
-        f"{len(rows)} answers to {len(questions)} questions: {ended:.1%} ended, {answered:.1%} state an answer, "
-        f"{tokens / len(rows):.1f} tokens each"
+        f"{len(rows)} answers to {len(questions)} questions: {ended:.1%} ended, {answered:.1%} with a result, "
+        f"{tokens / len(rows):.0f} tokens"
     )
     read = sum(map(len, prompts)) * cfg.samples * len(temperatures)
     flops = 2 * sum(p.numel() for p in model.parameters()) * (tokens + read)

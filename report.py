@@ -63,7 +63,7 @@ COSTS = ("seconds", "tokens", "flops", "peak_memory_mb")
 LEARNED, RAW = r"6_ppo(_r\d)?", "6_ppo_raw"  # PPO's folders, of all rounds
 
 CODE = "    "  # a line that begins so is shown as it is
-MEANS_NOTHING = "QUICK tries whether every stage works: its models have hardly learned, and these numbers mean nothing."
+MEANS_NOTHING = "QUICK only tries whether every stage works: these numbers mean nothing."
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
 
@@ -123,11 +123,10 @@ def look_at_teacher(run: Path, min_share: float) -> None:
     """
     questions = {question.id: question for question in load_questions(run / "0_questions" / "train.jsonl")}
     rows = [row for row in read_jsonl(run / "1_vote" / "rewards.jsonl") if row["share"] >= min_share]
-    told = f"the teacher's answers agree on {len(rows)} of {len(questions)} questions"
+    told = f"the teacher agrees with itself on {len(rows)} of {len(questions)} questions"
     runtime.require(bool(rows), f"{told}: {NOTHING}")
     right = label_quality(rows, questions)["vote_accuracy"]
-    gold = "" if right is None else f", and {right:.0%} of those votes are right (gold trains nothing)"
-    print(told + gold)
+    print(told + ("" if right is None else f", and {right:.0%} of them are right"))
     if min(len(rows) / len(questions), 1 if right is None else right) < FEW:
         print(f"warning: {NOTHING}", flush=True)
 

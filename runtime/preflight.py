@@ -112,7 +112,7 @@ def check_room(cfg: Config) -> None:
     told = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in needed.items() if size >= 5e6)
     ranks = f" (on one device: {cfg.nproc} ranks share the weights)" if cfg.nproc > 1 else ""
     total = sum(needed.values())
-    print(f"needs about {total / 1e9:.1f} of {free / 1e9:.1f} GB of free {device} ({told}){ranks}")
+    print(f"needs about {total / 1e9:.1f} of {free / 1e9:.1f} GB {device} ({told}){ranks}")
 
     # the weights of SFT, the reward model and two PPO runs; while PPO runs its policy is kept, twice for a moment, and
     # two states of policy and critic with their moments
@@ -120,7 +120,7 @@ def check_room(cfg: Config) -> None:
     run = Path(cfg.run).resolve()
     place = next(folder for folder in [run, *run.parents] if folder.exists())
     free_disk = shutil.disk_usage(place).free
-    print(f"needs up to {disk / 1e9:.1f} of {free_disk / 1e9:.1f} GB of free disk", flush=True)
+    print(f"needs up to {disk / 1e9:.1f} of {free_disk / 1e9:.1f} GB disk", flush=True)
     require(place.is_dir() and os.access(place, os.W_OK), f"OUT={cfg.run}: {place} is no folder that can be written to")
     require(disk < free_disk, f"OUT={cfg.run}: {disk / 1e9:.1f} GB are needed there, {free_disk / 1e9:.1f} GB are free")
     if total > free and cfg.nproc == 1:

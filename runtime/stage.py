@@ -69,7 +69,7 @@ class Progress:
             self.last, self.said = now, self.count
             left = int((now - self.start) / (self.count - self.first) * (self.total - self.count))
             place = f"{self.count:{len(str(self.total))}}/{self.total}"
-            print(f"{self.label} {place} {note} left {left // 60}:{left % 60:02d}", flush=True)
+            print(self.label, place, *[note] * bool(note), f"left {left // 60}:{left % 60:02d}", flush=True)
 
 
 def shown(text: str) -> str:

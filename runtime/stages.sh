@@ -86,9 +86,10 @@ heading() { # heading STAGE: which of how many, what it does, and the time since
     4_pseudo_reward*) what="the vote rewards the student's answers" ;;
     5_reward*) what="learns from pairs which answer is better" ;;
     6_ppo*raw*) what="PPO again, rewarded by the vote itself" ;;
-    6_ppo*) what="PPO: answers of a high score become likelier" ;;
+    6_ppo*) what="PPO makes answers of a high score likelier" ;;
     7_eval/test) what="all answer questions that none has seen" ;;
-    7_eval/best_of_n) what="of several answers the judge picks one" ;;
+    7_eval/best_of_n) what="the judge picks one of several answers" ;;
+    7_eval/hard) what="harder questions than those to learn from" ;;
     *) what="" ;;
   esac
   if [ "$place" -le "$stages" ]; then number+=/$stages; fi
@@ -118,5 +119,5 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with
 }
 report() { # report [FLAGS]: its page, or what a flag asks for
   if [ "$QUICK" = 1 ]; then set -- --quick "$@"; fi
-  "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED" "$@"
+  work "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED" "$@"
 }
