@@ -275,17 +275,14 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     # with --lora the same two networks with their adapters off
     policy, adam = learner(cfg, load_model(cfg.policy, dtype, device), "policy")
     reference = lora.as_it_started(policy) or ranks.shard(load_model(cfg.policy, dtype, device).requires_grad_(False))
-    start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
-    critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
-    critic, critic_adam = learner(cfg, critic, "critic")
-    judge = lora.as_it_started(critic) if start == cfg.reward_model else None  # None: make_score loads a copy
+    critic, critic_adam, judge = critic_of(cfg, dtype, device)
+    parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}  # of a saved state
     score, questions = make_score(cfg, load_questions(cfg.questions), judge)
     valid = load_questions(cfg.valid) if cfg.valid else []
     prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
     runtime.set_threads(policy)
 
     watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
-    parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}
     for iteration in stage.steps(cfg.iterations, **parts):
         share = runtime.lr_at(iteration, cfg.iterations, cfg.warmup)
         runtime.set_lr(adam, share * cfg.lr)
@@ -325,6 +322,14 @@ def learner(cfg: Config, network: nn.Module, role: str) -> tuple[nn.Module, Adam
     network = ranks.shard(lora.adapt(network, cfg.lora, cfg.seed, role))
     network.model.gradient_checkpointing = cfg.gradient_checkpointing
     return network, AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
+
+
+def critic_of(cfg: Config, dtype, device) -> tuple[ScalarModel, AdamW, Callable | None]:
+    """The critic, its optimiser, and the judge, if that is what the critic started as; None: make_score loads a copy."""
+    start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
+    critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
+    critic, adam = learner(cfg, critic, "critic")
+    return critic, adam, lora.as_it_started(critic) if start == cfg.reward_model else None
 
 
 def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:

@@ -29,7 +29,7 @@ def forget():
 
 @pytest.fixture
 def patched(tmp_path, monkeypatch):
-    """patched(*patches): imports a module from a copy of the project with these patches. Afterwards all is as before."""
+    """patched(*patches): imports a module from a copy with these patches. Afterwards all is as before."""
     kept = forget()
 
     def apply(*patches):
