@@ -324,8 +324,8 @@ def learner(cfg: Config, network: nn.Module, role: str) -> tuple[nn.Module, Adam
     return network, AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
 
 
-def critic_of(cfg: Config, dtype, device) -> tuple[ScalarModel, AdamW, Callable | None]:
-    """The critic, its optimiser, and the judge, if that is what the critic started as; None: make_score loads a copy."""
+def critic_of(cfg: Config, dtype, device) -> tuple:
+    """The critic, its optimiser, and the judge, if that is what the critic started as. None: make_score loads a copy."""
     start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
     critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
     critic, adam = learner(cfg, critic, "critic")
