@@ -325,7 +325,7 @@ def learner(cfg: Config, network: nn.Module, role: str) -> tuple[nn.Module, Adam
 
 
 def critic_of(cfg: Config, dtype, device) -> tuple:
-    """The critic, its optimiser, and the judge, if that is what the critic started as. None: make_score loads a copy."""
+    """The critic, its optimiser, and the judge if that is the critic as it started; None: make_score loads a copy."""
     start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
     critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
     critic, adam = learner(cfg, critic, "critic")
