@@ -25,7 +25,7 @@ import lora
 import quality
 import runtime
 from data import Question, Tokenizer, collate, extract_answer, is_correct, load_questions, read_jsonl
-from model import ScalarModel, last_value, load_scalar_model
+from model import ScalarModel, last_token, load_scalar_model
 from runtime import ranks, steps
 from runtime.flags import AtOnce, Count, Input, Natural, Positive, Questions, Saving, Share
 
@@ -128,8 +128,8 @@ def score_responses(
     device = runtime.default_device()
 
     def reader(rows: list[int]) -> Tensor:
-        tokens, _, last = collate([prompts[i] for i in rows], [responses[i] for i in rows], device)  # (b, T), _, (b,)
-        return last_value(model(tokens), last)[None, :, None]  # (1, b, 1)
+        tokens, _, ends = collate([prompts[i] for i in rows], [responses[i] for i in rows], device)  # (b, T), _, (b,)
+        return model(tokens, read=last_token(ends, tokens.shape[1]))[None, :, None]  # (1, b, 1)
 
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
     like = torch.zeros(len(lengths), 1)  # (N, 1)
@@ -230,8 +230,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
             weight = torch.tensor([pair.weight for pair in pairs], device=device)  # (n,)
             # chosen and rejected in one forward pass: both see the same padding
             responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-            tokens, _, last = collate([pair.prompt for pair in pairs] * 2, responses, device)  # (2n, T), _, (2n,)
-            chosen, rejected = last_value(model(tokens), last).chunk(2)  # (n,), (n,)
+            tokens, _, ends = collate([pair.prompt for pair in pairs] * 2, responses, device)  # (2n, T), _, (2n,)
+            chosen, rejected = model(tokens, read=last_token(ends, tokens.shape[1])).chunk(2)  # (n,), (n,)
             # the weighted mean of these pairs, by their share in the weight of the step
             loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
             return loss, {"loss": loss, "right": (chosen > rejected).sum()}

@@ -296,7 +296,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("mean of the micro-batches' means", "weight.sum() / total", "len(rows) / len(batch)"),
             ("a micro-batch sees the first pairs again", "train[i] for i in rows",
              "train[i] for i in batch[: len(rows)]"),
-            ("scores read at the padding", "last_value(model(tokens), last).", "model(tokens)[:, -1]."),
+            ("scores read at the padding", "model(tokens, read=last_token(ends, tokens.shape[1])).",
+             "model(tokens)[:, -1]."),
             ("calibrated on the first samples", "[samples[i] for i in order]", "samples[: cfg.calibration_samples]"),
             ("bf16 weights", ".float32, device,", ".bfloat16, device,"),
             ("confidence at the calibrated scale", "), std", "), 1.0"),
@@ -306,7 +307,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the scale is forgotten", "model.score.weight /= std.to(model.score.weight.device)", "pass"),
             ("the mean is that before the scale", "(scores.mean() / std)", "scores.mean()"),
             ("the mean is forgotten", "    model.score_mean = (scores.mean() / std).item()\n", "")]),
-        ("responses are scored at the padding", "last_value(model(tokens), last)[", "model(tokens)[:, -1][",
+        ("responses are scored at the padding", "model(tokens, read=last_token(ends, tokens.shape[1]))[",
+         "model(tokens)[:, -1][",
          "padding_and_tokens_after_the_end_do_not_change_a_score"),
         ("a constant model becomes infinite", ".clamp(min=1e-6)", "", "a_constant_reward_model_stays_finite"),
         *by("without_a_reward_model_an_answer_scores_plus_or_minus_one", [
@@ -675,10 +677,9 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("exponentials that overflow", "logsumexp(-1)  #", "exp().sum(-1).log()  #")]),
         ("nothing is worked out again", "self.gradient_checkpointing and torch.is_grad_enabled()", "False",
          "gradient_checkpointing_changes_memory_and_not_the_result"),
-        *by("last_value_is_that_of_the_last_real_token", [
-            ("the last column instead of the last token", "values.gather(1, lengths[:, None] - 1)[:, 0]",
-             "values[:, -1]"),
-            ("the token after the last", "lengths[:, None] - 1", "lengths[:, None].clamp(max=values.shape[1] - 1)")]),
+        *by("the_last_token_is_the_last_real_one", [
+            ("the last column instead of the last token", "== lengths[:, None]", "== lengths[:, None].clamp(min=T)"),
+            ("the token after the last", "arange(1, T + 1,", "arange(T,")]),
         *by("masked_mean_sees_only_the_mask", [
             ("the masked mean divides by all cells", "sum() / mask.sum().clamp(min=1)", "mean()"),
             ("the masked mean counts masked cells", "torch.where(mask, x, 0.0)", "x"),
