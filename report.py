@@ -54,7 +54,7 @@ SIGNALS = {  # part and key of report.json -> what the number is; those with % a
     ("reward_model", "ece"): "calibration error on held-out pairs (perfect 0)",
     ("reward_model", "length_correlation"): "correlation of its score with the length of the answer",
 }
-FEW = 0.05  # share of the questions: below, there is nothing to learn from
+FEW = 0.05  # share of the training questions with a right vote: below, there is nothing to learn
 NOTHING = (
     "there is nothing to distil. Take a teacher that can answer them: TEACHER=folder, or PRESET=smollm2 "
     "(docs/models.md); the bundled models know the questions of QUESTIONS=arith alone."
@@ -126,9 +126,9 @@ def look_at_teacher(run: Path, min_share: float) -> None:
     told = f"the teacher agrees with itself on {len(rows)} of {len(questions)} questions"
     runtime.require(bool(rows), f"{told}: {NOTHING}")
     right = label_quality(rows, questions)["vote_accuracy"]
-    print(told + ("" if right is None else f", and {right:.0%} of them are right"))
-    if min(len(rows) / len(questions), 1 if right is None else right) < FEW:
-        print(f"warning: {NOTHING}", flush=True)
+    print(told + ("" if right is None else f", and {right:.0%} of those votes are right"))
+    if len(rows) / len(questions) * (1 if right is None else right) < FEW:
+        print(textwrap.fill(f"warning: {NOTHING}", 80), flush=True)
 
 
 # ---- from the run to its numbers -----------------------------------------------------------------------------------
@@ -229,8 +229,9 @@ def in_words(report: Mapping) -> str:
             gain = f"{100 * found['difference']:+.1f} points"
             verdicts.append(f"{BETTER[found['verdict']]} {MODELS[other]} ({gain})")
     said += [f"That is {', '.join(verdicts)}."] * bool(verdicts)
-    if (votes := report["pseudo_reward"]["vote_accuracy"]) is not None and votes < FEW:
-        said.append(f"The vote was right on {votes:.0%} of the training questions: {NOTHING}")
+    votes = report["pseudo_reward"]
+    if votes["vote_accuracy"] is not None and votes["share_kept"] * votes["vote_accuracy"] < FEW:
+        said.append(f"Of the training questions hardly one has a right vote: {NOTHING}")
     return " ".join(said)
 
 
