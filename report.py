@@ -10,6 +10,7 @@ Two models are compared on the questions that one gets right and the other wrong
 import json
 import math
 import re
+import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -430,6 +431,7 @@ def main(cfg: Config) -> None:
     shares = [row[:3] for row in accuracy_rows(numbers | {"hard": {}})]
     print(table([f"of {len(run.transcripts('ppo'))} held-out questions", "% right", "95 %"], shares))
     print(f"{MEANS_NOTHING}\n" * cfg.quick + f"report: {run.folder / 'report.md'}")
+    print(f"ask its models: python play.py {shlex.quote(str(run.folder))}")
 
 
 if __name__ == "__main__":
