@@ -410,13 +410,13 @@ class Config:
     preset: str = "custom"  # named in the title
     seed: int = 0  # named in the title
     quick: bool = False  # a run that only tried every stage: its page says so
-    teacher: bool = False  # no report: only whether the teacher's votes are worth learning from
+    only_teacher: bool = False  # no report, but whether the teacher's votes are worth learning from
     min_share: Share = 0.0  # for that: a vote counts from this share of the answers on
 
 
 def main(cfg: Config) -> None:
     runtime.require(len(cfg.run) == 1, f"{len(cfg.run)} runs: a report is of one; bench/compare.py compares two")
-    if cfg.teacher:
+    if cfg.only_teacher:
         look_at_teacher(Path(cfg.run[0]), cfg.min_share)
         return
     run = read_run(Path(cfg.run[0]))
