@@ -385,14 +385,15 @@ def draw(path: Path, curves: Mapping[str, Sequence[dict]], title: str = "") -> N
     """A PNG of six panels over PPO's iterations: label -> rows of metrics.jsonl, round after round."""
     if not (figure := figure_of(15, 7.5)):
         return
+    most = max([1, *map(len, curves.values())])
     for axis, (metric, name, unit, factor, lowest) in zip(figure.subplots(2, 3).flat, PANELS):
         for (label, rows), (colour, line) in zip(curves.items(), ((BLUE, "-"), (ORANGE, "--"))):
             points = [(i, max(lowest, factor * row[metric])) for i, row in enumerate(rows) if metric in row]
             axis.plot([x for x, _ in points], [y for _, y in points], f".{line}", color=colour, label=label)
             lower = [x for x, y in points if y == lowest]
             axis.plot(lower, [lowest] * len(lower), "v", color=colour)
-        axis.set(title=name, xlabel="PPO iteration", ylabel=unit)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(title=name, xlabel="PPO iteration", ylabel=unit, xlim=(-0.5, most - 0.5))
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.25)
     figure.suptitle(title)
     figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

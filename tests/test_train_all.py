@@ -325,8 +325,8 @@ def test_every_command_parses_and_reads_what_was_written_before(shell, environme
 
 
 @pytest.mark.parametrize("environment", [
-    {}, {"ROUNDS": "3"}, {"TEACHER": "recorded.jsonl"}, {"QUESTIONS": "mawps"}, {"QUESTIONS": "q.jsonl", "NO_HARD": "1"},
-    {"PRESET": "qwen", "NO_HARD": "1"}], ids=str)
+    {}, {"ROUNDS": "3"}, {"TEACHER": "recorded.jsonl"}, {"QUESTIONS": "mawps"}, {"PRESET": "qwen", "NO_HARD": "1"},
+    {"QUESTIONS": "q.jsonl", "NO_HARD": "1"}], ids=str)
 def test_a_heading_says_what_a_stage_does_and_which_of_how_many_it_is(shell, environment):
     """In 80 letters. An experiment has more stages than that."""
     done, commands = shell(**environment)
