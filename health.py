@@ -275,7 +275,7 @@ class Health:
         if (gap := metrics["val/ratio_first_mean_gap"]) > self.mean_gap:
             raise RuntimeError(f"the ratios of the first minibatch are {gap:.2g} away from 1 in the mean: {DISAGREE}")
         for warning in self.update(iteration, metrics):
-            print(f"warning: {warning}", flush=True)
+            print(textwrap.fill(f"warning: {warning}", 80, subsequent_indent="  "), flush=True)
 
     def update(self, iteration: int, metrics: dict[str, float]) -> list[str]:
         """Example: {"objective/kl": 31.2} -> ["objective/kl 31.2 nats per answer (healthy: -0.05 to 20): ..."]."""

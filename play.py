@@ -64,7 +64,7 @@ def column_of(name: str, said: Response, score: float | None, question: Question
     if question.answer is not None:
         right = is_correct(extract_answer(said.text, question.kind), question.answer, question.kind)
         told.append("right" if right else "wrong")
-    told += ["cut off"] * (said.finish == "length")
+    told += ["cut"] * (said.finish == "length")
     return [name, ", ".join(told), *(runtime.shown(line) for line in said.text.splitlines())]
 
 

@@ -10,6 +10,7 @@ Two models are compared on the questions that one gets right and the other wrong
 import json
 import math
 import re
+import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -54,7 +55,7 @@ SIGNALS = {  # part and key of report.json -> what the number is; those with % a
     ("reward_model", "ece"): "calibration error on held-out pairs (perfect 0)",
     ("reward_model", "length_correlation"): "correlation of its score with the length of the answer",
 }
-FEW = 0.05  # share of the questions: below, there is nothing to learn from
+FEW = 0.05  # share of the training questions with a right vote: below, there is nothing to learn
 NOTHING = (
     "there is nothing to distil. Take a teacher that can answer them: TEACHER=folder, or PRESET=smollm2 "
     "(docs/models.md); the bundled models know the questions of QUESTIONS=arith alone."
@@ -126,9 +127,9 @@ def look_at_teacher(run: Path, min_share: float) -> None:
     told = f"the teacher agrees with itself on {len(rows)} of {len(questions)} questions"
     runtime.require(bool(rows), f"{told}: {NOTHING}")
     right = label_quality(rows, questions)["vote_accuracy"]
-    print(told + ("" if right is None else f", and {right:.0%} of them are right"))
-    if min(len(rows) / len(questions), 1 if right is None else right) < FEW:
-        print(f"warning: {NOTHING}", flush=True)
+    print(told + ("" if right is None else f", and {right:.0%} of those votes are right"))
+    if len(rows) / len(questions) * (1 if right is None else right) < FEW:
+        print(textwrap.fill(f"warning: {NOTHING}", 80), flush=True)
 
 
 # ---- from the run to its numbers -----------------------------------------------------------------------------------
@@ -229,8 +230,9 @@ def in_words(report: Mapping) -> str:
             gain = f"{100 * found['difference']:+.1f} points"
             verdicts.append(f"{BETTER[found['verdict']]} {MODELS[other]} ({gain})")
     said += [f"That is {', '.join(verdicts)}."] * bool(verdicts)
-    if (votes := report["pseudo_reward"]["vote_accuracy"]) is not None and votes < FEW:
-        said.append(f"The vote was right on {votes:.0%} of the training questions: {NOTHING}")
+    votes = report["pseudo_reward"]
+    if votes["vote_accuracy"] is not None and votes["share_kept"] * votes["vote_accuracy"] < FEW:
+        said.append(f"Of the training questions hardly one has a right vote: {NOTHING}")
     return " ".join(said)
 
 
@@ -383,14 +385,15 @@ def draw(path: Path, curves: Mapping[str, Sequence[dict]], title: str = "") -> N
     """A PNG of six panels over PPO's iterations: label -> rows of metrics.jsonl, round after round."""
     if not (figure := figure_of(15, 7.5)):
         return
+    most = max([1, *map(len, curves.values())])
     for axis, (metric, name, unit, factor, lowest) in zip(figure.subplots(2, 3).flat, PANELS):
         for (label, rows), (colour, line) in zip(curves.items(), ((BLUE, "-"), (ORANGE, "--"))):
             points = [(i, max(lowest, factor * row[metric])) for i, row in enumerate(rows) if metric in row]
             axis.plot([x for x, _ in points], [y for _, y in points], f".{line}", color=colour, label=label)
             lower = [x for x, y in points if y == lowest]
             axis.plot(lower, [lowest] * len(lower), "v", color=colour)
-        axis.set(title=name, xlabel="PPO iteration", ylabel=unit)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(title=name, xlabel="PPO iteration", ylabel=unit, xlim=(-0.5, most - 0.5))
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.25)
     figure.suptitle(title)
     figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
@@ -408,13 +411,13 @@ class Config:
     preset: str = "custom"  # named in the title
     seed: int = 0  # named in the title
     quick: bool = False  # a run that only tried every stage: its page says so
-    teacher: bool = False  # no report: only whether the teacher's votes are worth learning from
+    only_teacher: bool = False  # no report, but whether the teacher's votes are worth learning from
     min_share: Share = 0.0  # for that: a vote counts from this share of the answers on
 
 
 def main(cfg: Config) -> None:
     runtime.require(len(cfg.run) == 1, f"{len(cfg.run)} runs: a report is of one; bench/compare.py compares two")
-    if cfg.teacher:
+    if cfg.only_teacher:
         look_at_teacher(Path(cfg.run[0]), cfg.min_share)
         return
     run = read_run(Path(cfg.run[0]))
@@ -429,6 +432,7 @@ def main(cfg: Config) -> None:
     shares = [row[:3] for row in accuracy_rows(numbers | {"hard": {}})]
     print(table([f"of {len(run.transcripts('ppo'))} held-out questions", "% right", "95 %"], shares))
     print(f"{MEANS_NOTHING}\n" * cfg.quick + f"report: {run.folder / 'report.md'}")
+    print(f"ask its models: python play.py {shlex.quote(str(run.folder))}")
 
 
 if __name__ == "__main__":
