@@ -9,7 +9,17 @@ import torch
 
 from data import Question
 from health import (
-    RANGES, Health, line, of_critic_steps, of_policy_steps, of_rollout, of_values, ratios, show_samples, two_answers)
+    RANGES,
+    Health,
+    line,
+    of_critic_steps,
+    of_policy_steps,
+    of_rollout,
+    of_values,
+    ratios,
+    show_samples,
+    two_answers,
+)
 from ppo import Rollout
 
 NAN = math.nan
