@@ -125,7 +125,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("an epsilon that amplifies small gradients", "5, weight_decay=0.", "8, weight_decay=0."),
             ("the critic starts from nothing", "start or cfg.", "cfg."),
             ("the judge is the critic that is trained",
-             "judge = lora.as_it_started(critic) if start == cfg.reward_model else None", "judge = critic"),
+             "lora.as_it_started(critic) if start == cfg.reward_model else None", "critic"),
             ("the models are in bf16", "runtime.trained_dtype(cfg.lora)", "torch.bfloat16"),
             ("questions are never shuffled", 'steps.permutation(n, cfg.seed, "questions", epoch)', "range(n)"),
             ("KL with the sign of a bonus in the loop", "logprobs, r.ref_logprobs", "ref_logprobs, r.logprobs"),
@@ -189,7 +189,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("answers are judged by the questions of others", "= score(questions", "= score(questions[::-1]")]),
         *by("test_lora::reference_and_judge_stay_while_policy_and_critic_learn[fp32]", [
             ("the reference has its adapters on", "lora.as_it_started(policy) or", "policy or"),
-            ("the judge has its adapters on", "judge = lora.as_it_started(critic) if", "judge = critic if")]),
+            ("the judge has its adapters on", "lora.as_it_started(critic) if", "critic if")]),
         ("another network's judge", "if start == cfg.reward_model else None", "",
          "test_lora::the_judge_may_be_another_or_none[another]"),
         ("the critic of the flag is ignored", "critic or cfg.reward_model", "reward_model or cfg.critic",
