@@ -487,11 +487,11 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("peaks are added", ", max(row", ", sum(row"),
             ("an evaluation hides the others' cost", '.setdefault(stage.split("/")[0], []).append(row)',
              '[stage.split("/")[0]] = [row]')]),
-        ("points lose their sign", "found['difference']", "abs(found['difference'])",
+        ("points lose their sign", "s = f\"{100 * found['difference']", "s = f\"{100 * abs(found['difference'])",
          "../bench/tests/test_compare::the_page_of_two_runs"),
         *by("the_page_says_the_answer_in_words_and_how_it_was_made", [
             ("worse is better", '"no": "worse than"', '"no": "better than"'),
-            ("a quick run's numbers are like others", '"**" * report["quick"]', '"**" * 0'),
+            ("a quick run's numbers are like others", ' * report["quick"]', " * 0"),
             ("a row that is not there", '    if "ppo" in shares:\n', "    if True:\n")]),
         *by("the_picture_of_the_result_by_hand", [
             ("a share and not a percentage", "(100 * value for value in", "(value for value in"),
