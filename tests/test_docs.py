@@ -66,6 +66,7 @@ SMALL = dict(train="24", valid="2", test="4", teacher_samples="2", student_sampl
              reward_epochs="1", held_out="0.3", iterations="2", rollout_size="8", minibatches="2")
 ELSEWHERE = {  # command -> why not here
     "pip install -r requirements-dev.txt && python -m pytest -q": ".ci/run takes it word for word",
+    "python -m pytest -q": "the suite itself",
     "QUICK=1 bash train_all.sh": "tests/test_pipeline.py",
     "kl_coef=0 bash train_all.sh": "tests/test_train_all.py: every number of a preset",
     "QUESTIONS=my.jsonl bash train_all.sh": "tests/test_data.py splits such a file",
