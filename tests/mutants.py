@@ -140,7 +140,6 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the update's critic has seen the token",
              "values = masked_values(critic, b.tokens, b.mask)", "values = critic(b.tokens)[:, 1:]"),
             ("the critic learns whitened advantages", "returns, b.mask", "advantages, b.mask"),
-            ("only the policy steps", "critic_adam, r,", "adam, r,"),
             ("one epoch whatever is asked", "in range(epochs)", "in range(1)"),
             ("new log-probs without the temperature", "_ = masked_logprobs(policy, b.tokens, b.mask, cfg",
              "_ = masked_logprobs(policy, b.tokens, b.mask, 1.0 or cfg"),
