@@ -296,7 +296,7 @@ def page_of(run: Run, report: Mapping) -> str:
     made_by = command.read_text(encoding="utf-8").splitlines() if command.is_file() else []
     versions = " ".join(" ".join(pair) for pair in next(iter(run.stages.values())).get("versions", {}).items())
     parts = [
-        f"# {title_of(report)}",
+        f"# Preset {report['preset']}, seed {report['seed']}",
         f"**{MEANS_NOTHING}**" * report["quick"],
         "![share of the test questions that each has right](result.png)",
         in_words(report),
@@ -328,10 +328,6 @@ def page_of(run: Run, report: Mapping) -> str:
     ]
     filled = [textwrap.fill(part, 100) if "\n" not in part and len(part) > 100 else part for part in parts if part]
     return "\n\n".join(filled) + "\n"
-
-
-def title_of(report: Mapping) -> str:
-    return f"Preset {report['preset']}, seed {report['seed']}"
 
 
 BLUE, ORANGE = "#0072B2", "#E69F00"  # of Okabe and Ito (2008), which colour-blind readers can tell apart
@@ -428,7 +424,7 @@ def main(cfg: Config) -> None:
     rows = {MODELS[name]: {"share": row["strict"], "ci95": row["ci95"]} for name, row in numbers["accuracy"].items()}
     draw_result(run.folder / "result.png", rows, rows.pop("teacher", None), "% of the held-out questions right")
     raw = [{name: value for name, value in row.items() if name != "objective/scores"} for row in run.metrics(RAW)]
-    draw(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": raw}, title_of(numbers))
+    draw(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": raw}, f"{cfg.preset}, seed {cfg.seed}")
     shares = [row[:3] for row in accuracy_rows(numbers | {"hard": {}})]
     print(table([f"of {len(run.transcripts('ppo'))} held-out questions", "% right", "95 %"], shares))
     print(f"{MEANS_NOTHING}\n" * cfg.quick + f"report: {run.folder / 'report.md'}")
