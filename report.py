@@ -296,7 +296,7 @@ def page_of(run: Run, report: Mapping) -> str:
     made_by = command.read_text(encoding="utf-8").splitlines() if command.is_file() else []
     versions = " ".join(" ".join(pair) for pair in next(iter(run.stages.values())).get("versions", {}).items())
     parts = [
-        f"# Preset {report['preset']}, seed {report['seed']}",
+        f"# {title_of(report)}",
         f"**{MEANS_NOTHING}**" * report["quick"],
         "![share of the test questions that each has right](result.png)",
         in_words(report),
@@ -340,6 +340,10 @@ PANELS = (  # metric, title, unit, its factor, the lowest value that is drawn
     ("policy/entropy_avg", "Entropy of the policy", "nats per token", 1, -math.inf),
     ("val/explained_variance", "Explained variance of the critic", "share (a triangle: lower still)", 1, -0.5),
 )
+
+
+def title_of(report: Mapping) -> str:
+    return f"Preset {report['preset']}, seed {report['seed']}"
 
 
 def figure_of(width: float, height: float):
@@ -396,6 +400,15 @@ def draw(path: Path, curves: Mapping[str, Sequence[dict]], title: str = "") -> N
     figure.savefig(path)
 
 
+def draw_pictures(run: Run, report: Mapping) -> None:
+    """result.png and curves.png; the raw vote's score has another unit than the learned one's, and stays out."""
+    rows = {MODELS[name]: {"share": row["strict"], "ci95": row["ci95"]} for name, row in report["accuracy"].items()}
+    teacher = rows.pop(MODELS["teacher"], None)
+    draw_result(run.folder / "result.png", rows, teacher, "% of the held-out questions right")
+    raw = [{name: value for name, value in row.items() if name != "objective/scores"} for row in run.metrics(RAW)]
+    draw(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": raw}, title_of(report))
+
+
 # ---- the script ----------------------------------------------------------------------------------------------------
 
 
@@ -421,10 +434,7 @@ def main(cfg: Config) -> None:
     runtime.write_json(run.folder / "report.json", numbers)
     with runtime.replacing(run.folder / "report.md") as file:
         file.write(page_of(run, numbers))
-    rows = {MODELS[name]: {"share": row["strict"], "ci95": row["ci95"]} for name, row in numbers["accuracy"].items()}
-    draw_result(run.folder / "result.png", rows, rows.pop("teacher", None), "% of the held-out questions right")
-    raw = [{name: value for name, value in row.items() if name != "objective/scores"} for row in run.metrics(RAW)]
-    draw(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": raw}, f"{cfg.preset}, seed {cfg.seed}")
+    draw_pictures(run, numbers)
     shares = [row[:3] for row in accuracy_rows(numbers | {"hard": {}})]
     print(table([f"of {len(run.transcripts('ppo'))} held-out questions", "% right", "95 %"], shares))
     print(f"{MEANS_NOTHING}\n" * cfg.quick + f"report: {run.folder / 'report.md'}")
