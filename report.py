@@ -330,10 +330,6 @@ def page_of(run: Run, report: Mapping) -> str:
     return "\n\n".join(filled) + "\n"
 
 
-def title_of(report: Mapping) -> str:
-    return f"Preset {report['preset']}, seed {report['seed']}"
-
-
 BLUE, ORANGE = "#0072B2", "#E69F00"  # of Okabe and Ito (2008), which colour-blind readers can tell apart
 PALE, GREY = "#8FB4CC", "#7A828C"  # a grey that reads on a light and on a dark page
 PANELS = (  # metric, title, unit, its factor, the lowest value that is drawn
@@ -344,6 +340,10 @@ PANELS = (  # metric, title, unit, its factor, the lowest value that is drawn
     ("policy/entropy_avg", "Entropy of the policy", "nats per token", 1, -math.inf),
     ("val/explained_variance", "Explained variance of the critic", "share (a triangle: lower still)", 1, -0.5),
 )
+
+
+def title_of(report: Mapping) -> str:
+    return f"Preset {report['preset']}, seed {report['seed']}"
 
 
 def figure_of(width: float, height: float):
@@ -400,6 +400,15 @@ def draw(path: Path, curves: Mapping[str, Sequence[dict]], title: str = "") -> N
     figure.savefig(path)
 
 
+def draw_pictures(run: Run, report: Mapping) -> None:
+    """result.png and curves.png; the raw vote's score has another unit than the learned one's, and stays out."""
+    rows = {MODELS[name]: {"share": row["strict"], "ci95": row["ci95"]} for name, row in report["accuracy"].items()}
+    teacher = rows.pop(MODELS["teacher"], None)
+    draw_result(run.folder / "result.png", rows, teacher, "% of the held-out questions right")
+    raw = [{name: value for name, value in row.items() if name != "objective/scores"} for row in run.metrics(RAW)]
+    draw(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": raw}, title_of(report))
+
+
 # ---- the script ----------------------------------------------------------------------------------------------------
 
 
@@ -425,10 +434,7 @@ def main(cfg: Config) -> None:
     runtime.write_json(run.folder / "report.json", numbers)
     with runtime.replacing(run.folder / "report.md") as file:
         file.write(page_of(run, numbers))
-    rows = {MODELS[name]: {"share": row["strict"], "ci95": row["ci95"]} for name, row in numbers["accuracy"].items()}
-    draw_result(run.folder / "result.png", rows, rows.pop("teacher", None), "% of the held-out questions right")
-    raw = [{name: value for name, value in row.items() if name != "objective/scores"} for row in run.metrics(RAW)]
-    draw(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": raw}, title_of(numbers))
+    draw_pictures(run, numbers)
     shares = [row[:3] for row in accuracy_rows(numbers | {"hard": {}})]
     print(table([f"of {len(run.transcripts('ppo'))} held-out questions", "% right", "95 %"], shares))
     print(f"{MEANS_NOTHING}\n" * cfg.quick + f"report: {run.folder / 'report.md'}")
