@@ -848,6 +848,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
              ":: len(said) // samples] for i in range(len(said) //")]),
     ],
     "data.py": [
+        ("the script waits for torch", "if typing.TYPE_CHECKING:\n", "if True:\n", "test_layout::importing_does_nothing"),
         *by("collate_by_hand", [
             ("the mask begins one token early", ">= starts[:, None]", ">= starts[:, None] - 1"),
             ("the mask ends before the end token", "lengths[:, None]", "lengths[:, None] - 1"),
@@ -1439,7 +1440,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("all runs have one teacher", " TEACHER=${!teacher}", "", "test_train_all::every_teacher_has_runs_of_its_own"),
     ],
     "presets/_quick.sh": [
-        ("QUICK=1 overrules the environment", "${train:=200}", '" && train=200 && : "',
+        ("QUICK=1 overrules the environment", "${train:=100}", '" && train=100 && : "',
          "test_train_all::the_environment_comes_before_quick_and_quick_before_the_preset"),
     ],
     "presets/_real.sh": [
