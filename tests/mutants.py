@@ -1102,13 +1102,9 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("frozen weights learn", "network.requires_grad_(False)", "pass"),
             ("the scalar head is frozen", 'if hasattr(network, "score"):', "if False:")]),
         *by("merged_is_unmerged[Llama]", [
-            ("merged twice", 'tensors[f"{prefix}weight"] = rounded',
-             'tensors[f"{prefix}weight"] = self.weight.data = rounded'),
+            ("merged twice", 'tensors[f"{prefix}weight"] = weight.to',
+             'tensors[f"{prefix}weight"] = self.weight.data = weight.to'),
             ("the feed-forward has no adapters", "(block.self_attn, block.mlp)", "(block.self_attn,)")]),
-        *by("a_merged_weight_is_rounded_to_bf16_so_that_small_changes_stay_on_average", [
-            ("rounded to the nearest", "if dtype == torch.bfloat16:", "if False:"),
-            ("rounded down", " + noise >> 16", " >> 16"),
-            ("random rounding of half a step", "randint(2**16, w", "randint(2**15, w")]),
         ("what the scalar head learned is not saved", "(self.start + self.change).detach()", "self.start.detach()",
          "merged_is_unmerged[ScalarModel]"),
         *by("every_adapter_is_drawn_by_itself_and_for_its_purpose", [
