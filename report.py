@@ -127,7 +127,7 @@ def look_at_teacher(run: Path, min_share: float) -> None:
     told = f"the teacher agrees with itself on {len(rows)} of {len(questions)} questions"
     runtime.require(bool(rows), f"{told}: {NOTHING}")
     right = label_quality(rows, questions)["vote_accuracy"]
-    print(told + ("" if right is None else f", and {right:.0%} of those votes are right"))
+    print(told + ("" if right is None else f", and {right:.0%} are right"))
     if len(rows) / len(questions) * (1 if right is None else right) < FEW:
         print(textwrap.fill(f"warning: {NOTHING}", 80), flush=True)
 
