@@ -284,7 +284,7 @@ def test_a_recorded_teacher_is_not_asked(shell):
 def test_the_environment_comes_before_quick_and_quick_before_the_preset(shell):
     _, commands = shell(QUICK="1", train="77")
     data, teacher, report = commands[1][2], commands[2][2], commands[-1][2]
-    assert (data["train"], data["valid"], teacher["samples"]) == ("77", "20", "8") and report["quick"]
+    assert (data["train"], data["valid"], teacher["samples"]) == ("77", "10", "8") and report["quick"]
 
 
 @pytest.mark.parametrize(("questions", "lenient"), [("gsm8k", True), ("folder/mmlu_pro.jsonl", False)])
