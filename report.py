@@ -224,7 +224,8 @@ def in_words(report: Mapping) -> str:
     if "ppo" in shares:
         n, rest = report["accuracy"]["ppo"]["n"], {"base": "the student began with", "sft": "had after SFT"}
         told = " and ".join(f"{verb} {shares[name]}" for name, verb in rest.items() if name in shares)
-        said.append(f"PPO with the reward model has {shares['ppo']} of {n:,} held-out questions right{told and '; ' + told}.")
+        told = f"; {told}" if told else ""
+        said.append(f"PPO with the reward model has {shares['ppo']} of {n:,} held-out questions right{told}.")
     for key, (one, other) in COMPARISONS.items():
         if one == "ppo" and (found := report[key])["n"]:
             gain = f"{100 * found['difference']:+.1f} points"
