@@ -44,7 +44,7 @@ class Adapted(nn.Module):
     def _save_to_state_dict(self, tensors: dict, prefix: str, keep_vars: bool) -> None:
         """What `state_dict` asks a module for; on the CPU, for on a GPU there may be no room for a second network."""
         weight = self.weight.detach().cpu() + self.scale * (self.B @ self.A).detach().cpu()  # (out, in), fp32
-        tensors[f"{prefix}weight"] = weight.to(self.weight.dtype)
+        tensors[f"{prefix}weight"] = rounded(weight, self.weight.dtype)
         if self.bias is not None:
             tensors[f"{prefix}bias"] = self.bias.detach()
 
@@ -64,6 +64,17 @@ class AdaptedHead(nn.Module):
 
     def _save_to_state_dict(self, tensors: dict, prefix: str, keep_vars: bool) -> None:
         tensors[f"{prefix}weight"] = (self.start + self.change).detach().to(self.dtype)
+
+
+def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A merged weight in the type of its file; to bf16 up or down at random, so that it is right on average.
+
+    W is a bf16 number already: the nearest one to it and a change below half a step would be W again.
+    """
+    if dtype == torch.bfloat16:  # the upper 16 of an fp32 number's 32 bits
+        noise = torch.randint(2**16, weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+        weight = (weight.view(torch.int32) + noise >> 16 << 16).view(torch.float32)
+    return weight.to(dtype)
 
 
 def adapt(network: nn.Module, rank: int, *purpose: int | str) -> nn.Module:
@@ -97,7 +108,7 @@ def as_it_started(network: nn.Module) -> Callable | None:
     """The network with its adapters off, as a function of the same arguments; nothing is copied. None without any."""
 
     def original(*args, **named):
-        with torch.no_grad(), adapters_off(network):
+        with adapters_off(network):
             return network(*args, **named)
 
     return original if any(isinstance(module, Adapted) for module in network.modules()) else None
