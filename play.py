@@ -54,6 +54,7 @@ def questions_from(tests: Sequence[Question]) -> Iterator[Question]:
         try:
             typed = input(prompt).strip()
         except (EOFError, KeyboardInterrupt):
+            print()
             return
         yield replace(tests[0], id="typed", question=typed, answer=None, options=()) if typed else next(following)
 

@@ -127,7 +127,7 @@ def look_at_teacher(run: Path, min_share: float) -> None:
     told = f"the teacher agrees with itself on {len(rows)} of {len(questions)} questions"
     runtime.require(bool(rows), f"{told}: {NOTHING}")
     right = label_quality(rows, questions)["vote_accuracy"]
-    print(told + ("" if right is None else f", and {right:.0%} of those votes are right"))
+    print(told + ("" if right is None else f", and {right:.0%} are right"))
     if len(rows) / len(questions) * (1 if right is None else right) < FEW:
         print(textwrap.fill(f"warning: {NOTHING}", 80), flush=True)
 
@@ -224,7 +224,8 @@ def in_words(report: Mapping) -> str:
     if "ppo" in shares:
         n, rest = report["accuracy"]["ppo"]["n"], {"base": "the student began with", "sft": "had after SFT"}
         told = " and ".join(f"{verb} {shares[name]}" for name, verb in rest.items() if name in shares)
-        said.append(f"PPO with the reward model has {shares['ppo']} of {n:,} held-out questions right; {told}.")
+        told = f"; {told}" if told else ""
+        said.append(f"PPO with the reward model has {shares['ppo']} of {n:,} held-out questions right{told}.")
     for key, (one, other) in COMPARISONS.items():
         if one == "ppo" and (found := report[key])["n"]:
             gain = f"{100 * found['difference']:+.1f} points"

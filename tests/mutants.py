@@ -848,8 +848,6 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
              ":: len(said) // samples] for i in range(len(said) //")]),
     ],
     "data.py": [
-        ("the script waits for torch", "if typing.TYPE_CHECKING:\n", "if True:\n",
-         "test_layout::importing_does_nothing"),
         *by("collate_by_hand", [
             ("the mask begins one token early", ">= starts[:, None]", ">= starts[:, None] - 1"),
             ("the mask ends before the end token", "lengths[:, None]", "lengths[:, None] - 1"),

@@ -178,7 +178,7 @@ def test_the_page_says_the_answer_in_words_and_how_it_was_made(tmp_path):
 
 
 @pytest.mark.parametrize(("votes", "gold", "share", "told"), [
-    ("777777", "777778", 0.9, "6 of 6 questions, and 83% of those votes are right"),
+    ("777777", "777778", 0.9, "6 of 6 questions, and 83% are right"),
     ("777", "777", 0.5, "3 of 6 questions, and 100%"),
     ("777777", "888888", 0.9, "warning"),  # it always agrees with itself, and is never right
     ("777777", "", 0.9, "6 of 6 questions\n"),  # without gold nobody knows
