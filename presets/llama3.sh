@@ -2,6 +2,5 @@
 : "${TEACHER:=$models/Llama-3.1-8B-Instruct}" "${STUDENT:=$models/Llama-3.2-3B-Instruct}" "${hub:=meta-llama}"
 : "${needs:=a GPU of 24 GB, 65 GB disk with the weights, a day or two (computed, not measured); all weights of the 1B \
 student, in 80 GB: docs/running.md}"
-: "${lora:=16}" "${sft_lr:=1e-4}" "${reward_lr:=1e-4}" "${ppo_lr:=1e-5}" "${critic_lr:=5e-5}"
-: "${batch_size:=48}" "${micro_tokens:=1024}"
+: "${lora:=16}" "${batch_size:=48}" "${micro_tokens:=1024}"
 source "$here/presets/_real.sh"

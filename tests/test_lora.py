@@ -214,7 +214,9 @@ def test_sft_and_the_reward_model_learn_in_adapters_and_save_a_whole_model(tiny,
     assert scores.mean().item() == pytest.approx(0, abs=1e-4) and scores.std(correction=0).item() == pytest.approx(1)
     adapters = 2 * (7 * 32 + 2 * 32 + 2 * 16 + 3 * 64)
     parameters = sum(weight.numel() for weight in start.values()) + adapters
+    scalar = parameters - start["lm_head.weight"].numel() + 2 * 32  # the head, and what it learned
     assert done["sft"]["flops"] == 4 * parameters * done["sft"]["tokens"]
+    assert done["reward"]["flops"] == 4 * scalar * done["reward"]["tokens"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
