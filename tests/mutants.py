@@ -1435,7 +1435,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("all runs have one teacher", " TEACHER=${!teacher}", "", "test_train_all::every_teacher_has_runs_of_its_own"),
     ],
     "presets/_quick.sh": [
-        ("QUICK=1 overrules the environment", "${train:=100}", '" && train=100 && : "',
+        ("QUICK=1 overrules the environment", "${train:=60}", '" && train=60 && : "',
          "test_train_all::the_environment_comes_before_quick_and_quick_before_the_preset"),
     ],
     "presets/_real.sh": [
