@@ -27,7 +27,7 @@ must SEED '^[0-9]{1,9}$' "a number of up to nine digits"
 must NPROC '^[1-9][0-9]*$' "how many ranks, 1 or more"
 must ROUNDS '^[1-9]$' "a number from 1 to 9"
 for name in train valid test teacher_samples student_samples best_of max_new_tokens sft_per_question sft_epochs \
-  reward_epochs iterations rollout_size minibatches eval_every batch_size micro_tokens; do
+  reward_epochs iterations rollout_size minibatches eval_every pairs_per_question train_batch batch_size micro_tokens; do
   must "$name" '^[1-9][0-9]*$' "a whole number, 1 or greater"
 done
 for name in temperature sft_lr reward_lr ppo_lr critic_lr kl_coef min_share held_out; do
@@ -79,7 +79,11 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with
   case $script in sft.py | reward.py | ppo.py)
     flags+=(--micro_tokens "$micro_tokens" "$(switch gradient_checkpointing)") ;;
   esac
-  if [ "$script" = ppo.py ]; then flags+=("$(switch offload)"); fi
+  case $script in
+    sft.py | reward.py) flags+=(--batch_size "$train_batch") ;; # of an optimiser step
+    pseudo_reward.py) flags+=(--pairs_per_question "$pairs_per_question") ;;
+    ppo.py) flags+=("$(switch offload)") ;;
+  esac
   if [ "$FROM" = "$stage" ]; then redo=1; fi
   if [ "$redo" = 1 ] && [ -e "$RUN/$stage" ]; then
     while [ -e "$RUN/$stage.old$old" ]; do old=$((old + 1)); done
