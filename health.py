@@ -143,11 +143,10 @@ NOTE = (  # on the screen, after each iteration
 )
 
 
-def of_rollout(r, advantages: Tensor, returns: Tensor, kl_coef: float) -> dict[str, float]:
+def of_rollout(r, advantages: Tensor, kl_coef: float) -> dict[str, float]:
     """The rollout's metrics: per sequence where the name is objective/* or response_length/*, else over tokens."""
     kl = torch.where(r.mask, r.logprobs - r.ref_logprobs, 0.0).sum(1)  # (B,)
-    values, targets, raw = r.values[r.mask], returns[r.mask], advantages[r.mask]  # (N,) each
-    spread = targets.var(correction=0) + 1e-5
+    raw = advantages[r.mask]  # (N,)
     lengths = r.mask.sum(1).float()  # (B,)
     return {
         "objective/scores": r.scores.mean().item(),
@@ -160,11 +159,6 @@ def of_rollout(r, advantages: Tensor, returns: Tensor, kl_coef: float) -> dict[s
         "objective/rlhf_reward": (r.scores - kl_coef * kl).mean().item(),
         "objective/entropy": -torch.where(r.mask, r.logprobs, 0.0).sum(1).mean().item(),
         "policy/entropy_avg": masked_mean(r.entropy, r.mask).item(),
-        # the critic's: of the variance, blind to a constant offset; and of the squared error, which sees one
-        "val/explained_variance": (1 - (targets - values).var(correction=0) / spread).item(),
-        "val/explained_variance_mse": (1 - (targets - values).square().mean() / spread).item(),
-        "val/values_mean": values.mean().item(),
-        "val/returns_mean": targets.mean().item(),
         "val/advantages_mean": raw.mean().item(),  # before whitening
         "val/advantages_std": raw.std(correction=0).item(),
         "val/num_eos_tokens": int(r.ended.sum()),
@@ -179,6 +173,19 @@ def of_rollout(r, advantages: Tensor, returns: Tensor, kl_coef: float) -> dict[s
     }
 
 
+def of_values(r, returns: Tensor) -> dict[str, float]:
+    """How well the critic's values foretell the returns, over tokens."""
+    values, targets = r.values[r.mask], returns[r.mask]  # (N,) each
+    spread = targets.var(correction=0) + 1e-5
+    return {
+        # of the variance, blind to a constant offset; and of the squared error, which sees one
+        "val/explained_variance": (1 - (targets - values).var(correction=0) / spread).item(),
+        "val/explained_variance_mse": (1 - (targets - values).square().mean() / spread).item(),
+        "val/values_mean": values.mean().item(),
+        "val/returns_mean": targets.mean().item(),
+    }
+
+
 def ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Sums over the True cells, and largest values, that say how far a policy has moved since its rollout."""
     log_ratio = (logprobs.detach() - old_logprobs)[mask].double()  # (N,)
@@ -188,25 +195,32 @@ def ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> dict[str, Te
     return sums | {"gap": gap.sum(), "max_ratio": ratio.max(), "max_gap": gap.max()}
 
 
-def of_update(policy_steps: list[dict], critic_steps: list[dict]) -> dict[str, float]:
-    """The update's metrics, means over all tokens of all steps."""
-    tokens = sum(step["tokens"] for step in policy_steps)
-    mean = {name: sum(step[name] for step in policy_steps) / tokens for name in policy_steps[0]}
+def of_policy_steps(steps: list[dict]) -> dict[str, float]:
+    """The policy's metrics of an update, means over all tokens of all steps."""
+    tokens = sum(step["tokens"] for step in steps)
+    mean = {name: sum(step[name] for step in steps) / tokens for name in steps[0]}
     return {
         "loss/policy_avg": mean["loss"],
         "policy/approxkl_avg": mean["kl"],
         "policy/clipfrac_avg": mean["clipped"],
         "val/ratio": mean["ratio"],
         "val/ratio_var": mean["ratio_squared"] - mean["ratio"] ** 2,
-        "val/ratio_max": max(step["max_ratio"] for step in policy_steps),
+        "val/ratio_max": max(step["max_ratio"] for step in steps),
         # of the first step, when nothing was updated yet: the policy is the one that sampled
-        "val/ratio_first": policy_steps[0]["ratio"] / policy_steps[0]["tokens"],
-        "val/ratio_first_gap": policy_steps[0]["max_gap"],
-        "val/ratio_first_mean_gap": policy_steps[0]["gap"] / policy_steps[0]["tokens"],
-        "policy/grad_norm": sum(step["grad_norm"] for step in policy_steps) / len(policy_steps),
-        "loss/value_avg": sum(step["loss"] for step in critic_steps) / tokens,
-        "val/clipfrac_avg": sum(step["clipped"] for step in critic_steps) / tokens,
-        "critic/grad_norm": sum(step["grad_norm"] for step in critic_steps) / len(critic_steps),
+        "val/ratio_first": steps[0]["ratio"] / steps[0]["tokens"],
+        "val/ratio_first_gap": steps[0]["max_gap"],
+        "val/ratio_first_mean_gap": steps[0]["gap"] / steps[0]["tokens"],
+        "policy/grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
+    }
+
+
+def of_critic_steps(steps: list[dict]) -> dict[str, float]:
+    """The critic's metrics of an update, means over all tokens of all steps."""
+    tokens = sum(step["tokens"] for step in steps)
+    return {
+        "loss/value_avg": sum(step["loss"] for step in steps) / tokens,
+        "val/clipfrac_avg": sum(step["clipped"] for step in steps) / tokens,
+        "critic/grad_norm": sum(step["grad_norm"] for step in steps) / len(steps),
     }
 
 

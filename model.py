@@ -441,12 +441,12 @@ def masked_values(model: ScalarModel, tokens: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, device=tokens.device).masked_scatter(mask, values)  # (B, T-1)
 
 
-def last_value(values: Tensor, lengths: Tensor) -> Tensor:
-    """The value at each row's last real token: values (B, T), lengths (B,) -> (B,). Never [:, -1]: that is padding.
+def last_token(lengths: Tensor, T: int) -> Tensor:
+    """True at each row's last real token: lengths (B,) -> (B, T). Not at [:, -1]: that is padding.
 
-    Padding may hold anything, NaN too. Example: values [[1, 2, 9], [3, 9, 9]], lengths [2, 1] -> [2, 3].
+    Example: lengths [2, 1], T 3 -> [[False, True, False], [True, False, False]].
     """
-    return values.gather(1, lengths[:, None] - 1)[:, 0]
+    return torch.arange(1, T + 1, device=lengths.device) == lengths[:, None]
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

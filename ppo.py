@@ -18,17 +18,18 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 import health
+import lora
 import runtime
 from data import Question, Tokenizer, collate, load_questions
 from eval import accuracy
 from generate import answers_to, prompts_of
 from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, masked_values
 from reward import UNFINISHED_SCORE, make_score, replace_unfinished
-from runtime import Desk, ranks, steps
+from runtime import ranks, steps
 from runtime.flags import AtOnce, Count, Function, Input, Natural, NotNegative, Positive, Questions, Saving, Share
 
 
@@ -63,12 +64,12 @@ class Config:
     max_grad_norm: Positive = 1.0
     valid: Questions = ""  # held-out questions: greedy score and accuracy now and then, for the report only
     eval_every: Count = 20  # iterations between those, and between entries of samples.txt
+    lora: Natural = 0  # rank of the adapters that learn instead of all weights (lora.py); they want ten times the lr
     seed: int = 0  # of the order of the questions and of all sampling
     # what changes the memory that is needed and not the result
     batch_size: AtOnce = 256  # responses sampled together
     micro_tokens: AtOnce = 4096  # tokens per forward pass, padding included
     gradient_checkpointing: Saving = False  # a third more time for much less memory
-    offload: Saving = False  # all but the network at work wait in the CPU's memory, Adam's moments too
 
 
 # ---- the method: five pure functions -------------------------------------------------------------------------------
@@ -177,23 +178,19 @@ class Rollout:
         return replace(self, **cut)
 
 
-def rollout(
-    cfg, policy: Llama, reference: Llama, critic: ScalarModel, score, tokenizer, asked, iteration, desk
-) -> Rollout:
-    """Sample a response to each of `asked`, pairs of question and prompt; score it, and let three networks read it.
+def rollout(cfg, policy: Llama, reference: Llama, score, tokenizer, asked, iteration) -> Rollout:
+    """Sample a response to each of `asked`, pairs of question and prompt; score it, and let two networks read it.
 
     `score(questions, prompts, responses, texts) -> (B,)` judges the responses, all as lists (reward.py).
     """
     questions, prompts = map(list, zip(*asked))
     seeds = [runtime.seed_of(cfg.seed, "ppo", iteration, i) for i in range(len(prompts))]
-    with desk(policy):
-        sampled = answers_to(policy, tokenizer, prompts, cfg.max_new_tokens, cfg.batch_size, cfg.temperature, seeds)
+    sampled = answers_to(policy, tokenizer, prompts, cfg.max_new_tokens, cfg.batch_size, cfg.temperature, seeds)
     responses, texts, finishes = [s.tokens for s in sampled], [s.text for s in sampled], [s.finish for s in sampled]
+    tokens, mask, lengths = collate(prompts, responses, runtime.default_device())  # (B, T), (B, T-1), (B,)
     scores = score(questions, prompts, responses, texts)  # (B,)
-    scores = replace_unfinished(scores, finishes, cfg.unfinished_score)
-    ended = torch.tensor([finish == "stop" for finish in finishes])  # (B,)
-    tokens, mask, lengths = collate(prompts, responses, desk.device)  # (B, T), (B, T-1), (B,)
-    scores, ended = scores.to(desk.device), ended.to(desk.device)
+    scores = replace_unfinished(scores, finishes, cfg.unfinished_score).to(tokens.device)
+    ended = torch.tensor([finish == "stop" for finish in finishes], device=tokens.device)  # (B,)
     r = Rollout(tokens, mask, lengths.tolist(), scores, ended, questions, texts)
 
     def reader(rows: list[int]) -> Tensor:
@@ -201,58 +198,68 @@ def rollout(
         # the function that the update uses, not the sampler's numbers: then the first ratio is 1
         logprobs, entropy = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)  # (b, T'-1), (b, T'-1)
         ref_logprobs, _ = masked_logprobs(reference, b.tokens, b.mask, cfg.temperature)  # (b, T'-1)
-        values = masked_values(critic, b.tokens, b.mask)  # (b, T'-1)
-        return torch.stack([logprobs, ref_logprobs, values, entropy])  # (4, b, T'-1)
+        return torch.stack([logprobs, ref_logprobs, entropy])  # (3, b, T'-1)
 
-    with desk(policy, reference, critic):
-        # in the first epoch's micro-batches: in another shape bf16 rounds differently
-        batches = minibatches_of(cfg, len(prompts), iteration, epoch=0)
-        read = steps.read(r.lengths, cfg.micro_tokens, reader, mask, batches)  # (4, B, T-1)
-    logprobs, ref_logprobs, values, entropy = read  # (B, T-1) each
-    return replace(r, logprobs=logprobs, ref_logprobs=ref_logprobs, values=values, entropy=entropy)
+    logprobs, ref_logprobs, entropy = read_all(cfg, r, reader, iteration)  # (B, T-1) each
+    return replace(r, logprobs=logprobs, ref_logprobs=ref_logprobs, entropy=entropy)
 
 
-def minibatches_of(cfg, n: int, iteration: int, epoch: int) -> list[list[int]]:
-    """Which of n responses each optimiser step of an epoch takes: all of them once, in a random order."""
-    order, size = steps.permutation(n, cfg.seed, "minibatches", iteration, epoch), math.ceil(n / cfg.minibatches)
-    return [order[i : i + size] for i in range(0, n, size)]
+def values_of(cfg, critic: ScalarModel, r: Rollout, iteration: int) -> Tensor:
+    """What the critic expects before each sampled token: (B, T-1)."""
+
+    def reader(rows: list[int]) -> Tensor:
+        b = r.rows(rows)
+        return masked_values(critic, b.tokens, b.mask)[None]  # (1, b, T'-1)
+
+    return read_all(cfg, r, reader, iteration)[0]  # (B, T-1)
+
+
+def read_all(cfg, r: Rollout, reader, iteration: int) -> Tensor:
+    """reader(rows) of all rows, (k, B, T-1), in the update's first micro-batches: in others bf16 rounds otherwise."""
+    batches = minibatches_of(cfg, len(r.tokens), iteration, epochs=1)
+    return steps.read(r.lengths, cfg.micro_tokens, reader, r.mask, batches)
+
+
+def minibatches_of(cfg, n: int, iteration: int, epochs: int) -> list[list[int]]:
+    """Which of n responses each optimiser step takes: in every epoch all of them once, in a random order."""
+    orders = [steps.permutation(n, cfg.seed, "minibatches", iteration, epoch) for epoch in range(epochs)]
+    size = math.ceil(n / cfg.minibatches)
+    return [order[i : i + size] for order in orders for i in range(0, n, size)]
 
 
 # ---- update --------------------------------------------------------------------------------------------------------
 
 
-def update(
-    cfg, policy: Llama, critic: ScalarModel, adam, critic_adam, r: Rollout, iteration: int, desk
-) -> dict[str, float]:
-    """`epochs` passes of minibatch steps over one rollout; returns the metrics, averaged over the tokens seen.
+def update_policy(cfg, policy: Llama, adam, r: Rollout, iteration: int) -> dict[str, float]:
+    """`epochs` passes of minibatch steps over one rollout; returns the metrics, averaged over the tokens seen."""
+    done = []
+    for rows in minibatches_of(cfg, len(r.tokens), iteration, cfg.epochs):
+        total = int(r.mask[rows].sum())  # tokens of the whole optimiser step
 
-    First all steps of the policy, then all of the critic: neither asks the other, so only one of them is at work.
-    """
-    minibatches = [rows for epoch in range(cfg.epochs) for rows in minibatches_of(cfg, len(r.tokens), iteration, epoch)]
-    policy_steps, critic_steps = [], []
-    with desk(policy, adam):
-        for rows in minibatches:
-            total = int(r.mask[rows].sum())  # tokens of the whole optimiser step
+        def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
+            b = r.rows(rows)
+            logprobs, _ = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)  # (b, T'-1)
+            loss, clipped = policy_loss(logprobs, b.logprobs, b.advantages, b.mask, cfg.clip, total)
+            return loss, {"loss": loss * total, "clipped": clipped} | health.ratios(logprobs, b.logprobs, b.mask)
 
-            def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
-                b = r.rows(rows)
-                logprobs, _ = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)  # (b, T'-1)
-                loss, clipped = policy_loss(logprobs, b.logprobs, b.advantages, b.mask, cfg.clip, total)
-                return loss, {"loss": loss * total, "clipped": clipped} | health.ratios(logprobs, b.logprobs, b.mask)
+        done.append({"tokens": total} | steps.step(policy, adam, rows, r.lengths, cfg, loss_of))
+    return health.of_policy_steps(done)
 
-            policy_steps.append({"tokens": total} | steps.step(policy, adam, rows, r.lengths, cfg, loss_of))
-    with desk(critic, critic_adam):
-        for rows in minibatches:
-            total = int(r.mask[rows].sum())
 
-            def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
-                b = r.rows(rows)
-                values = masked_values(critic, b.tokens, b.mask)  # (b, T'-1)
-                loss, clipped = value_loss(values, b.values, b.returns, b.mask, cfg.value_clip, total)
-                return loss, {"loss": loss * total, "clipped": clipped}
+def update_critic(cfg, critic: ScalarModel, adam, r: Rollout, iteration: int) -> dict[str, float]:
+    """The same steps for the critic."""
+    done = []
+    for rows in minibatches_of(cfg, len(r.tokens), iteration, cfg.epochs):
+        total = int(r.mask[rows].sum())
 
-            critic_steps.append({"tokens": total} | steps.step(critic, critic_adam, rows, r.lengths, cfg, loss_of))
-    return health.of_update(policy_steps, critic_steps)
+        def loss_of(rows: list[int], total: int = total) -> tuple[Tensor, dict[str, Tensor]]:
+            b = r.rows(rows)
+            values = masked_values(critic, b.tokens, b.mask)  # (b, T'-1)
+            loss, clipped = value_loss(values, b.values, b.returns, b.mask, cfg.value_clip, total)
+            return loss, {"loss": loss * total, "clipped": clipped}
+
+        done.append({"tokens": total} | steps.step(critic, adam, rows, r.lengths, cfg, loss_of))
+    return health.of_critic_steps(done)
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -261,24 +268,20 @@ def update(
 @runtime.stage
 def main(cfg: Config, stage: runtime.Stage) -> None:
     runtime.require(cfg.minibatches <= cfg.rollout_size, f"--minibatches {cfg.minibatches}: more than --rollout_size")
-    tokenizer, desk = Tokenizer(cfg.policy), Desk(cfg.offload)
+    tokenizer, dtype, device = Tokenizer(cfg.policy), runtime.trained_dtype(cfg.lora), runtime.default_device()
     tokenizer.require_same(cfg.reward_model, cfg.critic)
-    score, questions = make_score(cfg, load_questions(cfg.questions), desk)
-    valid = load_questions(cfg.valid) if cfg.valid else []
 
-    # four networks: two learn, the reference and (in score) the reward model never do
-    policy = load_model(cfg.policy, torch.float32, desk.idle)
-    reference = load_model(cfg.policy, torch.float32, desk.idle).requires_grad_(False)
+    # four roles: policy and critic learn; reference and judge stay what these two start as. They are copies of them, or
+    # with --lora the same two networks with their adapters off
+    policy, adam = learner(cfg, load_model(cfg.policy, dtype, device), "policy")
+    reference = lora.as_it_started(policy) or ranks.shard(load_model(cfg.policy, dtype, device).requires_grad_(False))
     start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
-    critic = load_scalar_model(start or cfg.policy, torch.float32, desk.idle, new_head=None if start else "zero")
+    critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
+    critic, critic_adam = learner(cfg, critic, "critic")
+    judge = lora.as_it_started(critic) if start == cfg.reward_model else None  # None: make_score loads a copy
+    score, questions = make_score(cfg, load_questions(cfg.questions), judge)
+    valid = load_questions(cfg.valid) if cfg.valid else []
     prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
-    policy, reference, critic = map(ranks.shard, (policy, reference, critic))
-    adam, critic_adam = (
-        AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
-        for network in (policy, critic)
-    )
-    for network in (policy, critic):
-        network.model.gradient_checkpointing = cfg.gradient_checkpointing
     runtime.set_threads(policy)
 
     watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
@@ -287,31 +290,39 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         for optimizer, lr in ((adam, cfg.lr), (critic_adam, cfg.critic_lr)):
             runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
 
-        # 1. rollout: sample, score, and let policy, reference and critic read
-        rows = questions_of(iteration, len(questions), cfg)
-        asked = [(questions[i], prompts[i]) for i in rows]
-        r = rollout(cfg, policy, reference, critic, score, tokenizer, asked, iteration, desk)
+        # 1. rollout: sample, score, and let policy and reference read
+        asked = [(questions[i], prompts[i]) for i in questions_of(iteration, len(questions), cfg)]
+        r = rollout(cfg, policy, reference, score, tokenizer, asked, iteration)
 
         # 2. rewards: a KL penalty on every sampled token, the score on the last
         rewards = shape_rewards(r.scores, r.logprobs, r.ref_logprobs, r.mask, cfg.kl_coef)  # (B, T-1)
 
-        # 3. advantages, whitened for the policy; returns, raw, for the critic
+        # 3. values of the critic; advantages, whitened for the policy; returns, raw, for the critic
+        r = replace(r, values=values_of(cfg, critic, r, iteration))
         advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)  # (B, T-1), (B, T-1)
-        metrics = health.of_rollout(r, advantages, returns, cfg.kl_coef)
+        metrics = health.of_rollout(r, advantages, cfg.kl_coef) | health.of_values(r, returns)
         steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN
         r = replace(r, advantages=whiten(advantages, r.mask), returns=returns)
 
         # now and then, before the update: keep the policy, and let it answer held-out questions greedily
         if iteration % cfg.eval_every == 0 or iteration == cfg.iterations - 1:
-            metrics |= look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score, desk)
+            metrics |= look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score)
 
         # 4. update
-        metrics |= update(cfg, policy, critic, adam, critic_adam, r, iteration, desk)
+        metrics |= update_policy(cfg, policy, adam, r, iteration)
+        metrics |= update_critic(cfg, critic, critic_adam, r, iteration)
 
         stage.log(iteration, metrics)
         watch.check(iteration, metrics)  # warnings, and an error where the update disagrees with the rollout
 
     conclude(cfg, stage, policy, tokenizer)
+
+
+def learner(cfg: Config, network: nn.Module, role: str) -> tuple[nn.Module, AdamW]:
+    """A network that learns, all of it or its adapters, and the optimiser that it learns with."""
+    network = ranks.shard(lora.adapt(network, cfg.lora, cfg.seed, role))
+    network.model.gradient_checkpointing = cfg.gradient_checkpointing
+    return network, AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
 
 
 def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:
@@ -322,14 +333,13 @@ def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:
     return order[start % n :][: cfg.rollout_size]
 
 
-def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score, desk) -> dict[str, float]:
+def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score) -> dict[str, float]:
     """Keep the policy and some of its answers; how it answers held-out questions, and what the judge thinks of that."""
     stage.keep(policy, tokenizer)
     stage.append("samples.txt", health.show_samples(iteration, r))
     if not valid:
         return {}
-    with desk(policy):
-        summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, cfg.batch_size)
+    summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, cfg.batch_size)
     found = {"valid/accuracy": summary["strict"]}
     if cfg.reward_model:  # above, it is what PPO climbs; gold must follow
         prompts = [tokenizer.chat(question.prompt) for question in valid]
@@ -346,8 +356,8 @@ def conclude(cfg: Config, stage: runtime.Stage, policy: Llama, tokenizer: Tokeni
     last, seen = log[-1], sum(row["tokens"] for row in log)
     results = {"score": last["objective/scores"], "kl": last["objective/kl"]}
     print(f"score {results['score']:+.2f}, KL {results['kl']:.2f} nats per answer, {last['val/eos_share']:.1%} ended")
-    # per token: the sampler, three readers and the judge 2N each; policy and critic 6N each per epoch
-    flops = parameters * seen * (10 + 12 * cfg.epochs)
+    # per token: the sampler, three readers and the judge 2N each; policy and critic 6N each per epoch, frozen ones 4N
+    flops = parameters * seen * (10 + (8 if cfg.lora else 12) * cfg.epochs)
     stage.save(policy, tokenizer, tokens=sum(row["sampled"] for row in log), flops=flops, **results)
 
 

@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import lora
 import quality
 import runtime
 from data import Question, Tokenizer, collate, extract_answer, is_correct, load_questions, read_jsonl
-from model import ScalarModel, last_value, load_scalar_model
-from runtime import Desk, ranks, steps
+from model import ScalarModel, last_token, load_scalar_model
+from runtime import ranks, steps
 from runtime.flags import AtOnce, Count, Input, Natural, Positive, Questions, Saving, Share
 
 UNFINISHED_SCORE = -2.0  # of an answer without an end: well below the mean of 0
@@ -47,6 +48,7 @@ class Config:
     max_grad_norm: Positive = 1.0
     held_out: Share = 0.1  # share of the questions that only measure, at least one question
     calibration_samples: Count = 1000  # of the student's responses
+    lora: Natural = 0  # rank of the adapters that learn instead of all weights (lora.py); they want ten times the lr
     seed: int = 0  # of the new head, and of the order of the pairs
     # what changes the memory that is needed and not the result
     micro_tokens: AtOnce = 4096  # tokens per forward pass, padding included
@@ -120,14 +122,14 @@ def load_samples_to_calibrate(cfg: Config, tokenizer: Tokenizer) -> tuple[list[l
 
 
 def score_responses(
-    model: ScalarModel, prompts: Sequence[list[int]], responses: Sequence[list[int]], micro_tokens: int
+    model: ScalarModel | Callable, prompts: Sequence[list[int]], responses: Sequence[list[int]], micro_tokens: int
 ) -> Tensor:
     """The reward model's score of each response, read at its last token: (N,), on the CPU. Call on every rank."""
-    device = model.score.weight.device
+    device = runtime.default_device()
 
     def reader(rows: list[int]) -> Tensor:
-        tokens, _, last = collate([prompts[i] for i in rows], [responses[i] for i in rows], device)  # (b, T), _, (b,)
-        return last_value(model(tokens), last)[None, :, None]  # (1, b, 1)
+        tokens, _, ends = collate([prompts[i] for i in rows], [responses[i] for i in rows], device)  # (b, T), _, (b,)
+        return model(tokens, read=last_token(ends, tokens.shape[1]))[None, :, None]  # (1, b, 1)
 
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
     like = torch.zeros(len(lengths), 1)  # (N, 1)
@@ -148,16 +150,17 @@ def calibrate(model: ScalarModel, scores: Tensor) -> float:
     """Shift and scale the head so that its scores (N,) get mean 0 and deviation 1; returns their old deviation."""
     std = scores.std(correction=0).clamp(min=1e-6)  # a constant model must not become infinite
     with torch.no_grad():
-        model.score.weight /= std.to(model.score.weight.device)
+        for weight in model.score.parameters():  # the head, and what an adapter adds to it
+            weight /= std.to(weight.device)
     model.score_mean = (scores.mean() / std).item()
     return std.item()
 
 
-def make_score(cfg, questions: list[Question], desk: Desk) -> tuple[Callable, list[Question]]:
+def make_score(cfg, questions: list[Question], judge: ScalarModel | Callable | None) -> tuple[Callable, list[Question]]:
     """What PPO climbs: score(questions, prompts, responses, texts) -> (B,), and the questions that it can judge.
 
     Another reward is another function of this form: lists of questions, token ids and texts in, a number each out.
-    `desk` brings the reward model to the device while it works (runtime/steps.py).
+    `judge` is cfg.reward_model where it is loaded already; else it is loaded here.
     """
     given = [name for name in ("reward_model", "votes", "reward", "gold") if getattr(cfg, name)]
     asked_for = f"give one of --reward_model, --votes, --reward and --gold, not {given or 'none'}"
@@ -173,11 +176,11 @@ def make_score(cfg, questions: list[Question], desk: Desk) -> tuple[Callable, li
 
         return by_function, questions
     if cfg.reward_model:
-        judge = ranks.shard(load_scalar_model(cfg.reward_model, torch.float32, desk.idle).requires_grad_(False))
+        dtype, device = runtime.trained_dtype(cfg.lora), runtime.default_device()
+        judge = judge or ranks.shard(load_scalar_model(cfg.reward_model, dtype, device).requires_grad_(False))
 
         def by_reward_model(questions, prompts, responses, texts) -> Tensor:
-            with desk(judge):
-                return score_responses(judge, prompts, responses, cfg.micro_tokens)  # (B,)
+            return score_responses(judge, prompts, responses, cfg.micro_tokens)  # (B,)
 
         return by_reward_model, questions
     truth = {q.id: q.answer for q in questions if q.answer is not None} if cfg.gold else {}
@@ -207,7 +210,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     lengths = [2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in train]  # a pair is two texts
 
     head = runtime.seed_of(cfg.seed, "head")
-    model = ranks.shard(load_scalar_model(cfg.model, torch.float32, device, new_head="normal", seed=head))
+    model = load_scalar_model(cfg.model, runtime.trained_dtype(cfg.lora), device, new_head="normal", seed=head)
+    model = ranks.shard(lora.adapt(model, cfg.lora, cfg.seed, "reward"))
     longest, context = max(lengths) // 2, model.config.max_position_embeddings
     runtime.require(longest <= context, f"{cfg.pairs}: a text of {longest} tokens, the model's context is {context}")
     model.model.gradient_checkpointing = cfg.gradient_checkpointing
@@ -226,8 +230,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
             weight = torch.tensor([pair.weight for pair in pairs], device=device)  # (n,)
             # chosen and rejected in one forward pass: both see the same padding
             responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-            tokens, _, last = collate([pair.prompt for pair in pairs] * 2, responses, device)  # (2n, T), _, (2n,)
-            chosen, rejected = last_value(model(tokens), last).chunk(2)  # (n,), (n,)
+            tokens, _, ends = collate([pair.prompt for pair in pairs] * 2, responses, device)  # (2n, T), _, (2n,)
+            chosen, rejected = model(tokens, read=last_token(ends, tokens.shape[1])).chunk(2)  # (n,), (n,)
             # the weighted mean of these pairs, by their share in the weight of the step
             loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
             return loss, {"loss": loss, "right": (chosen > rejected).sum()}
@@ -244,7 +248,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         "length_correlation": quality.correlation(scores, [len(response) for response in samples[1]])
     }
     tokens, parameters = sum(row["tokens"] for row in stage.logged()), sum(p.numel() for p in model.parameters())
-    stage.save(model, tokenizer, tokens=tokens, flops=6 * parameters * tokens, **judge)
+    stage.save(model, tokenizer, tokens=tokens, flops=(4 if cfg.lora else 6) * parameters * tokens, **judge)
 
 
 def measure(cfg: Config, model: ScalarModel, held_out: list[Pair], std: float) -> dict:

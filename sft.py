@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import lora
 import runtime
 from data import Tokenizer, collate, read_jsonl
 from model import load_model, masked_logprobs
@@ -34,6 +35,7 @@ class Config:
     weight_decay: NotNegative = 0.0  # the warm-up is short: nothing to regularise
     max_grad_norm: Positive = 1.0  # against the odd steep batch
     max_tokens: Count = 1024  # longer examples are left out, and counted
+    lora: Natural = 0  # rank of the adapters that learn instead of all weights (lora.py); they want ten times the lr
     seed: int = 0  # of the order of the examples
     # what changes the memory that is needed and not the result
     micro_tokens: AtOnce = 4096  # tokens per forward pass, padding included
@@ -60,7 +62,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     runtime.require(n > 0, f"{cfg.data}: none of its {dropped} examples fits into --max_tokens {cfg.max_tokens}")
     lengths = [len(prompt) + len(response) for prompt, response in examples]
 
-    model = ranks.shard(load_model(cfg.model, torch.float32, device))
+    dtype = runtime.trained_dtype(cfg.lora)
+    model = ranks.shard(lora.adapt(load_model(cfg.model, dtype, device), cfg.lora, cfg.seed, "sft"))
     context = model.config.max_position_embeddings
     runtime.require(
         max(lengths) <= context,
@@ -93,7 +96,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     tokens, parameters = sum(row["tokens"] for row in log), sum(p.numel() for p in model.parameters())
     print(f"final loss {log[-1]['loss']:.3f} after {total_steps} steps")
     results = {"loss": log[-1]["loss"], "examples": n, "too_long": dropped}
-    stage.save(model, tokenizer, tokens=tokens, flops=6 * parameters * tokens, **results)
+    stage.save(model, tokenizer, tokens=tokens, flops=(4 if cfg.lora else 6) * parameters * tokens, **results)
 
 
 if __name__ == "__main__":

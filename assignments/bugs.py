@@ -118,11 +118,11 @@ BUGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("sorted after the draw", "list(different.values())[:most]",
          "sorted(list(different.values())[:most], key=lambda p: p[0].source + p[0].response)"),
     ],
-    "last_value": [
-        ("the last column", "values.gather(1, lengths[:, None] - 1)[:, 0]", "values[:, -1]"),
-        ("one too late", "lengths[:, None] - 1", "lengths[:, None].clamp(max=values.shape[1] - 1)"),
-        ("no gradient", "values.gather(", "values.detach().gather("),
-        ("far values are cut", "[:, 0]", "[:, 0].clamp(-30, 30)"),
+    "last_token": [
+        ("the last column", "== lengths[:, None]", "== lengths[:, None].clamp(min=T)"),
+        ("one too late", "arange(1, T + 1,", "arange(T,"),
+        ("all real tokens", "== lengths", "<= lengths"),
+        ("as long as the longest row", "T + 1", "int(lengths.max()) + 1"),
     ],
     "bradley_terry_loss": [
         ("sign", "return -(", "return ("),

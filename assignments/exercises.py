@@ -37,7 +37,7 @@ EXERCISES = [  # in learning order; 100 points in all
     Exercise("E7", "The majority vote", "pseudo_reward.py", {"majority_vote": 10}, 1.5),
     Exercise("E8", "Rewards without labels", "pseudo_reward.py", {"pseudo_rewards": 2.5, "winners": 2.5}, 0.5),
     Exercise("E9", "Pairs for the reward model", "pseudo_reward.py", {"make_pairs": 5}, 1),
-    Exercise("E10", "The score of a whole answer", "model.py", {"last_value": 5}, 0.5),
+    Exercise("E10", "The score of a whole answer", "model.py", {"last_token": 5}, 0.5),
     Exercise("E11", "The Bradley-Terry loss", "reward.py", {"bradley_terry_loss": 5}, 1),
     Exercise("E12", "The reward of every token", "ppo.py", {"shape_rewards": 10}, 1.5),
     Exercise("E13", "Advantages", "ppo.py", {"gae": 10, "whiten": 5}, 3),

@@ -5,7 +5,6 @@ from runtime.files import replacing, sha256, sync, write_json  # noqa: F401
 from runtime.flags import SIGNALS, cli, launch, require  # noqa: F401
 from runtime.stage import Progress, Stage, peak_memory_mb, stage  # noqa: F401
 from runtime.steps import (  # noqa: F401
-    Desk,
     default_device,
     inference_dtype,
     lr_at,
@@ -13,4 +12,5 @@ from runtime.steps import (  # noqa: F401
     seed_of,
     set_lr,
     set_threads,
+    trained_dtype,
 )

@@ -143,10 +143,11 @@ def _digest(path: Path, state: dict) -> str:
 
 
 def _state_of(part: nn.Module | Optimizer) -> dict:
-    """A module's parameters and buffers, tied ones once; an optimiser's state dict."""
+    """A module's parameters that learn, and buffers, tied ones once; an optimiser's state dict."""
     if isinstance(part, Optimizer):
         return part.state_dict()
-    return {name: tensor.detach() for name, tensor in [*part.named_parameters(), *part.named_buffers()]}
+    learning = [(name, parameter) for name, parameter in part.named_parameters() if parameter.requires_grad]
+    return {name: tensor.detach() for name, tensor in [*learning, *part.named_buffers()]}
 
 
 def _pack(value: object, name: str, tensors: dict[str, Tensor]) -> object:

@@ -32,7 +32,7 @@ class ChunkedLogprobs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx, d_logprobs: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, d_logprobs: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         hidden, weight, targets, kept = ctx.saved_tensors
         d_hidden, d_weight = [], None
         for h, target, d in zip(*(x.split(ctx.rows) for x in (hidden, targets, d_logprobs / ctx.temperature))):
@@ -40,9 +40,11 @@ class ChunkedLogprobs(torch.autograd.Function):
             d_logits = p * -d[:, None]  # (n, V)
             d_logits = d_logits.scatter_add_(1, target[:, None], d[:, None]).to(h.dtype)
             d_hidden.append(d_logits @ weight.to(h.dtype))  # (n, D)
-            part = d_logits.T @ h  # (V, D)
-            d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
-            del p, d_logits, part
+            if ctx.needs_input_grad[1]:  # a frozen head learns nothing
+                part = d_logits.T @ h  # (V, D)
+                d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
+                del part
+            del p, d_logits
         return torch.cat(d_hidden), d_weight, None, None
 
     @staticmethod

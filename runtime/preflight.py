@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import runtime
-from runtime.flags import Count, check, require
+from runtime.flags import Count, Natural, check, require
 from runtime.steps import bf16
 
 PROMPT = 256  # tokens; most of GSM8K's are shorter
@@ -34,7 +34,7 @@ class Config:
     teacher_test: str = ""  # recorded answers to the test questions
     micro_tokens: Count = 4096  # tokens that are trained at once
     gradient_checkpointing: bool = False  # as in the scripts that train
-    offload: bool = False  # as in ppo.py
+    lora: Natural = 0  # as in the scripts that train
     batch_size: Count = 256  # answers that are sampled at once
     max_new_tokens: Count = 256  # the longest answer
     changed: str = ""  # numbers of the preset that the environment has set
@@ -176,7 +176,7 @@ def ppo_moments(cfg: Config, student: dict, cuda: bool) -> list[dict[str, float]
     tokens = max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)  # a longer text is read alone
     sample = sampling(student, cfg.batch_size, cfg.max_new_tokens, cuda)
     steps = [training(student, tokens, cfg.gradient_checkpointing, cuda, scalar) for scalar in (False, True)]
-    if not (cfg.offload and cuda):
+    if True:
         policy, critic = parameters(student), parameters(student, scalar=True)
         for parts, other in ((sample, critic), (steps[0], critic), (steps[1], policy)):
             parts["weights"] += 4 * other

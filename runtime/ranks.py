@@ -10,7 +10,9 @@ One process alone, the usual case, is rank 0 of 1: then nothing here does anythi
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
+import functools
 import io
 import logging
 import os
@@ -137,7 +139,9 @@ def shard(model: torch.nn.Module) -> torch.nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        model.unsharded_class = type(model)  # fully_shard puts a class of its own in its place
+        # its modules without their numbers, to make a full copy from: fully_shard changes their classes
+        blank = {id(p): torch.nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
+        model.make_blank = functools.partial(copy.deepcopy, copy.deepcopy(model, blank))
         mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (SIZE,))
         for module in (*model.model.layers, model):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -160,19 +164,13 @@ def shard_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def full_model(model: torch.nn.Module) -> torch.nn.Module:
     """A plain copy of a sharded model, to sample with or to save; a plain model as it is. Call on every rank."""
-    if not hasattr(model, "unsharded_class"):
+    if not hasattr(model, "make_blank"):
         return model
-    import torch
-
-    with torch.device("meta"):
-        copy = model.unsharded_class(model.config)
-    tensors = {name: full_tensor(tensor).detach() for name, tensor in model.state_dict().items()}
-    copy.load_state_dict(tensors, assign=True)
-    if hasattr(model, "tie"):
-        copy.tie()
-    else:
-        copy.score_mean = model.score_mean
-    return copy
+    full, tensors = model.make_blank(), {name: full_tensor(p).detach() for name, p in model.named_parameters()}
+    full.load_state_dict(tensors, assign=True, strict=False)  # tied weights come once
+    if hasattr(full, "tie"):
+        full.tie()
+    return full
 
 
 # ---- starting them -------------------------------------------------------------------------------------------------

@@ -30,10 +30,11 @@ for name in train valid test teacher_samples student_samples best_of max_new_tok
   reward_epochs iterations rollout_size minibatches eval_every pairs_per_question train_batch batch_size micro_tokens; do
   must "$name" '^[1-9][0-9]*$' "a whole number, 1 or greater"
 done
+must lora '^[0-9]+$' "a rank, a whole number; 0: all weights learn"
 for name in temperature sft_lr reward_lr ppo_lr critic_lr kl_coef min_share held_out; do
   must "$name" '^[0-9]*\.?[0-9]+(e-?[0-9]+)?$' "a number, 0 or greater"
 done
-for name in lenient keep_duplicates gradient_checkpointing offload; do must "$name" '^[01]$' "1 or 0"; done
+for name in lenient keep_duplicates gradient_checkpointing; do must "$name" '^[01]$' "1 or 0"; done
 
 # ---- signals: a stage hears of one once, from here, and saves its state before this ends ----------------------------
 export CONTINUE="${CONTINUE:-$asked$changed${OUT:+OUT=$(printf %q "$OUT") }bash $(printf %q "$0")}" # what goes on after that
@@ -58,7 +59,7 @@ run_folder() { # run_folder DEFAULT: sets RUN, checked, and locked until this sc
   PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -m runtime.preflight --run "$RUN" --preset "$PRESET" \
     --seed "$SEED" --changed "$changed" --needs "$needs" --hub "$hub" --nproc "$NPROC" --questions "$QUESTIONS" \
     --teacher "$TEACHER" --teacher_test "${TEACHER_TEST:-}" --student "$STUDENT" --max_new_tokens "$max_new_tokens" \
-    --batch_size "$batch_size" --micro_tokens "$micro_tokens" "$(switch gradient_checkpointing)" "$(switch offload)"
+    --batch_size "$batch_size" --micro_tokens "$micro_tokens" --lora "$lora" "$(switch gradient_checkpointing)"
   [ -z "$FROM" ] || [ -e "$RUN/$FROM" ] || refuse "FROM=$FROM: $RUN has no such stage"
   mkdir -p "$RUN" && exec 9<"$RUN"
   if command -v flock >/dev/null && ! flock -n 9; then
@@ -77,12 +78,11 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with
   case $script in generate.py | pseudo_reward.py | sft.py | reward.py | ppo.py) flags+=(--seed "$seed") ;; esac
   case $script in generate.py | ppo.py | eval.py) flags+=(--batch_size "$batch_size") ;; esac # answers sampled at once
   case $script in sft.py | reward.py | ppo.py)
-    flags+=(--micro_tokens "$micro_tokens" "$(switch gradient_checkpointing)") ;;
+    flags+=(--lora "$lora" --micro_tokens "$micro_tokens" "$(switch gradient_checkpointing)") ;;
   esac
   case $script in
     sft.py | reward.py) flags+=(--batch_size "$train_batch") ;; # of an optimiser step
     pseudo_reward.py) flags+=(--pairs_per_question "$pairs_per_question") ;;
-    ppo.py) flags+=("$(switch offload)") ;;
   esac
   if [ "$FROM" = "$stage" ]; then redo=1; fi
   if [ "$redo" = 1 ] && [ -e "$RUN/$stage" ]; then

@@ -1,4 +1,4 @@
-"""How rows of text become one optimiser step or one reading: micro-batches, ranks, precision, offload, random numbers.
+"""How rows of text become one optimiser step or one reading: micro-batches, ranks, precision, random numbers.
 
     metrics = steps.step(policy, adam, rows, lengths, cfg, loss_of)    # loss_of(rows) -> (loss, {name: sum over rows})
     values = steps.read(lengths, cfg.micro_tokens, reader, like)       # reader(rows) -> (k, rows, T) numbers
@@ -10,7 +10,6 @@ whole step has.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
@@ -112,33 +111,6 @@ def require_finite(metrics: dict[str, float]) -> None:
         raise FloatingPointError(", ".join(bad))
 
 
-class Desk:
-    """Who is on the device. With `offload` networks and optimisers wait in the CPU's memory, and
-    `with desk(policy, adam):` brings those at work to the device; without it everything is there already."""
-
-    def __init__(self, offload: bool):
-        import torch
-
-        if offload and ranks.SIZE > 1:
-            raise ValueError("--offload: several ranks hold shards anyway, leave it out")
-        self.device, self.offload = default_device(), offload
-        self.idle = torch.device("cpu") if offload else self.device  # where networks are loaded
-
-    @contextlib.contextmanager
-    def __call__(self, *parts: nn.Module | torch.optim.Optimizer) -> Iterator[None]:
-        self._move(self.device, parts)
-        yield
-        self._move(self.idle, parts)
-
-    def _move(self, place: torch.device, parts: tuple) -> None:
-        for part in parts if self.offload else ():
-            if hasattr(part, "state_dict") and hasattr(part, "param_groups"):  # an optimiser: its moments
-                for state in part.state.values():
-                    state.update({name: tensor.to(place) for name, tensor in state.items()})
-            else:
-                part.to(place)
-
-
 # ---- device, precision, schedule -----------------------------------------------------------------------------------
 
 SMALL = 5e6  # parameters: below, a second thread costs more than it brings
@@ -189,6 +161,13 @@ def inference_dtype() -> torch.dtype | None:
     import torch
 
     return None if bf16() else torch.float32
+
+
+def trained_dtype(lora: int) -> torch.dtype | None:
+    """What a network that learns is loaded in: fp32. With adapters it is frozen and only answers; they are fp32."""
+    import torch
+
+    return inference_dtype() if lora else torch.float32
 
 
 def lr_at(step: int, total: int, warmup: int) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data import Question
-from health import RANGES, Health, of_rollout, of_update, ratios, show_samples
+from health import RANGES, Health, of_critic_steps, of_policy_steps, of_rollout, of_values, ratios, show_samples
 from ppo import Rollout
 
 NAN = math.nan
@@ -28,8 +28,8 @@ ROLLOUT = Rollout(
 def test_the_rollouts_metrics_by_hand():
     """For returns [1, 2, 3] and values [1, 2, 2], 1 - var(R - V) / var(R) is .6667."""
     returns = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0, 0]])
-    metrics = of_rollout(ROLLOUT, torch.tensor([[9.0, 1.0, 2.0], [6.0, 9, 9]]), returns, 0.1)
-    assert metrics == pytest.approx({
+    metrics = of_rollout(ROLLOUT, torch.tensor([[9.0, 1.0, 2.0], [6.0, 9, 9]]), 0.1)
+    assert metrics | of_values(ROLLOUT, returns) == pytest.approx({
         "objective/scores": -0.5, "objective/scores_std": 1.5, "objective/scores_min": -2, "objective/scores_max": 1,
         "objective/kl": (1.0 - 2.0) / 2, "objective/kl_coef": 0.1, "objective/non_score_reward": 0.05,
         "objective/rlhf_reward": -0.5 + 0.05, "objective/entropy": (3.0 + 4.0) / 2, "policy/entropy_avg": 0.6,
@@ -52,7 +52,7 @@ def test_the_updates_metrics_are_means_over_its_tokens_by_hand():
               {"tokens": 1, "loss": 1.0, "clipped": 1, "grad_norm": 8.0}]  # fmt: skip
     ratio = [math.exp(x) for x in (0.1, -0.3, 0.2, -0.1)]
     mean = sum(ratio) / 4
-    assert of_update(policy, critic) == pytest.approx({
+    assert of_policy_steps(policy) | of_critic_steps(critic) == pytest.approx({
         "loss/policy_avg": 2.0, "policy/clipfrac_avg": 0.5, "policy/grad_norm": 3.0, "policy/approxkl_avg": 0.15 / 8,
         "loss/value_avg": 1.0, "val/clipfrac_avg": 0.75, "critic/grad_norm": 7.5,
         "val/ratio": mean, "val/ratio_var": sum((x - mean) ** 2 for x in ratio) / 4, "val/ratio_max": math.exp(0.2),

@@ -242,9 +242,9 @@ def test_masked_mean_sees_only_the_mask():
     assert model_file.masked_mean(x, torch.zeros(2, 3, dtype=torch.bool)).item() == 0.0
 
 
-def test_last_value_is_that_of_the_last_real_token():
-    values = torch.tensor([[1.0, 2, 3, 4], [5, 6, float("nan"), float("nan")], [7, float("nan"), 8, 9]])
-    assert model_file.last_value(values, torch.tensor([4, 2, 1])).tolist() == [4, 6, 7]
+def test_the_last_token_is_the_last_real_one():
+    mask = model_file.last_token(torch.tensor([4, 2, 1]), 4)
+    assert mask.tolist() == [[False, False, False, True], [False, True, False, False], [True, False, False, False]]
 
 
 # ---- what a position may see ---------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_right_padding_never_changes_a_real_position(llama, make_config, randomi
     texts = random_tokens(llama.config, 4, 10)
     for padding in (0, 60):
         batch = texts.where(torch.arange(10) < lengths[:, None], padding)
-        logits, last = llama(batch), model_file.last_value(scalar(batch), lengths)
+        logits, last = llama(batch), scalar(batch, read=model_file.last_token(lengths, 10))
         for i, length in enumerate(lengths):
             alone = texts[i : i + 1, :length]
             torch.testing.assert_close(logits[i, :length], llama(alone)[0], rtol=1e-5, atol=1e-5)

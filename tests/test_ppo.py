@@ -9,16 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 from test_sft import change, descend, on_the_cpu, plain_sgd, tiny_folder  # noqa: F401 (a fixture)
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 import ppo
 from answers import extract_answer
 from data import Question, Tokenizer, read_jsonl, write_jsonl
 from generate import generate, prompts_of
-from model import Llama, ScalarModel, load_model, load_scalar_model, save_model
+from model import load_model, load_scalar_model, save_model
 from ppo import gae, policy_loss, shape_rewards, value_loss, whiten
-from runtime import Desk, seed_of, steps
+from runtime import seed_of, steps
 
 
 def row(*numbers, grad=False):
@@ -235,9 +233,9 @@ def models(tiny, scorer):
 
 
 def sample(cfg, tiny, scorer, score=by_position, iteration=3):
-    networks, tokenizer = models(tiny, scorer), Tokenizer(tiny)
-    asked = list(zip(QUESTIONS, prompts_of(networks[0].config, tokenizer, QUESTIONS, cfg.max_new_tokens)))
-    return ppo.rollout(cfg, *networks, score, tokenizer, asked, iteration, Desk(False))
+    (policy, reference, _), tokenizer = models(tiny, scorer), Tokenizer(tiny)
+    asked = list(zip(QUESTIONS, prompts_of(policy.config, tokenizer, QUESTIONS, cfg.max_new_tokens)))
+    return ppo.rollout(cfg, policy, reference, score, tokenizer, asked, iteration)
 
 
 def test_the_rollout_mask_is_the_sampled_tokens_with_the_end_token_and_nothing_after_it(tiny, scorer):
@@ -275,8 +273,9 @@ def test_the_log_probs_are_those_of_the_tempered_softmax_that_was_sampled(tiny, 
 def test_a_value_has_seen_the_tokens_before_its_own_and_no_other(tiny, scorer):
     """The value of cell t is the critic's on tokens up to t, when token t + 1 is not there yet."""
     r, critic = sample(config(), tiny, scorer), load_scalar_model(scorer)
+    values = ppo.values_of(config(), critic, r, 3)
     for b, t in r.mask.nonzero().tolist():
-        assert r.values[b, t].item() == pytest.approx(critic(r.tokens[b : b + 1, : t + 1])[0, -1].item(), abs=1e-4)
+        assert values[b, t].item() == pytest.approx(critic(r.tokens[b : b + 1, : t + 1])[0, -1].item(), abs=1e-4)
 
 
 def test_the_judge_sees_what_was_said_and_unfinished_answers_get_their_own_score(tiny, scorer):
@@ -382,8 +381,8 @@ def test_a_whole_run_is_the_loop_that_is_written_out_here(tiny, scorer, tmp_path
 
     With gold answers the critic is a folder of its own. Held-out questions are asked and never trained.
     """
-    asked, critics, real = plain_sgd(monkeypatch, ppo), [], ppo.rollout
-    monkeypatch.setattr(ppo, "rollout", lambda *args, **named: critics.append(args[3]) or real(*args, **named))
+    asked, critics, real = plain_sgd(monkeypatch, ppo), [], ppo.values_of
+    monkeypatch.setattr(ppo, "values_of", lambda *args: critics.append(args[1]) or real(*args))
     flags = dict(iterations=4, rollout_size=7, minibatches=2, epochs=2, lr=0.5, critic_lr=0.2, warmup=2, kl_coef=0.3,
                  temperature=0.8, gamma=0.9, lam=0.8, clip=0.05, value_clip=0.03, unfinished_score=-1.5,
                  max_grad_norm=0.4, seed=3, valid=str(tmp_path / "valid.jsonl"))
@@ -441,35 +440,6 @@ def test_flags_of_memory_change_no_result(tiny, scorer, tmp_path, monkeypatch, f
     assert change(first, second).abs().max() < 1e-5 < 1e-3 < change(start, first).abs().max()
 
 
-def test_offload_changes_no_bit_and_only_who_is_at_the_desk_works(tiny, scorer, tmp_path, monkeypatch):
-    """A network that computes and an optimiser that steps were sent for; who learns is there with its moments alone."""
-    write_jsonl(tmp_path / "valid.jsonl", [{"question": "3+4?", "answer": "7"}])
-    flags = {"epochs": 2, "valid": str(tmp_path / "valid.jsonl")}
-    run(tmp_path / "without", tiny, scorer, **flags)
-    present, worked, real = set(), set(), Desk._move
-
-    def move(desk, place, parts):
-        (present.update if place is desk.device else present.difference_update)(map(id, parts))
-        real(desk, place, parts)
-
-    def check(worker, *_):
-        if isinstance(worker, (Llama, ScalarModel, Optimizer)):
-            assert id(worker) in present
-            assert len(present) == 2 or not isinstance(worker, Optimizer)
-            worked.add(type(worker))
-
-    monkeypatch.setattr(Desk, "_move", move)
-    hooks = register_module_forward_pre_hook(check), register_optimizer_step_pre_hook(check)
-    try:
-        run(tmp_path / "with", tiny, scorer, offload=True, **flags)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    assert len(worked) == 3 and not present
-    for name in ("metrics.jsonl", "model.safetensors"):
-        assert (tmp_path / "with/out" / name).read_bytes() == (tmp_path / "without/out" / name).read_bytes()
-
-
 def test_with_learning_rate_zero_nothing_moves(tiny, scorer, tmp_path):
     """Three rollouts of two epochs: ratio 1, divergence, KL and clipping 0 throughout, parameters equal to the bit."""
     for metrics in run(tmp_path, tiny, scorer, epochs=2, lr=0.0, critic_lr=0.0):
@@ -525,7 +495,7 @@ def test_what_a_run_costs_is_of_real_tokens_and_not_of_padding(tiny, scorer, tmp
     real, rollouts = ppo.rollout, []
 
     def spy(*args, **named):
-        rollouts.append((args[6], real(*args, **named)))
+        rollouts.append((args[5], real(*args, **named)))
         return rollouts[-1][1]
 
     monkeypatch.setattr(ppo, "rollout", spy)
@@ -545,7 +515,7 @@ def test_what_a_run_costs_is_of_real_tokens_and_not_of_padding(tiny, scorer, tmp
 @pytest.mark.parametrize("bug", ["temperature", "mask"])
 def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp_path, monkeypatch, precision, bug):
     monkeypatch.setenv("PRECISION", precision)
-    update, logprobs = ppo.update, ppo.masked_logprobs
+    update, logprobs = ppo.update_policy, ppo.masked_logprobs
     moved = lambda model, tokens, mask, T: logprobs(model, tokens, mask.roll(1, 1), T)
 
     def wrong(cfg, *rest):
@@ -555,7 +525,7 @@ def test_an_update_that_disagrees_with_its_rollout_is_an_error(tiny, scorer, tmp
             patch.setattr(ppo, "masked_logprobs", moved)
             return update(cfg, *rest)
 
-    monkeypatch.setattr(ppo, "update", wrong)
+    monkeypatch.setattr(ppo, "update_policy", wrong)
     with pytest.raises(RuntimeError, match=r"ratios of the first minibatch are \S+ away from 1"):
         run(tmp_path, tiny, scorer)
 

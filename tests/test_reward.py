@@ -13,7 +13,7 @@ from data import Question, Tokenizer, read_jsonl, write_jsonl
 from model import ModelConfig, ScalarModel, load_scalar_model
 from quality import expected_calibration_error
 from reward import bradley_terry_loss, held_out_ids, make_score, score_responses
-from runtime import Desk, flags, seed_of, steps
+from runtime import flags, seed_of, steps
 
 
 def double(*numbers):
@@ -260,7 +260,7 @@ def test_without_a_reward_model_an_answer_scores_plus_or_minus_one(tmp_path, fla
         flags["votes"] = str(tmp_path / "votes.jsonl")
         write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7"} for i in (2, 1, 0, 0)])
     questions = [Question(f"q{i}", "?", "8" if i % 2 else None) for i in range(5)]
-    score, asked = make_score(ppo.Config("p", "q", "o", **flags), questions, Desk(False))
+    score, asked = make_score(ppo.Config("p", "q", "o", **flags), questions, None)
     assert [question.id for question in asked] == known.split()
     texts = ["#### 7", "7", "#### 8", "no idea", "#### 7.0", "A: 7", "", "#### 77"]
     assert score([asked[1]] * 8, None, None, texts).tolist() == expected
@@ -277,8 +277,8 @@ def test_a_reward_may_be_the_users_own_function(tmp_path):
     asked = (questions, [[1], [2]], [[5], [5, 5]], ["a", "bcd"])
     cfg = ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:score")
     assert flags.inputs(cfg)["reward"] == f"{tmp_path}/mine.py"  # so that a changed file redoes the stage
-    score, kept = make_score(cfg, questions, Desk(False))
+    score, kept = make_score(cfg, questions, None)
     assert kept == questions and score(*asked).tolist() == [1111, 3222]
-    score, _ = make_score(ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:one"), questions, Desk(False))
+    score, _ = make_score(ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:one"), questions, None)
     with pytest.raises(ValueError, match=r"mine\.py:one.*2 answers"):
         score(*asked)

@@ -87,7 +87,7 @@ class Words:
     data: flags.Input = ""
     questions: flags.Questions = ""
     micro_tokens: flags.AtOnce = 8
-    offload: flags.Saving = False
+    sparing: flags.Saving = False
 
 
 def test_words_without_a_flag_fill_a_field_of_texts(capsys):
@@ -145,8 +145,8 @@ def test_out_of_memory_names_the_command_and_every_flag_that_needs_less(error, c
     with pytest.raises(SystemExit) as stop:
         runtime.launch(fails(error), Words, ["c=d"])
     told = capsys.readouterr().err
-    assert stop.value.code == 2 and " c=d " in told and "--micro_tokens 4 " in told and "--offload " in told
-    assert flags.smaller(Words(("c",), micro_tokens=1, offload=True)) == flags.smaller(Flags("m")) == []
+    assert stop.value.code == 2 and " c=d " in told and "--micro_tokens 4 " in told and "--sparing " in told
+    assert flags.smaller(Words(("c",), micro_tokens=1, sparing=True)) == flags.smaller(Flags("m")) == []
 
 
 STAGE = """

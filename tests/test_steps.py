@@ -1,4 +1,4 @@
-"""runtime/steps.py: one optimiser step and one reading by hand, passes that do not count, and who is on the device."""
+"""runtime/steps.py: one optimiser step and one reading by hand and passes that do not count."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from runtime import Desk, steps
+from runtime import steps
 
 LENGTHS = [5, 3, 4, 2]
 X = torch.tensor([[3.0, 0], [0, 4], [3, -1], [0, 5]])  # the gradient of X @ w, summed, is [6, 8]: norm 10
@@ -84,30 +84,3 @@ def test_a_pass_that_only_keeps_other_ranks_company_does_not_count(monkeypatch):
     assert w == pytest.approx([0.7, 1.5])
     found = steps.read(LENGTHS, 99, lambda rows: X[rows].T[:, :, None], torch.zeros(4, 1))
     assert found[:, :, 0].T.tolist() == [[3, 0], [0, 0], [0, 0], [0, 5]]
-
-
-def test_networks_and_moments_come_to_the_desk_and_leave_it_with_offload():
-    """The device 'meta' stands for a GPU: one can go there, but not come back with its numbers."""
-    def devices():
-        moments = [tensor for state in adam.state.values() for tensor in state.values()]
-        return {tensor.device.type for tensor in [*network.parameters(), *moments]}
-
-    network = nn.Linear(2, 1)
-    adam = torch.optim.AdamW(network.parameters(), lr=0.1)
-    network(X).sum().backward()
-    adam.step()
-    adam.zero_grad()
-    desk, cpu, meta = Desk(False), torch.device("cpu"), torch.device("meta")
-    desk.device, desk.idle = meta, cpu
-    with desk(network, adam):
-        assert devices() == {"cpu"}  # without offload nothing moves
-    desk.offload, desk.device, desk.idle = True, cpu, meta
-    with desk(network, adam):
-        assert devices() == {"cpu"}
-    assert devices() == {"meta"}  # all of it has left
-    network.to_empty(device="cpu")
-    for state in adam.state.values():
-        state.update({name: torch.zeros(tensor.shape) for name, tensor in state.items()})
-    desk.device, desk.idle = meta, cpu
-    with pytest.raises(NotImplementedError, match="meta"), desk(network, adam):
-        assert devices() == {"meta"}  # all of it has come

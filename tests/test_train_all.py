@@ -17,7 +17,7 @@ import pytest
 import runtime
 
 ROOT = Path(runtime.__file__).resolve().parent.parent
-SWITCHES = {"lenient", "keep_duplicates", "gradient_checkpointing", "offload", "gold", "sft_filter"}
+SWITCHES = {"lenient", "keep_duplicates", "gradient_checkpointing", "gold", "sft_filter"}
 STUB = f"""#!/usr/bin/env bash
 # stands for python: write the command down, and leave what later stages and the shell look for
 [ "$1" != -c ] || exec {shlex.quote(sys.executable)} "$@"
@@ -90,23 +90,23 @@ def parsed(words, folder):
 NUMBERS = dict(  # each another one, so that none can take the place of another
     train="11", valid="12", test="13", instruction="say so", lenient="1", teacher_samples="14", temperatures="0.5,0.9",
     student_samples="15", temperature="0.6", max_new_tokens="16", best_of="17", keep_duplicates="0", sft_epochs="18",
-    sft_per_question="29", pairs_per_question="30", train_batch="31",
+    sft_per_question="29", pairs_per_question="31", train_batch="32",
     sft_lr="1e-1", min_share="0.21", held_out="0.22", reward_epochs="19", reward_lr="1e-2", iterations="20",
     rollout_size="23", minibatches="24", eval_every="25", ppo_lr="1e-3", critic_lr="1e-4", kl_coef="0.26",
-    batch_size="27", micro_tokens="28", gradient_checkpointing="1", offload="1")
-TRAINS = {"seed": "7", "micro_tokens": "28", "gradient_checkpointing": True}
+    batch_size="27", micro_tokens="28", gradient_checkpointing="1", lora="30")
+TRAINS = {"seed": "7", "lora": "30", "micro_tokens": "28", "gradient_checkpointing": True}
 ALWAYS = {  # flags that every command of a script gets
     "data": {"questions": "mine.jsonl", "train": "11", "valid": "12", "test": "13", "instruction": "say so"},
     "generate": {"seed": "7", "max_new_tokens": "16", "batch_size": "27", "lenient": True,
                  "questions": "0_questions/train.jsonl"},
     "pseudo_reward": {"seed": "7", "lenient": True, "teacher": "1_teacher/samples.jsonl",
-                      "pairs_per_question": "30", "questions": "0_questions/train.jsonl"},
-    "sft": TRAINS | {"lr": "1e-1", "epochs": "18", "batch_size": "31"},
-    "reward": TRAINS | {"lr": "1e-2", "epochs": "19", "held_out": "0.22", "batch_size": "31",
+                      "pairs_per_question": "31", "questions": "0_questions/train.jsonl"},
+    "sft": TRAINS | {"lr": "1e-1", "epochs": "18", "batch_size": "32"},
+    "reward": TRAINS | {"lr": "1e-2", "epochs": "19", "held_out": "0.22", "batch_size": "32",
                         "calibrate": "3_student/samples.jsonl", "questions": "0_questions/train.jsonl"},
     "ppo": TRAINS | {"lr": "1e-3", "critic_lr": "1e-4", "kl_coef": "0.26", "iterations": "20", "rollout_size": "23",
                      "minibatches": "24", "eval_every": "25", "temperature": "0.6", "max_new_tokens": "16",
-                     "batch_size": "27", "offload": True, "questions": "0_questions/train.jsonl",
+                     "batch_size": "27", "questions": "0_questions/train.jsonl",
                      "valid": "0_questions/valid.jsonl"},
     "eval": {"max_new_tokens": "16", "batch_size": "27", "questions": "0_questions/test.jsonl"},
 }
@@ -207,7 +207,7 @@ def test_every_stage_gets_what_it_should(shell):
     assert len(stages(commands)) == len(wired(WIRES))
     preflight, report = commands[0], commands[-1]
     asked = {"run": "run", "seed": "7", "teacher": "teacher", "student": "student", "questions": "mine.jsonl",
-             "batch_size": "27", "micro_tokens": "28", "max_new_tokens": "16", "offload": True,
+             "batch_size": "27", "micro_tokens": "28", "max_new_tokens": "16", "lora": "30",
              "gradient_checkpointing": True, "preset": "tiny", "nproc": "1", "teacher_test": ""}
     assert asked.items() <= preflight[2].items() and "kl_coef=0.26" in preflight[2]["changed"]
     assert report[1:] == ("report", {"=run": "", "preset": "tiny", "seed": "7"})

@@ -19,7 +19,7 @@ from checks import same
 from answers import extract_answer
 from data import collate
 from generate import sample_token
-from model import RMSNorm, last_value, rotate, token_logprobs
+from model import RMSNorm, last_token, rotate, token_logprobs
 from ppo import gae, policy_loss, shape_rewards, value_loss, whiten
 from pseudo_reward import Sample, majority_vote, make_pairs, pseudo_rewards, winners
 from reward import bradley_terry_loss
@@ -360,21 +360,18 @@ def test_E9_make_pairs__frequent_texts_and_arguments():
     draw = [texts(make_pairs(some, [1] * 10 + [0], 1, random.Random(seed))) for seed in range(100)]
     assert draw.count([("often", "bad")]) > 70, "a text that was sampled often is met often"
 
-def test_E10_last_value__random_rows():
-    rng, torch_rng = draws(100)
+def test_E10_last_token__random_rows():
+    rng, _ = draws(100)
     for B, T in ((1, 1), (3, 7), (7, 3), (5, 5)):
-        leaf = (torch.randn(B, T, generator=torch_rng) * 40).requires_grad_()
         last = [rng.randrange(T) for _ in range(B)]
-        got = last_value(leaf, torch.tensor(last) + 1)
-        near(got, [leaf[b, t].item() for b, t in enumerate(last)], "the value at position length - 1")
-        got.square().sum().backward()
-        want = [[2 * leaf[b, t].item() * (t == last[b]) for t in range(T)] for b in range(B)]
-        near(leaf.grad, want, "the gradient goes there and nowhere else")
+        got = last_token(torch.tensor(last) + 1, T)
+        assert got.shape == (B, T) and got.dtype == torch.bool, "a mask (B, T)"
+        assert got.nonzero().tolist() == [[b, t] for b, t in enumerate(last)], "position length - 1, and no other"
 
-def test_E10_last_value__padding():
+def test_E10_last_token__padding():
     lengths = torch.tensor([1, 4, 2])
-    values, real = torch.randn(3, 4, generator=draws(101)[1]), torch.arange(4) < lengths[:, None]
-    check_masked_cells(lambda x: last_value(x, lengths).sum(), real, [values])
+    assert pure(last_token, lengths, 6), PURE
+    assert last_token(lengths, 6).sum(1).tolist() == [1, 1, 1], "one position a row, padding or not"
 
 def test_E11_bradley_terry_loss__against_a_loop():
     _, rng = draws(110)

@@ -18,7 +18,7 @@ from checks import same
 from answers import extract_answer
 from data import collate
 from generate import sample_token
-from model import RMSNorm, last_value, rotate, token_logprobs
+from model import RMSNorm, last_token, rotate, token_logprobs
 from ppo import gae, policy_loss, shape_rewards, value_loss, whiten
 from pseudo_reward import Sample, majority_vote, make_pairs, pseudo_rewards, winners
 from reward import bradley_terry_loss
@@ -226,16 +226,14 @@ def test_E9_make_pairs__the_rest_is_drawn():
     assert draw[0] == draw[1], "the same seed draws the same pairs"
     assert len({tuple(pairs) for pairs in draw}) > 1, "another seed draws others"
 
-def test_E10_last_value__by_hand():
-    values = torch.tensor([[1.0, 2.0, 9.0], [3.0, 9.0, 9.0], [4.0, 5.0, 6.0]])
-    same(last_value(values, torch.tensor([2, 1, 3])), [2.0, 3.0, 6.0], "position length - 1 of each row")
+def test_E10_last_token__by_hand():
+    got = last_token(torch.tensor([2, 1, 3]), 3)
+    assert got.dtype == torch.bool, "a mask, to read with"
+    same(got, [[False, True, False], [True, False, False], [False, False, True]], "position length - 1 of each row")
 
-def test_E10_last_value__padding_may_hold_NaN():
-    values = torch.tensor([[1.0, NAN, NAN]], requires_grad=True)
-    got = last_value(values, torch.tensor([1]))
-    got.sum().backward()
-    same(got, [1.0], "NaN in the padding must not reach the score")
-    same(values.grad, [[1.0, 0.0, 0.0]], "and the gradient goes to the last real token alone")
+def test_E10_last_token__padding_in_all_rows():
+    same(last_token(torch.tensor([1, 2]), 4), [[True, False, False, False], [False, True, False, False]],
+         "the last column may be padding in every row")
 
 def test_E11_bradley_terry_loss__by_hand():
     got = bradley_terry_loss(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))
