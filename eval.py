@@ -15,8 +15,6 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 import quality
 import runtime
 from answers import extract_answer, is_correct
@@ -175,7 +173,7 @@ def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Qu
     the scores of all into scores.jsonl."""
     model, tokenizer = load(folder)
     tokenizer.require_same(cfg.reward_model)
-    scorer = load_scalar_model(cfg.reward_model, torch.float32, runtime.default_device())
+    scorer = load_scalar_model(cfg.reward_model, runtime.inference_dtype(), runtime.default_device())
     prompts = prompts_of(model.config, tokenizer, questions, cfg.max_new_tokens)
     sampling = ("eval", (cfg.temperature,), cfg.samples)
     for _, rows, answers in answer_in_parts(stage, cfg, model, tokenizer, prompts, *sampling):

@@ -179,10 +179,7 @@ class Rollout:
 
 
 def rollout(cfg, policy: Llama, reference: Llama, score, tokenizer, asked, iteration) -> Rollout:
-    """Sample a response to each of `asked`, pairs of question and prompt; score it, and let two networks read it.
-
-    `score(questions, prompts, responses, texts) -> (B,)` judges the responses, all as lists (reward.py).
-    """
+    """Answer each of `asked`, pairs of question and prompt; score the answers, let policy and reference read them."""
     questions, prompts = map(list, zip(*asked))
     seeds = [runtime.seed_of(cfg.seed, "ppo", iteration, i) for i in range(len(prompts))]
     sampled = answers_to(policy, tokenizer, prompts, cfg.max_new_tokens, cfg.batch_size, cfg.temperature, seeds)
@@ -270,7 +267,6 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     runtime.require(cfg.minibatches <= cfg.rollout_size, f"--minibatches {cfg.minibatches}: more than --rollout_size")
     tokenizer, dtype, device = Tokenizer(cfg.policy), runtime.trained_dtype(cfg.lora), runtime.default_device()
     tokenizer.require_same(cfg.reward_model, cfg.critic)
-
     # four roles: policy and critic learn; reference and judge stay what these two start as. They are copies of them, or
     # with --lora the same two networks with their adapters off
     policy, adam = learner(cfg, load_model(cfg.policy, dtype, device), "policy")
@@ -311,7 +307,6 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         # 4. update
         metrics |= update_policy(cfg, policy, adam, r, iteration)
         metrics |= update_critic(cfg, critic, critic_adam, r, iteration)
-
         stage.log(iteration, metrics)
         watch.check(iteration, metrics)  # warnings, and an error where the update disagrees with the rollout
 

@@ -211,7 +211,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
 
     head = runtime.seed_of(cfg.seed, "head")
     model = load_scalar_model(cfg.model, runtime.trained_dtype(cfg.lora), device, new_head="normal", seed=head)
-    model = ranks.shard(lora.adapt(model, cfg.lora, cfg.seed, "reward"))
+    model = ranks.shard(lora.adapt(model, cfg.lora, cfg.seed, "reward adapters"))
     longest, context = max(lengths) // 2, model.config.max_position_embeddings
     runtime.require(longest <= context, f"{cfg.pairs}: a text of {longest} tokens, the model's context is {context}")
     model.model.gradient_checkpointing = cfg.gradient_checkpointing

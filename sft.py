@@ -63,7 +63,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     lengths = [len(prompt) + len(response) for prompt, response in examples]
 
     dtype = runtime.trained_dtype(cfg.lora)
-    model = ranks.shard(lora.adapt(load_model(cfg.model, dtype, device), cfg.lora, cfg.seed, "sft"))
+    model = ranks.shard(lora.adapt(load_model(cfg.model, dtype, device), cfg.lora, cfg.seed, "sft adapters"))
     context = model.config.max_position_embeddings
     runtime.require(
         max(lengths) <= context,

@@ -114,8 +114,9 @@ def check_room(cfg: Config) -> None:
     print(f"needs about {sum(needed.values()) / 1e9:.1f} GB of {device}: {told}; {free / 1e9:.1f} GB are free{ranks}")
 
     # the weights of SFT, the reward model and two PPO runs; while PPO runs its policy is kept, twice for a moment, and
-    # two states of policy and critic with their moments
-    disk = (4 + 2 + 2 * 2 * 3) * 4 * parameters(student) + 50e6
+    # two states of what learns in policy and critic, with its moments
+    policy = learner(student, bool(gpus), False, cfg.lora)
+    disk = (4 + 2) * policy["weights"] + 2 * 2 * 1.5 * policy["moments"] + 50e6
     run = Path(cfg.run).resolve()
     place = next(folder for folder in [run, *run.parents] if folder.exists())
     free_disk = shutil.disk_usage(place).free
@@ -144,22 +145,41 @@ def _letters(config: dict) -> tuple[int, int, int, int, int]:
     return config["vocab_size"], config["hidden_size"], config["intermediate_size"], Q, K
 
 
-def training(config: dict, tokens: int, checkpointing: bool, cuda: bool, scalar: bool = False) -> dict[str, float]:
-    """A network's optimiser step in passes of `tokens` tokens, with weights, gradients and Adam's moments in fp32.
+def adapters(config: dict, rank: int) -> int:
+    """How many numbers the adapters of a rank have: A and B of each linear map of the blocks (lora.py)."""
+    _, D, F, Q, K = _letters(config)
+    return rank * config["num_hidden_layers"] * (7 * D + 2 * Q + 2 * K + 3 * F)
+
+
+def learner(config: dict, cuda: bool, scalar: bool, lora: int) -> dict[str, float]:
+    """A network that learns: fp32 with Adam's moments, or frozen, in bf16 on a GPU, with adapters that have them."""
+    N = parameters(config, scalar)
+    if not lora:
+        return {"weights": 4 * N, "moments": 8 * N}
+    return {"weights": (2 if bf16(cuda) else 4) * N + 4 * adapters(config, lora), "moments": 8 * adapters(config, lora)}
+
+
+def training(
+    config: dict, tokens: int, checkpointing: bool, cuda: bool, scalar: bool = False, lora: int = 0
+) -> dict[str, float]:
+    """A network's optimiser step in passes of `tokens` tokens.
 
     A block keeps of a token: inputs, scaled inputs and outputs of two norms, q, k, v, what attention found, and four
-    of the feed-forward. In bf16 (autocast) a part of that takes half, and bf16 copies of the weights wait for the
-    backward pass. On a CPU gradients lie between what is kept, and glibc does not give back the holes: 0.6 of it.
+    of the feed-forward. In bf16 (autocast) a part of that takes half, all of it where the weights are bf16 too; else
+    bf16 copies of the weights wait for the backward pass. On a CPU gradients lie between what is kept, and glibc does
+    not give back the holes: 0.6 of it.
     """
     V, D, F, Q, K = _letters(config)
-    N, layers = parameters(config, scalar), config["num_hidden_layers"]
-    of_block = tokens * (2.6 if bf16(cuda) else 4) * (6 * D + 2 * Q + 2 * K + 4 * F)
+    layers, parts = config["num_hidden_layers"], learner(config, cuda, scalar, lora)
+    of_block = tokens * ((2 if lora else 2.6) if bf16(cuda) else 4) * (6 * D + 2 * Q + 2 * K + 4 * F)
     kept = tokens * layers * 4 * D + of_block if checkpointing else layers * of_block
     at_work, holes = tokens * 4 * (3 * F + 2 * D), 0 if cuda else 0.6 * layers * of_block
-    copies = 2 * (N - V * D) if bf16(cuda) and not checkpointing else 0
-    logits = 0 if scalar else 8 * min(tokens * V, 2**24) + 8 * V * D  # in chunks; the gradient of the head, and a part
-    parts = {"weights": 4 * N + copies, "gradients": 4 * N, "moments": 8 * N}
-    return parts | {"activations": kept + at_work + holes, "logits": logits}
+    if bf16(cuda) and not checkpointing and not lora:
+        parts["weights"] += 2 * (parameters(config, scalar) - V * D)
+    logits = 0 if scalar else 8 * min(tokens * V, 2**24)  # in chunks
+    if not (scalar or lora):
+        logits += 8 * V * D  # the gradient of the head, and a part of it
+    return parts | {"gradients": parts["moments"] / 2, "activations": kept + at_work + holes, "logits": logits}
 
 
 def sampling(config: dict, rows: int, new: int, cuda: bool, width: int = 4) -> dict[str, float]:
@@ -172,17 +192,16 @@ def sampling(config: dict, rows: int, new: int, cuda: bool, width: int = 4) -> d
 
 
 def ppo_moments(cfg: Config, student: dict, cuda: bool) -> list[dict[str, float]]:
-    """PPO's three: sampling, a step of the policy, a step of the critic. With `offload` a GPU holds one network."""
+    """PPO's three: sampling, a step of the policy, a step of the critic."""
     tokens = max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)  # a longer text is read alone
-    sample = sampling(student, cfg.batch_size, cfg.max_new_tokens, cuda)
-    steps = [training(student, tokens, cfg.gradient_checkpointing, cuda, scalar) for scalar in (False, True)]
-    if True:
-        policy, critic = parameters(student), parameters(student, scalar=True)
-        for parts, other in ((sample, critic), (steps[0], critic), (steps[1], policy)):
-            parts["weights"] += 4 * other
-            parts["moments"] += 8 * other
-            parts["frozen"] = 4 * (policy + critic)  # reference and reward model
-        sample["moments"] += 8 * policy
+    policy, critic = (learner(student, cuda, scalar, cfg.lora) for scalar in (False, True))
+    sample = sampling(student, cfg.batch_size, cfg.max_new_tokens, cuda, 2 if cfg.lora and bf16(cuda) else 4) | policy
+    steps = [training(student, tokens, cfg.gradient_checkpointing, cuda, scalar, cfg.lora) for scalar in (False, True)]
+    for parts, other in ((sample, critic), (steps[0], critic), (steps[1], policy)):
+        parts["weights"] += other["weights"]
+        parts["moments"] += other["moments"]
+        if not cfg.lora:  # reference and reward model: without adapters they are copies
+            parts["frozen"] = 4 * (parameters(student) + parameters(student, scalar=True))
     return [sample, *steps]
 
 

@@ -120,14 +120,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
              "runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))", "pass"),
             ("the critic learns at the policy's rate", ", cfg.critic_lr", ", cfg.lr"),
             ("no warm-up", ", cfg.warmup", ", 0"),
-            ("one optimiser trains the policy twice", " (policy, critic)\n", " (policy, policy)\n"),
+            ("one optimiser trains the policy twice", "critic_adam, r, iteration", "adam, r, iteration"),
             ("weight decay", "weight_decay=0.0,", "weight_decay=0.01,"),
             ("an epsilon that amplifies small gradients", "5, weight_decay=0.", "8, weight_decay=0."),
             ("the critic starts from nothing", "start or cfg.", "cfg."),
-            ("the judge is the critic that is trained", "reference, score, tokenizer, asked, iteration, desk)\n\n",
-             'reference, lambda q, p, said, t: __import__("reward").score_responses(critic, p, said, 99), tokenizer, '
-             "asked, iteration, desk)\n\n"),
-            ("the models are in bf16", "float32, desk.idle)\n", "bfloat16, desk.idle)\n"),
+            ("the judge is the critic that is trained",
+             "judge = lora.as_it_started(critic) if start == cfg.reward_model else None", "judge = critic"),
+            ("the models are in bf16", "runtime.trained_dtype(cfg.lora)", "torch.bfloat16"),
             ("questions are never shuffled", 'steps.permutation(n, cfg.seed, "questions", epoch)', "range(n)"),
             ("KL with the sign of a bonus in the loop", "logprobs, r.ref_logprobs", "ref_logprobs, r.logprobs"),
             ("gamma and lambda swapped", "cfg.gamma, cfg.lam", "cfg.lam, cfg.gamma"),
@@ -149,7 +148,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the ratio is to the reference", "logprobs, b.advantages", "ref_logprobs, b.advantages"),
             ("old values are recomputed", "b.values, b", "values.detach(), b"),
             ("the reference is the policy itself",
-             "load_model(cfg.policy, torch.float32, desk.idle).requires_grad_(False)", "policy")]),
+             "ranks.shard(load_model(cfg.policy, dtype, device).requires_grad_(False))", "policy")]),
         ("no guard of the ratio", "clamp(-20, 20).exp", "exp", "an_absurd_ratio_stays_finite"),
         *by("poison_in_masked_cells_changes_neither_loss_nor_gradient", [
             ("the policy's loss counts the padding", "= torch.where(mask, torch.maximum(plain, clipped), 0.0)",
@@ -185,15 +184,14 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("what ended was cut, and the other way round", '== "stop" for finish in', '!= "stop" for finish in'),
             ("the end token is cut off before scoring and training", "s.tokens", "s.tokens[:-1] or s.tokens")]),
         *by("the_judge_sees_what_was_said_and_unfinished_answers_get_their_own_score", [
-            ("unfinished answers keep their score",
-             "    scores = replace_unfinished(scores, finishes, cfg.unfinished_score)\n    ended", "    ended"),
+            ("unfinished answers keep their score", "replace_unfinished(scores, finishes, cfg.unfinished_score).to",
+             "scores.to"),
             ("answers are judged by the questions of others", "= score(questions", "= score(questions[::-1]")]),
-        *by("offload_changes_no_bit_and_only_who_is_at_the_desk_works", [
-            ("the policy samples from the CPU", "]\n    with desk(policy)", "]\n    if True"),
-            ("the reference is not sent for", "(policy, reference):", "(policy):"),
-            ("the critic is not sent for", "    with desk(critic):", "    if True:"),
-            ("the policy's moments are not sent for", "(policy, adam)", "(policy)"),
-            ("the critic's moments are not sent for", "(critic, adam)", "(critic)")]),
+        *by("test_lora::reference_and_judge_stay_while_policy_and_critic_learn[fp32]", [
+            ("the reference has its adapters on", "lora.as_it_started(policy) or", "policy or"),
+            ("the judge has its adapters on", "judge = lora.as_it_started(critic) if", "judge = critic if")]),
+        ("another network's judge", "if start == cfg.reward_model else None", "",
+         "test_lora::the_judge_may_be_another_or_none[another]"),
         ("the critic of the flag is ignored", "critic or cfg.reward_model", "reward_model or cfg.critic",
          "the_critic_may_start_from_another_reward_model_than_the_judge"),
         ("the critic without a reward model is random", 'else "zero"', 'else "normal"',
@@ -299,12 +297,12 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("scores read at the padding", "model(tokens, read=last_token(ends, tokens.shape[1])).",
              "model(tokens)[:, -1]."),
             ("calibrated on the first samples", "[samples[i] for i in order]", "samples[: cfg.calibration_samples]"),
-            ("bf16 weights", ".float32, device,", ".bfloat16, device,"),
+            ("bf16 weights", "runtime.trained_dtype(cfg.lora), device, new_head", "torch.bfloat16, device, new_head"),
             ("confidence at the calibrated scale", "), std", "), 1.0"),
             ("cut-off responses calibrate", ' and row["finish"] == "stop"', ""),
             ("calibrated without the end token", "[tokenizer.response", "[tokenizer.encode"),
             ("the deviation is unbiased", "std(correction=0).", "std()."),
-            ("the scale is forgotten", "model.score.weight /= std.to(model.score.weight.device)", "pass"),
+            ("the scale is forgotten", "weight /= std.to(weight.device)", "pass"),
             ("the mean is that before the scale", "(scores.mean() / std)", "scores.mean()"),
             ("the mean is forgotten", "    model.score_mean = (scores.mean() / std).item()\n", "")]),
         ("responses are scored at the padding", "model(tokens, read=last_token(ends, tokens.shape[1]))[",
@@ -320,8 +318,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("unfinished answers keep their score", "where(ended, scores, unfinished_score)", "clone(scores)"),
             ("finished answers lose their score", "where(ended, scores, unf", "where(~ended, scores, unf"),
             ("an unfinished answer is two deviations above", "where(ended, scores, unf", "where(ended, scores, -unf")]),
-        ("the reward model is not sent for", "with desk(judge):", "if True:",
-         "test_ppo::offload_changes_no_bit_and_only_who_is_at_the_desk_works"),
+        ("adapters cost as much as all weights", "(4 if cfg.lora else 6)", "6",
+         "test_lora::sft_and_the_reward_model_learn_in_adapters_and_save_a_whole_model"),
     ],
     "quality.py": [
         *by("test_eval::a_judge_is_compared_with_gold", [
@@ -583,7 +581,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("responses without the end token", "tokenizer.response", "tokenizer.encode"),
             ("prompts outside the chat", "tokenizer.chat", "tokenizer.encode"),
             ("responses of other examples", "(prompt, response)", "(prompt, examples[0][1])"),
-            ("bf16 weights", ".float32, device", ".bfloat16, device"),
+            ("bf16 weights", "runtime.trained_dtype(cfg.lora)", "torch.bfloat16"),
             ("only the head is trained", "parameters(),", "lm_head.parameters(),"),
             ("the weight decay of the flag is ignored", "=cfg.weight_decay,", "=0.01,"),
             ("the same order in every epoch", "step, n", "step % (total_steps // cfg.epochs), n"),
@@ -1042,7 +1040,44 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("the last recorded answer counts", ".setdefault(sample.id, sample)", "[sample.id] = sample",
          "recorded_answers_are_graded_without_a_model"),
     ],
+    "lora.py": [
+        *by("an_adapter_by_hand", [
+            ("the scale is forgotten", "low = self.scale * ", "low = "),
+            ("what is saved has no scale", "self.scale * (self.B", "(self.B"),
+            ("a scale without the rank", "self.scale = ALPHA / rank", "self.scale = ALPHA"),
+            ("no bias", "self.weight, self.bias)", "self.weight)"),
+            ("what is saved has no bias", "self.bias is not None", "False")]),
+        *by("new_adapters_change_no_bit_and_switched_off_ones_neither[dtype0-Llama]", [
+            ("A and B swapped", "torch.randn(rank, size, generator=rng) / size**0.5", "torch.zeros(rank, size)"),
+            ("B is drawn", "torch.zeros(out, rank, device", "torch.randn(out, rank, device"),
+            ("adapters in the file's type", "B = nn.Parameter(torch.zeros(out, rank, device=linear.weight.device))",
+             "B = nn.Parameter(torch.zeros(out, rank).bfloat16())"),
+            ("adapters stay on", "module.on = False", "module.on = True"),
+            ("adapters stay off", "            module.on = True", "            pass"),
+            ("what has started learns", "torch.no_grad(), adapters_off", "adapters_off")]),
+        ("the judge's head learns", "if self.on else self.start", "if True else self.start",
+         "new_adapters_change_no_bit_and_switched_off_ones_neither[dtype0-ScalarModel]"),
+        *by("gradients_are_those_of_the_merged_weight[False-ScalarModel]", [
+            ("frozen weights learn", "network.requires_grad_(False)", "pass"),
+            ("the scalar head is frozen", 'if hasattr(network, "score"):', "if False:")]),
+        *by("merged_is_unmerged[Llama]", [
+            ("merged twice", 'tensors[f"{prefix}weight"] = weight.to',
+             'tensors[f"{prefix}weight"] = self.weight.data = weight.to'),
+            ("the feed-forward has no adapters", "(block.self_attn, block.mlp)", "(block.self_attn,)")]),
+        ("what the scalar head learned is not saved", "(self.start + self.change).detach()", "self.start.detach()",
+         "merged_is_unmerged[ScalarModel]"),
+        *by("every_adapter_is_drawn_by_itself_and_for_its_purpose", [
+            ("all layers draw the same", "(*purpose, layer, name)", "(*purpose, name)"),
+            ("all maps draw the same", "(*purpose, layer, name)", "(*purpose, layer)"),
+            ("policy and critic draw the same", "(*purpose, layer, name)", "(layer, name)")]),
+        ("rank 0 freezes", "if rank == 0:", "if rank < 0:", "with_rank_zero_all_weights_learn[Llama]"),
+        ("without adapters it is a function too", "for module in network.modules()) else None",
+         "for module in network.modules()) or network else None",
+         "test_ppo::a_whole_run_is_the_loop_that_is_written_out_here[reward_model]"),
+    ],
     "runtime/checkpoint.py": [
+        ("frozen weights are saved too", " if parameter.requires_grad]", "]",
+         "test_lora::a_saved_state_holds_the_adapters_and_their_moments_alone"),
         *by("a_loop_that_was_cut_off_again_and_again_goes_on_bit_for_bit", [
             ("the optimiser's state is lost", "                part.load_state_dict(saved)\n", ""),
             ("the weights are lost", "tensor.copy_(ranks.shard_like(saved[key], tensor))", "pass"),
@@ -1139,12 +1174,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a row of a reading is forgotten", "(len(lengths))", "(len(lengths) - 1)"),
             ("a reading in the order of the micro-batches", ":, micro, :", ":, : len(micro), :"),
             ("a reading with gradients", "torch.no_grad(), ", "")]),
-        *by("test_steps::networks_and_moments_come_to_the_desk_and_leave_it_with_offload", [
-            ("moments stay behind", "state.update({name: tensor.to(place) for name, tensor in state.items()})",
-             "pass"),
-            ("who has worked stays", "        self._move(self.idle, parts)\n", ""),
-            ("nobody is sent for", "self._move(self.device, parts)\n        ", ""),
-            ("offload whatever is asked", " if self.offload else ()", "")]),
+        ("frozen weights are fp32 everywhere", "inference_dtype() if lora else", "",
+         "test_lora::reference_and_judge_stay_while_policy_and_critic_learn[bf16]"),
     ],
     "runtime/flags.py": [
         ("a reward's file is no input", 'value.rpartition(":")[0] if', "value if",
@@ -1218,8 +1249,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the last rank's value", "gather(value)[0]", "gather(value)[-1]")]),
         *by("no_rank_holds_more_than_its_share[2]", [
             ("nothing is sharded", "*model.model.layers, model", ""),
-            ("a copy's head is a tensor of its own", "copy.tie()", "pass"),
-            ("a copy's scores have another mean", "copy.score_mean = model.score_mean", "pass")]),
+            ("a copy's head is a tensor of its own", "full.tie()", "pass")]),
         ("all ranks print", "started_as()[0]:", "False:", "ranks_train_as_one_and_only_one_prints[sft-2]"),
         ("one of several ends as usual", "os._exit(code)", "pass", "one_of_several_ends_at_once_with_its_code"),
     ],
@@ -1232,12 +1262,16 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a single moment", ', "moments": 8 * N', ', "moments": 4 * N'),
             ("checkpointing keeps nothing", "tokens * layers * 4 * D + ", "")]),
         *by("the_precision_that_is_set_counts", [
-            ("activations of the device", "2.6 if bf16(cuda)", "2.6 if cuda"),
+            ("activations of the device", "2.6) if bf16(cuda)", "2.6) if cuda"),
             ("copies of the device", "if bf16(cuda) and not", "if cuda and not")]),
         ("keys without values", "cache = 2 * config", "cache = config", "the_cache_is_as_large_as_it_is_said_to_be"),
-        *by("offload_leaves_the_network_at_work_alone_on_a_gpu", [
-            ("offload on a CPU", "(cfg.offload and cuda)", "cfg.offload"),
-            ("no frozen networks", '["frozen"] = 4 *', '["frozen"] = 0 *')]),
+        *by("ppo_holds_four_networks_or_with_adapters_two_frozen_ones", [
+            ("no frozen networks", '["frozen"] = 4 *', '["frozen"] = 0 *'),
+            ("copies beside adapters", "if not cfg.lora:", "if True:"),
+            ("the network that waits has no weights", 'parts["weights"] += other', 'parts["weights"] += 0 * other'),
+            ("the cache is fp32 with adapters", "2 if cfg.lora and bf16(cuda) else 4", "4"),
+            ("a frozen head has a gradient", "if not (scalar or lora)", "if not scalar"),
+            ("adapters beside six maps of seven", "7 * D + 2 * Q + 2 * K + 3 * F)", "6 * D + 2 * Q + 2 * K + 2 * F)")]),
         *by("the_largest_moment_is_said_with_its_parts", [
             ("the smallest moment", "needed = max", "needed = min"),
             ("a pass is never longer than micro_tokens", "max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)",
@@ -1247,7 +1281,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "an_adapter_is_called_one"),
         ("more ranks than GPUs", "nproc <= gpus,", "nproc <= 8 * gpus,", "there_are_no_more_ranks_than_gpus"),
         *by("disk_for_weights_and_states", [
-            ("one state on the disk", "4 + 2 + 2 * 2 * 3", "4 + 2 + 2 * 3"),
+            ("one state on the disk", "2 * 2 * 1.5", "2 * 1.5"),
             ("a full disk will do", "disk < free_disk,", "True,")]),
     ],
     "assignments/handed_in.py": [
@@ -1310,9 +1344,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_train_all::every_stage_gets_what_it_should", [
             ("one seed for all", '(--seed "$seed") ;', "(--seed 0) ;"),
             ("switches are always on", 'echo "--no-$1"; fi', 'echo "--$1"; fi'),
+<<<<<<< HEAD
             ("SFT takes steps of its own size", "sft.py | reward.py) flags+=(--b", "reward.py) flags+=(--b"),
             ("a step is what is sampled at once", '"$train_batch")', '"$batch_size")'),
             ("the preset does not say how many pairs", '--pairs_per_question "$pairs_per_question"', "")]),
+=======
+            ("all weights whatever is asked", '(--lora "$lora" --micro', "(--micro")]),
+>>>>>>> 3f3a3f19066e6d81a198ded3b9e952577cdb6e6c
         ("one rank for all", '[ "$NPROC" != 1 ];', '[ "$NPROC" = 0 ];',
          "test_train_all::every_command_parses_and_reads_what_was_written_before[NPROC=2]"),
         *by("test_train_all::from_redoes_a_stage_and_all_after_it", [

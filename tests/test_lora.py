@@ -262,11 +262,23 @@ def test_the_judge_may_be_another_or_none(tiny, scorer, tmp_path, judged_by):  #
         assert row[name] == pytest.approx(full[0][name], abs=1e-5)
 
 
-def test_a_saved_state_holds_the_adapters_and_their_moments_alone(tiny, scorer, tmp_path, monkeypatch):  # noqa: F811
-    states, real = [], checkpoint.save_file
+def test_a_saved_state_holds_the_adapters_and_their_moments_alone(tiny, scorer, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """A run that was killed goes on from it with the same bits."""
+    states, real, update = [], checkpoint.save_file, ppo.update_critic
     monkeypatch.setattr(checkpoint, "PAUSE", 0)
     monkeypatch.setattr(checkpoint, "save_file", lambda tensors, path: states.append(tensors) or real(tensors, path))
-    run(tmp_path, tiny, scorer, lora=2)
+    run(tmp_path / "whole", tiny, scorer, lora=2)
+
+    def killed(cfg, critic, adam, r, iteration):
+        return 1 / 0 if iteration == 2 else update(cfg, critic, adam, r, iteration)
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(ppo, "update_critic", killed)
+        run(tmp_path / "killed", tiny, scorer, lora=2)
+    run(tmp_path / "killed", tiny, scorer, lora=2)
+    assert "goes on after step 2" in capsys.readouterr().out
+    whole, killed = ((tmp_path / name / "out/model.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
     adapters = 2 * (7 * 32 + 2 * 32 + 2 * 16 + 3 * 64)
     counters = sum(tensor.numel() == 1 for tensor in states[-1].values())
     assert sum(tensor.numel() for tensor in states[-1].values()) - counters == 3 * (2 * adapters + 32)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import lora
 from model import KVCache, Llama, ModelConfig, ScalarModel
 from runtime import preflight
 
@@ -86,6 +87,7 @@ def test_disk_for_weights_and_states(plan, capsys, monkeypatch):
     free[0] -= 2
     with pytest.raises(ValueError, match="GB are needed there"):
         preflight.main(plan)
+    preflight.main(replace(plan, lora=8))  # whose states are adapters
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------
@@ -143,18 +145,26 @@ def test_the_cache_is_as_large_as_it_is_said_to_be():
     assert said == sum(layer.nbytes for layer in [*cache.keys, *cache.values])
 
 
-def test_offload_leaves_the_network_at_work_alone_on_a_gpu(plan):
-    config = asdict(replace(SMALL, tie_word_embeddings=False))
+def test_ppo_holds_four_networks_or_with_adapters_two_frozen_ones(plan, monkeypatch):
+    """All weights: policy and critic with moments, and their copies, in fp32. Adapters: two, of 2 bytes in bf16."""
+    config, cfg = asdict(replace(SMALL, tie_word_embeddings=False)), replace(plan, micro_tokens=1000)
     N, C = preflight.parameters(config), preflight.parameters(config, scalar=True)
-    cfg = replace(plan, micro_tokens=1000)
     alone = preflight.training(config, 1000, False, True)
-    _, policy, critic = preflight.ppo_moments(replace(cfg, offload=True), config, True)
-    assert policy == alone and critic["moments"] == 8 * C
     sample, policy, critic = preflight.ppo_moments(cfg, config, True)
     assert policy["weights"] == alone["weights"] + 4 * C and sample["weights"] == 4 * (N + C)
+    assert policy["gradients"] == 4 * N and critic["gradients"] == 4 * C
     assert {sample["moments"], policy["moments"], critic["moments"]} == {8 * (N + C)}
-    assert policy["frozen"] == critic["frozen"] == 4 * (N + C)
-    assert preflight.ppo_moments(replace(cfg, offload=True), config, False)[1]["moments"] == 8 * (N + C)  # on a CPU
+    assert sample["frozen"] == policy["frozen"] == critic["frozen"] == 4 * (N + C)
+    with torch.device("meta"):
+        A = sum(p.numel() for p in lora.adapt(Llama(SMALL), 3).parameters() if p.requires_grad)
+    for cuda, width in ((False, 4), (True, 2)):
+        sample, policy, critic = preflight.ppo_moments(replace(cfg, lora=3), config, cuda)
+        for parts in (sample, policy, critic):
+            assert parts["weights"] == width * (N + C) + 8 * A and parts["moments"] == 16 * A
+            assert "frozen" not in parts and parts.get("gradients", 4 * A) == 4 * A
+        assert sample["cache"] == 2 * 3 * (preflight.PROMPT + 320) * 20 * width
+        full = preflight.training(config, 1000, False, cuda)
+        assert full["logits"] - policy["logits"] == 8 * 100 * 48  # a frozen head has no gradient
 
 
 def test_the_largest_moment_is_said_with_its_parts(plan, capsys):

@@ -191,6 +191,16 @@ def test_ranks_train_as_one_and_only_one_prints(world, model_folder, alone, tmp_
         assert "done already" in forked_script(n, script, flags, out)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["sft", "reward", "ppo"])
+def test_two_and_three_ranks_train_adapters_as_one(world, model_folder, tmp_path, script):  # noqa: F811
+    module, flags = importlib.import_module(script), f"{commands(world, model_folder)[script]} --lora=4"
+    runtime.launch(module.main, module.Config, [*flags.split(), f"--out={tmp_path}/one"], every_rank=True)
+    for n in (2, 3):
+        forked_script(n, script, flags, tmp_path / str(n))
+        assert_same_training(tmp_path / str(n), tmp_path / "one")
+
+
 @pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("script", ["generate", "eval"])
 def test_ranks_answer_as_one(world, model_folder, alone, tmp_path, script, n):  # noqa: F811
