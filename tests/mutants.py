@@ -1344,13 +1344,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_train_all::every_stage_gets_what_it_should", [
             ("one seed for all", '(--seed "$seed") ;', "(--seed 0) ;"),
             ("switches are always on", 'echo "--no-$1"; fi', 'echo "--$1"; fi'),
-<<<<<<< HEAD
             ("SFT takes steps of its own size", "sft.py | reward.py) flags+=(--b", "reward.py) flags+=(--b"),
             ("a step is what is sampled at once", '"$train_batch")', '"$batch_size")'),
-            ("the preset does not say how many pairs", '--pairs_per_question "$pairs_per_question"', "")]),
-=======
+            ("the preset does not say how many pairs", '--pairs_per_question "$pairs_per_question"', ""),
             ("all weights whatever is asked", '(--lora "$lora" --micro', "(--micro")]),
->>>>>>> 3f3a3f19066e6d81a198ded3b9e952577cdb6e6c
         ("one rank for all", '[ "$NPROC" != 1 ];', '[ "$NPROC" = 0 ];',
          "test_train_all::every_command_parses_and_reads_what_was_written_before[NPROC=2]"),
         *by("test_train_all::from_redoes_a_stage_and_all_after_it", [
