@@ -9,13 +9,14 @@ Every stage reads the question files that this script writes, so all of them ask
 Shapes: B sequences, T tokens. Padding is on the right and is known from masks, never from token ids.
 """
 
+from __future__ import annotations
+
 import random
 import sys
+import textwrap
+import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-
-import torch
-from torch import Tensor
 
 import runtime
 from answers import extract_answer, is_correct  # noqa: F401  all that is about text can be had from here
@@ -26,6 +27,10 @@ from tasks import load_questions
 from tasks.check import CheckConfig, check
 from tasks.published import FetchConfig, fetch
 from tasks.question import Question
+
+if typing.TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
@@ -38,6 +43,8 @@ def collate(
     mask[b, t] is True where tokens[b, t+1] belongs to the response (its end token included): the (B, T-1) frame of
     token_logprobs. Padding holds 0, which nothing reads. Example: prompt [5, 6], response [7, 8] -> mask [F, T, T].
     """
+    import torch  # here: the script itself has no tensors, and does not wait for it
+
     lengths = torch.tensor([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])  # (B,)
     starts = torch.tensor([len(p) for p in prompts])  # (B,)
     tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)  # (B, T)
@@ -78,7 +85,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         rows = [asdict(q) | {"instruction": q.instruction or text} for q, text in zip(questions, asked)]
         write_jsonl(stage.out / f"{name}.jsonl", rows)
     summary = ", ".join(f"{len(questions)} {name}" for name, questions in splits.items())
-    print(f"{summary} questions, e.g. {splits['train'][0].question!r}")
+    print(f"{summary} questions; the first:")
+    print(textwrap.fill(f"'{runtime.shown(splits['train'][0].question)}'", 80))
     stage.finish()
 
 
@@ -99,7 +107,8 @@ def disjoint_splits(name: str, counts: dict[str, int], seed: int) -> dict[str, l
         if name == "mawps":
             splits["hard"] = load_questions("svamp:test")
     else:
-        splits = _cut(name, load_questions(name), counts, seed)
+        pool = load_questions(name)
+        splits = _cut(name, pool, fitting(counts, len({question.key for question in pool})), seed)
     owner = {}
     for split, questions in splits.items():
         for question in questions:
@@ -107,6 +116,18 @@ def disjoint_splits(name: str, counts: dict[str, int], seed: int) -> dict[str, l
                 where = f"is in {split} and in {other}: {question.question[:60]!r}"
                 raise ValueError(f"{name}: the question '{question.id}' {where}")
     return splits
+
+
+def fitting(counts: dict[str, int], n: int) -> dict[str, int]:
+    """How n questions are split: as asked for, or, where they are fewer, in the same shares, with one at least.
+
+    Example: train 20, valid 2, test 10 of 16 -> 10, 1, 5.
+    """
+    if n < sum(counts.values()) and n >= len(counts):
+        rest = {name: max(1, counts[name] * n // sum(counts.values())) for name in counts if name != "train"}
+        print(f"{n} questions, fewer than {' + '.join(map(str, counts.values()))}: split in these shares")
+        counts = {"train": n - sum(rest.values())} | rest
+    return counts
 
 
 def _cut(name: str, pool: list[Question], counts: dict[str, int], seed: int) -> dict[str, list[Question]]:

@@ -149,7 +149,7 @@ def evaluate(cfg: Config, stage: runtime.Stage) -> None:
     low, high = summary["ci95"]
     print(
         f"{name}: {summary['strict']:.1%} [{low:.1%}, {high:.1%}] of {summary['n']} right, lenient "
-        f"{summary['lenient']:.1%}, no answer {summary['no_answer']:.1%}, truncated {summary['truncated']:.1%}"
+        f"{summary['lenient']:.1%}, no answer {summary['no_answer']:.1%}"
     )
     tokens = sum(sum(row["tokens"]) for row in scored) or sum(row["tokens"] or 0 for row in transcripts)
     # the reward model reads all that is said

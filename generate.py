@@ -213,7 +213,7 @@ def answer_in_parts(
         seeds = [seed_of(cfg.seed, purpose, index, i, sample) for i in asked for sample in range(samples)]
         repeated = [prompts[i] for i in asked for _ in range(samples)]
         sampling = (cfg.max_new_tokens, cfg.batch_size, temperatures[index], seeds)
-        said = answers_to(model, tokenizer, repeated, *sampling, progress=stage.bar.update, **options)
+        said = answers_to(model, tokenizer, repeated, *sampling, progress=stage.progress.update, **options)
         yield temperatures[index], asked, [said[i : i + samples] for i in range(0, len(said), samples)]
 
 
@@ -245,6 +245,16 @@ def main(cfg: Config) -> None:
     (ask if cfg.ask else sample)(cfg)
 
 
+def answer(
+    model: Llama, tokenizer: Tokenizer, question: Question, max_new_tokens: int = 256, shots: int = 0
+) -> Response:
+    """The greedy answer to one question, of at most as many tokens as the context has room for."""
+    [prompt] = prompts_of(model.config, tokenizer, [question], 1, shots)
+    room = min(max_new_tokens, model.config.max_position_embeddings - len(prompt))
+    [response] = answers_to(model, tokenizer, [prompt], room, 1, stop_text=STOP_TEXT[question.kind] if shots else "")
+    return response
+
+
 def load(folder: str) -> tuple[Llama, Tokenizer]:
     """A model that only answers, and its tokenizer."""
     model = load_model(folder, runtime.inference_dtype(), runtime.default_device())
@@ -255,13 +265,7 @@ def load(folder: str) -> tuple[Llama, Tokenizer]:
 def ask(cfg: Config) -> None:
     """Print the greedy answer to one question, and nothing else."""
     runtime.flags.check(cfg)
-    model, tokenizer = load(cfg.model)
-    question = Question("--ask", cfg.ask)
-    [prompt] = prompts_of(model.config, tokenizer, [question], 1, cfg.shots)
-    room = min(cfg.max_new_tokens, model.config.max_position_embeddings - len(prompt))
-    stop_text = STOP_TEXT[question.kind] if cfg.shots else ""
-    [response] = answers_to(model, tokenizer, [prompt], room, 1, stop_text=stop_text)
-    print(response.text)
+    print(answer(*load(cfg.model), Question("--ask", cfg.ask), cfg.max_new_tokens, cfg.shots).text)
 
 
 @runtime.stage
@@ -300,8 +304,8 @@ def sample(cfg: Config, stage: runtime.Stage) -> None:
     answered = sum(row["answer"] is not None for row in rows) / len(rows)
     tokens = sum(row["tokens"] for row in rows)
     print(
-        f"{len(rows)} answers to {len(questions)} questions: {ended:.1%} ended, {answered:.1%} state an answer, "
-        f"{tokens / len(rows):.1f} tokens each"
+        f"{len(rows)} answers to {len(questions)} questions: {ended:.1%} ended, {answered:.1%} with a result, "
+        f"{tokens / len(rows):.0f} tokens"
     )
     read = sum(map(len, prompts)) * cfg.samples * len(temperatures)
     flops = 2 * sum(p.numel() for p in model.parameters()) * (tokens + read)

@@ -12,12 +12,14 @@ shows healthy and sick runs. Sources: arXiv 1707.06347, 1909.08593, 2210.10760, 
 
 import contextlib
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+import runtime
 from model import masked_mean
 
 INF = math.inf
@@ -136,11 +138,22 @@ SCORE_LOST = 0.25  # has lost less than this since, in standard deviations of th
 
 # ---- what is measured ----------------------------------------------------------------------------------------------
 
-NOTE = (  # on the screen, after each iteration
-    "score {objective/scores:+.2f} KL {objective/kl:.2f} ratio0 {val/ratio_first:.3f} clip {policy/clipfrac_avg:.1%} "
-    "entropy {policy/entropy_avg:.3f} ended {val/eos_share:.0%} length {response_length/mean:.0f} "
-    "EV {val/explained_variance:.2f}"
-)
+
+def line(metrics: dict[str, float]) -> str:
+    """An iteration on the screen. Example: "score +1.06 KL 1.4 length 41 valid 88 %", where it was measured."""
+    told = f"score {metrics['objective/scores']:+.2f} KL {metrics['objective/kl']:.1f} "
+    told += f"length {metrics['response_length/mean']:.0f}"
+    return told + (f" valid {100 * valid:.0f} %" if (valid := metrics.get("valid/accuracy")) is not None else "")
+
+
+def two_answers(r) -> str:
+    """The answers with the lowest and the highest score of a rollout, for a screen of 80 columns."""
+    text, form = [], {"width": 80, "subsequent_indent": " " * 8, "max_lines": 3, "placeholder": " ..."}
+    for row in r.scores.argsort()[[0, -1]].tolist():
+        asked, said = runtime.shown(r.questions[row].question), runtime.shown(r.texts[row])
+        text.append(textwrap.fill(asked, initial_indent=f"{r.scores[row]:+7.2f} ", **form))
+        text.append(textwrap.fill(f"> {said}", initial_indent=" " * 8, **form))
+    return "\n".join(text)
 
 
 def of_rollout(r, advantages: Tensor, kl_coef: float) -> dict[str, float]:
@@ -262,7 +275,7 @@ class Health:
         if (gap := metrics["val/ratio_first_mean_gap"]) > self.mean_gap:
             raise RuntimeError(f"the ratios of the first minibatch are {gap:.2g} away from 1 in the mean: {DISAGREE}")
         for warning in self.update(iteration, metrics):
-            print(f"warning: {warning}", flush=True)
+            print(textwrap.fill(f"warning: {warning}", 80, subsequent_indent="  "), flush=True)
 
     def update(self, iteration: int, metrics: dict[str, float]) -> list[str]:
         """Example: {"objective/kl": 31.2} -> ["objective/kl 31.2 nats per answer (healthy: -0.05 to 20): ..."]."""

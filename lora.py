@@ -97,7 +97,7 @@ def as_it_started(network: nn.Module) -> Callable | None:
     """The network with its adapters off, as a function of the same arguments; nothing is copied. None without any."""
 
     def original(*args, **named):
-        with torch.no_grad(), adapters_off(network):
+        with adapters_off(network):
             return network(*args, **named)
 
     return original if any(isinstance(module, Adapted) for module in network.modules()) else None

@@ -271,20 +271,18 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     # with --lora the same two networks with their adapters off
     policy, adam = learner(cfg, load_model(cfg.policy, dtype, device), "policy")
     reference = lora.as_it_started(policy) or ranks.shard(load_model(cfg.policy, dtype, device).requires_grad_(False))
-    start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
-    critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
-    critic, critic_adam = learner(cfg, critic, "critic")
-    judge = lora.as_it_started(critic) if start == cfg.reward_model else None  # None: make_score loads a copy
+    critic, critic_adam, judge = critic_of(cfg, dtype, device)
+    parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}  # of a saved state
     score, questions = make_score(cfg, load_questions(cfg.questions), judge)
     valid = load_questions(cfg.valid) if cfg.valid else []
     prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
     runtime.set_threads(policy)
 
     watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
-    parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}
-    for iteration in stage.steps(cfg.iterations, health.NOTE, **parts):
-        for optimizer, lr in ((adam, cfg.lr), (critic_adam, cfg.critic_lr)):
-            runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))
+    for iteration in stage.steps(cfg.iterations, **parts):
+        share = runtime.lr_at(iteration, cfg.iterations, cfg.warmup)
+        runtime.set_lr(adam, share * cfg.lr)
+        runtime.set_lr(critic_adam, share * cfg.critic_lr)
 
         # 1. rollout: sample, score, and let policy and reference read
         asked = [(questions[i], prompts[i]) for i in questions_of(iteration, len(questions), cfg)]
@@ -296,9 +294,10 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         # 3. values of the critic; advantages, whitened for the policy; returns, raw, for the critic
         r = replace(r, values=values_of(cfg, critic, r, iteration))
         advantages, returns = gae(rewards, r.values, r.mask, cfg.gamma, cfg.lam)  # (B, T-1), (B, T-1)
-        metrics = health.of_rollout(r, advantages, cfg.kl_coef) | health.of_values(r, returns)
-        steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN
+        metrics = health.of_rollout(r, advantages, cfg.kl_coef)
+        metrics |= health.of_values(r, returns)
         r = replace(r, advantages=whiten(advantages, r.mask), returns=returns)
+        steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN
 
         # now and then, before the update: keep the policy, and let it answer held-out questions greedily
         if iteration % cfg.eval_every == 0 or iteration == cfg.iterations - 1:
@@ -307,7 +306,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         # 4. update
         metrics |= update_policy(cfg, policy, adam, r, iteration)
         metrics |= update_critic(cfg, critic, critic_adam, r, iteration)
-        stage.log(iteration, metrics)
+        stage.log(iteration, metrics, health.line(metrics))
         watch.check(iteration, metrics)  # warnings, and an error where the update disagrees with the rollout
 
     conclude(cfg, stage, policy, tokenizer)
@@ -318,6 +317,14 @@ def learner(cfg: Config, network: nn.Module, role: str) -> tuple[nn.Module, Adam
     network = ranks.shard(lora.adapt(network, cfg.lora, cfg.seed, role))
     network.model.gradient_checkpointing = cfg.gradient_checkpointing
     return network, AdamW(network.parameters(), betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0, fused=True)
+
+
+def critic_of(cfg: Config, dtype, device) -> tuple:
+    """The critic, its optimiser, and the judge if that is the critic as it started; None: make_score loads a copy."""
+    start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
+    critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
+    critic, adam = learner(cfg, critic, "critic")
+    return critic, adam, lora.as_it_started(critic) if start == cfg.reward_model else None
 
 
 def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:
@@ -332,6 +339,7 @@ def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score) -> di
     """Keep the policy and some of its answers; how it answers held-out questions, and what the judge thinks of that."""
     stage.keep(policy, tokenizer)
     stage.append("samples.txt", health.show_samples(iteration, r))
+    print(health.two_answers(r))
     if not valid:
         return {}
     summary, transcripts = accuracy(policy, tokenizer, valid, cfg.max_new_tokens, cfg.batch_size)
@@ -351,7 +359,7 @@ def conclude(cfg: Config, stage: runtime.Stage, policy: Llama, tokenizer: Tokeni
     last, seen = log[-1], sum(row["tokens"] for row in log)
     results = {"score": last["objective/scores"], "kl": last["objective/kl"]}
     print(f"score {results['score']:+.2f}, KL {results['kl']:.2f} nats per answer, {last['val/eos_share']:.1%} ended")
-    # per token: the sampler, three readers and the judge 2N each; policy and critic 6N each per epoch, frozen ones 4N
+    # per token: sampler, readers and judge 2N each; what learns 6N per epoch, 4N where its weights are frozen
     flops = parameters * seen * (10 + (8 if cfg.lora else 12) * cfg.epochs)
     stage.save(policy, tokenizer, tokens=sum(row["sampled"] for row in log), flops=flops, **results)
 

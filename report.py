@@ -1,6 +1,6 @@
 """One page about a run, from its files: who answers how well, what is more than luck, how good the signal was.
 
-    python report.py runs/tiny-0 --preset tiny --seed 0    # report.md, report.json and curves.png, in the run
+    python report.py runs/tiny-0 --preset tiny --seed 0    # report.md, report.json and two pictures, in the run
 
 Two models are compared on the questions that one gets right and the other wrong, for only those say anything (McNemar,
 1947, exact). Gold answers of *training* questions are read for the report alone: how often is the vote of arXiv
@@ -10,6 +10,7 @@ Two models are compared on the questions that one gets right and the other wrong
 import json
 import math
 import re
+import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 import runtime
 from answers import is_correct
 from runtime.files import read_jsonl, read_object
+from runtime.flags import Share
 from tasks import Question, load_questions
 
 MODELS = {  # name in report.json -> row of the table, in this order
@@ -53,8 +55,16 @@ SIGNALS = {  # part and key of report.json -> what the number is; those with % a
     ("reward_model", "ece"): "calibration error on held-out pairs (perfect 0)",
     ("reward_model", "length_correlation"): "correlation of its score with the length of the answer",
 }
+FEW = 0.05  # share of the training questions with a right vote: below, there is nothing to learn
+NOTHING = (
+    "there is nothing to distil. Take a teacher that can answer them: TEACHER=folder, or PRESET=smollm2 "
+    "(docs/models.md); the bundled models know the questions of QUESTIONS=arith alone."
+)
 COSTS = ("seconds", "tokens", "flops", "peak_memory_mb")
 LEARNED, RAW = r"6_ppo(_r\d)?", "6_ppo_raw"  # PPO's folders, of all rounds
+
+CODE = "    "  # a line that begins so is shown as it is
+MEANS_NOTHING = "QUICK only tries whether every stage works: these numbers mean nothing."
 
 # ---- statistics ----------------------------------------------------------------------------------------------------
 
@@ -105,6 +115,21 @@ def label_quality(rows: Iterable[dict], questions: Mapping[str, Question]) -> di
         "label_accuracy": mean((r["reward"] == 1) == right for r, right in graded),
         "teacher_single_answer_accuracy": mean(right for r, right in graded if r["source"] == "teacher"),
     }
+
+
+def look_at_teacher(run: Path, min_share: float) -> None:
+    """Say after the vote whether there is anything to learn; ValueError where no vote counts, for the run would fail.
+
+    A vote counts where `min_share` of the answers agree. Its gold answers are read for this sentence alone.
+    """
+    questions = {question.id: question for question in load_questions(run / "0_questions" / "train.jsonl")}
+    rows = [row for row in read_jsonl(run / "1_vote" / "rewards.jsonl") if row["share"] >= min_share]
+    told = f"the teacher agrees with itself on {len(rows)} of {len(questions)} questions"
+    runtime.require(bool(rows), f"{told}: {NOTHING}")
+    right = label_quality(rows, questions)["vote_accuracy"]
+    print(told + ("" if right is None else f", and {right:.0%} are right"))
+    if len(rows) / len(questions) * (1 if right is None else right) < FEW:
+        print(textwrap.fill(f"warning: {NOTHING}", 80), flush=True)
 
 
 # ---- from the run to its numbers -----------------------------------------------------------------------------------
@@ -189,6 +214,29 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {row[0].ljust(left)} | {' | '.join(map(str.rjust, row[1:], widths))} |" for row in cells)
 
 
+BETTER = {"yes": "better than", "no": "worse than", "within noise": "within noise of"}
+
+
+def in_words(report: Mapping) -> str:
+    """The answer in a few sentences; of a model that has no row here nothing is said."""
+    shares = {name: f"{number(row['strict'])}\u00a0%" for name, row in report["accuracy"].items()}
+    said, verdicts = [], []
+    if "ppo" in shares:
+        n, rest = report["accuracy"]["ppo"]["n"], {"base": "the student began with", "sft": "had after SFT"}
+        told = " and ".join(f"{verb} {shares[name]}" for name, verb in rest.items() if name in shares)
+        told = f"; {told}" if told else ""
+        said.append(f"PPO with the reward model has {shares['ppo']} of {n:,} held-out questions right{told}.")
+    for key, (one, other) in COMPARISONS.items():
+        if one == "ppo" and (found := report[key])["n"]:
+            gain = f"{100 * found['difference']:+.1f} points"
+            verdicts.append(f"{BETTER[found['verdict']]} {MODELS[other]} ({gain})")
+    said += [f"That is {', '.join(verdicts)}."] * bool(verdicts)
+    votes = report["pseudo_reward"]
+    if votes["vote_accuracy"] is not None and votes["share_kept"] * votes["vote_accuracy"] < FEW:
+        said.append(f"Of the training questions hardly one has a right vote: {NOTHING}")
+    return " ".join(said)
+
+
 def how_answered(accuracy: Mapping[str, Mapping], names: Mapping[str, str]) -> str:
     """Who was not asked for greedy answers; recorded ones are told by their unknown number of tokens."""
     recorded = [f"{names[name]} (recorded)" for name, row in accuracy.items() if row["mean_tokens"] is None]
@@ -219,12 +267,6 @@ def cost_rows(cost: Mapping[str, dict]) -> Iterator[list[object]]:
         yield [name, f"{seconds:.1f}", f"{tokens:,}", speed, f"{flops / 1e12:,.3f}", peak]
 
 
-def shown(text: str) -> str:
-    """What a model said, on one line and harmless: a control character, of an escape sequence say, becomes its code."""
-    line = text.replace("\n", " | ")
-    return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in line)
-
-
 def examples(run: Run, fixed: bool, most: int = 5) -> str:
     """The first questions that PPO has right and SFT wrong, or the other way round, in blocks of code."""
     sft, ppo = run.transcripts("sft"), run.transcripts("ppo")
@@ -234,16 +276,31 @@ def examples(run: Run, fixed: bool, most: int = 5) -> str:
         asked = replace(run.questions[key], instruction="").prompt if key in run.questions else sft[key]["question"]
         said = [f"gold: {sft[key]['gold']}", f"SFT:  {sft[key]['response']}", f"PPO:  {ppo[key]['response']}"]
         indent = {"initial_indent": " " * 4, "subsequent_indent": " " * 10}
-        text.append("\n".join(textwrap.fill(shown(line), 110, **indent) for line in [f"{key}: {asked}", *said]))
+        text.append("\n".join(textwrap.fill(runtime.shown(line), 110, **indent) for line in [f"{key}: {asked}", *said]))
     return "\n\n".join(text)
 
 
+def settings_of(run: Run) -> str:
+    """The flags of every stage, in a block of code."""
+    lines = []
+    for stage, record in run.stages.items():
+        flags = ", ".join(f"{name} {value}" for name, value in record.get("settings", {}).items() if value != "")
+        lines.append(textwrap.indent(textwrap.fill(runtime.shown(f"{stage}: {flags}"), 96), CODE))
+    return "\n".join(lines)
+
+
 def page_of(run: Run, report: Mapping) -> str:
-    """report.md; all above the quality of the signal is also printed."""
+    """report.md, in lines that do not wrap at 100 columns."""
     compared = [comparison(MODELS[b], report[key]) for key, (_, b) in COMPARISONS.items() if report[key]["n"]]
     signals = [[label, number(report[part][key], "%" in label)] for (part, key), label in SIGNALS.items()]
+    command = run.folder / "command.txt"  # and the commit, a line each
+    made_by = command.read_text(encoding="utf-8").splitlines() if command.is_file() else []
+    versions = " ".join(" ".join(pair) for pair in next(iter(run.stages.values())).get("versions", {}).items())
     parts = [
-        f"# Preset {report['preset']}, seed {report['seed']}",
+        f"# {title_of(report)}",
+        f"**{MEANS_NOTHING}**" * report["quick"],
+        "![share of the test questions that each has right](result.png)",
+        in_words(report),
         f"Missing in this run: {', '.join(report['missing']) or 'nothing'}. Not shown: other seeds, other tasks.",
         "## Accuracy on the test questions",
         table(["%", "right", "95 %", "lenient", "none", "cut", "tokens", "n"], accuracy_rows(report)),
@@ -255,7 +312,7 @@ def page_of(run: Run, report: Mapping) -> str:
         "## Quality of the signal",
         table(["signal", "value"], signals),
         "## Curves of PPO",
-        "![curves of PPO, drawn where matplotlib is installed](curves.png)",
+        "![curves of PPO](curves.png)",
         "Where the score still rises and held-out accuracy falls, PPO exploits the reward model.",
         "## What PPO changed",
         examples(run, fixed=True),
@@ -263,41 +320,94 @@ def page_of(run: Run, report: Mapping) -> str:
         "## Cost",
         table(["stage", "seconds", "tokens", "tokens/s", "TFLOPs", "peak MB"], cost_rows(report["cost"])),
         "Tokens: sampled, or trained on. TFLOPs: estimated, 2 (read) or 6 (trained) per parameter and token.",
-        "To reproduce: the command is in command.txt, settings, versions and SHA-256 of inputs in each done.json.",
+        "## How it was made",
+        "\n".join(CODE + runtime.shown(line) for line in [*made_by, versions]),
+        "<details><summary>The settings of every stage</summary>",
+        settings_of(run),
+        "</details>",
+        "SHA-256 of inputs and outputs: in the done.json of each stage.",
     ]
-    return "\n\n".join(parts) + "\n"
+    filled = [textwrap.fill(part, 100) if "\n" not in part and len(part) > 100 else part for part in parts if part]
+    return "\n\n".join(filled) + "\n"
 
 
 BLUE, ORANGE = "#0072B2", "#E69F00"  # of Okabe and Ito (2008), which colour-blind readers can tell apart
-PANELS = (  # metric, title, unit
-    ("objective/scores", "Score of the sampled answers", "deviations (learned), ±1 (raw)"),
-    ("objective/kl", "KL from the reference", "nats per answer"),
-    ("valid/accuracy", "Held-out accuracy (for the report only)", "% right, greedy"),
-    ("response_length/mean", "Response length", "tokens, mean"),
-    ("policy/entropy_avg", "Entropy of the policy", "nats per token"),
-    ("val/explained_variance", "Explained variance of the critic", "share"),
+PALE, GREY = "#8FB4CC", "#7A828C"  # a grey that reads on a light and on a dark page
+PANELS = (  # metric, title, unit, its factor, the lowest value that is drawn
+    ("objective/scores", "Score of the sampled answers, learned reward", "deviations", 1, -math.inf),
+    ("objective/kl", "KL from the reference", "nats per answer", 1, -math.inf),
+    ("valid/accuracy", "Held-out accuracy (for the report only)", "% right, greedy", 100, -math.inf),
+    ("response_length/mean", "Response length", "tokens, mean", 1, -math.inf),
+    ("policy/entropy_avg", "Entropy of the policy", "nats per token", 1, -math.inf),
+    ("val/explained_variance", "Explained variance of the critic", "share (a triangle: lower still)", 1, -0.5),
 )
 
 
-def draw(path: Path, curves: Mapping[str, Sequence[dict]]) -> None:
-    """A PNG of six panels over PPO's iterations: label -> rows of metrics.jsonl, round after round."""
+def title_of(report: Mapping) -> str:
+    return f"Preset {report['preset']}, seed {report['seed']}"
+
+
+def figure_of(width: float, height: float):
+    """An empty figure of matplotlib; None, and a word, where that is not installed."""
     try:
         from matplotlib.figure import Figure  # without pyplot there is no window and no global state
     except ImportError:
-        print(f"no {path.name}: it needs matplotlib")
+        print("no picture: it needs matplotlib")
+        return None
+    return Figure((width, height), dpi=120, layout="constrained")
+
+
+def draw_result(path: Path, rows: Mapping[str, Mapping], teacher: Mapping | None, what: str) -> None:
+    """Bars with 95 % intervals, label -> {"share", "ci95"}, the last one the method's, and the teacher as a line.
+
+    It has no background, and fits a light and a dark page. `what` is the label of the axis.
+    """
+    if not (figure := figure_of(8, 0.45 * len(rows) + 1.1)):
         return
-    figure = Figure((15, 7.5), dpi=120, layout="constrained")
-    for axis, (metric, title, unit) in zip(figure.subplots(2, 3).flat, PANELS):
+    axis = figure.subplots()
+    for y, row in enumerate(rows.values()):
+        share, *ends = (100 * value for value in (row["share"], *row["ci95"]))
+        axis.barh(y, share, 0.62, color=BLUE if y == len(rows) - 1 else PALE)
+        axis.plot(ends, [y, y], color=GREY, linewidth=2.5, solid_capstyle="butt")
+        axis.text(max(share, *ends) + 1, y, f"{share:.1f}", va="center", color=GREY, weight="bold")
+    if teacher:
+        share = 100 * teacher["share"]
+        axis.axvline(share, color=ORANGE, linestyle="--", linewidth=2)
+        axis.text(share, -0.6, f"teacher {share:.1f}", color=ORANGE, ha="center", va="bottom", weight="bold")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(xlim=(0, 108), xticks=range(0, 101, 20), ylim=(len(rows) - 0.5, -0.5))
+    axis.set_xlabel(what, color=GREY)
+    axis.tick_params(colors=GREY, length=0)
+    axis.spines[:].set_visible(False)
+    figure.savefig(path, transparent=True)
+
+
+def draw(path: Path, curves: Mapping[str, Sequence[dict]], title: str = "") -> None:
+    """A PNG of six panels over PPO's iterations: label -> rows of metrics.jsonl, round after round."""
+    if not (figure := figure_of(15, 7.5)):
+        return
+    most = max([1, *map(len, curves.values())])
+    for axis, (metric, name, unit, factor, lowest) in zip(figure.subplots(2, 3).flat, PANELS):
         for (label, rows), (colour, line) in zip(curves.items(), ((BLUE, "-"), (ORANGE, "--"))):
-            points = [(i, row[metric] * (100 if "%" in unit else 1)) for i, row in enumerate(rows) if metric in row]
+            points = [(i, max(lowest, factor * row[metric])) for i, row in enumerate(rows) if metric in row]
             axis.plot([x for x, _ in points], [y for _, y in points], f".{line}", color=colour, label=label)
-        if metric == "val/explained_variance":
-            axis.set_ylim(max(axis.get_ylim()[0], -0.55), 1.05)  # a critic may start far below 0
-        axis.set(title=title, xlabel="PPO iteration", ylabel=unit)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+            lower = [x for x, y in points if y == lowest]
+            axis.plot(lower, [lowest] * len(lower), "v", color=colour)
+        axis.set(title=name, xlabel="PPO iteration", ylabel=unit, xlim=(-0.5, most - 0.5))
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.25)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title)
+    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path)
+
+
+def draw_pictures(run: Run, report: Mapping) -> None:
+    """result.png and curves.png; the raw vote's score has another unit than the learned one's, and stays out."""
+    rows = {MODELS[name]: {"share": row["strict"], "ci95": row["ci95"]} for name, row in report["accuracy"].items()}
+    teacher = rows.pop(MODELS["teacher"], None)
+    draw_result(run.folder / "result.png", rows, teacher, "% of the held-out questions right")
+    raw = [{name: value for name, value in row.items() if name != "objective/scores"} for row in run.metrics(RAW)]
+    draw(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": raw}, title_of(report))
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -310,18 +420,26 @@ class Config:
     run: tuple[str, ...]  # the run folder
     preset: str = "custom"  # named in the title
     seed: int = 0  # named in the title
+    quick: bool = False  # a run that only tried every stage: its page says so
+    only_teacher: bool = False  # no report, but whether the teacher's votes are worth learning from
+    min_share: Share = 0.0  # for that: a vote counts from this share of the answers on
 
 
 def main(cfg: Config) -> None:
     runtime.require(len(cfg.run) == 1, f"{len(cfg.run)} runs: a report is of one; bench/compare.py compares two")
+    if cfg.only_teacher:
+        look_at_teacher(Path(cfg.run[0]), cfg.min_share)
+        return
     run = read_run(Path(cfg.run[0]))
-    numbers = {"preset": cfg.preset, "seed": cfg.seed} | build_report(run)
-    page = page_of(run, numbers)
+    numbers = {"preset": cfg.preset, "seed": cfg.seed, "quick": cfg.quick} | build_report(run)
     runtime.write_json(run.folder / "report.json", numbers)
     with runtime.replacing(run.folder / "report.md") as file:
-        file.write(page)
-    draw(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": run.metrics(RAW)})
-    print(page.split("\n\n## Quality")[0], f"report: {run.folder / 'report.md'}", sep="\n\n")
+        file.write(page_of(run, numbers))
+    draw_pictures(run, numbers)
+    shares = [row[:3] for row in accuracy_rows(numbers | {"hard": {}})]
+    print(table([f"of {len(run.transcripts('ppo'))} held-out questions", "% right", "95 %"], shares))
+    print(f"{MEANS_NOTHING}\n" * cfg.quick + f"report: {run.folder / 'report.md'}")
+    print(f"ask its models: python play.py {shlex.quote(str(run.folder))}")
 
 
 if __name__ == "__main__":

@@ -259,8 +259,8 @@ def measure(cfg: Config, model: ScalarModel, held_out: list[Pair], std: float) -
     # confidence is taken at the scale that was trained: calibrating has changed it
     found = quality.pair_quality(margins, list(map(len, chosen)), list(map(len, rejected)), std)
     print(
-        f"{len(held_out)} held-out pairs: accuracy {found['pair_accuracy']:.3f} ('longer wins' has "
-        f"{found['longer_wins']:.3f}), calibration error {found['ece']:.3f}"
+        f"{len(held_out)} held-out pairs: accuracy {found['pair_accuracy']:.2f} ('longer wins' "
+        f"{found['longer_wins']:.2f}), calibration error {found['ece']:.2f}"
     )
     return {"held_out_pairs": len(held_out), "score_std": std} | found
 

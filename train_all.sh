@@ -35,6 +35,7 @@ fi
 # its answers vote; those that agree with the vote teach the student
 run 1_vote pseudo_reward.py --questions "$questions" --teacher "$answers" "$(switch lenient)" \
   "$(switch keep_duplicates)" --sft_per_question "$sft_per_question"
+report --only_teacher --min_share "$min_share" # is there anything to learn?
 run 2_sft sft.py --model "$STUDENT" --data "$RUN/1_vote/sft.jsonl" --epochs "$sft_epochs" --lr "$sft_lr"
 
 reinforce() { # reinforce STAGE FLAGS...: PPO with the numbers that all its runs share

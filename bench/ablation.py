@@ -1,6 +1,6 @@
 """What each part contributes, and how sure that is: the runs of bench/ablate.sh compared, one per seed.
 
-    python bench/ablation.py runs/tiny-ablation/0 runs/tiny-ablation/1 --out results/tiny     # ablation.md, .json, .png
+    python bench/ablation.py runs/tiny-ablation/0 runs/tiny-ablation/1 --out results/tiny     # a page, two pictures
 
 Every arm differs from the method in one thing and answers the same test questions in every seed. An interval must
 therefore hold for other questions *and* for other seeds: both are drawn anew, with replacement, thousands of times (the
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from judge import majority_curve
 
 import runtime
-from report import Run, evaluation, how_answered, mean, number, read_run, table
+from report import MODELS, Run, draw_result, evaluation, how_answered, mean, number, read_run, table
 
 TIMES = ("0", "0.25", "0.5", "2", "4")  # bench/ablate.sh's KL coefficients, as multiples of the preset's
 ARMS = {  # name -> row, in the order of the table
@@ -234,6 +234,14 @@ def draw(path: Path, accuracy: Mapping[str, dict]) -> None:
         figure.savefig(file)
 
 
+def draw_headline(path: Path, numbers: Mapping) -> None:
+    """The picture of the README: the stages of the method as bars, the teacher as a line."""
+    found = {arm: row | {"share": row["mean"]} for arm, row in numbers["accuracy"].items()}
+    rows = {MODELS[arm]: found[arm] for arm in ("base", "sft", "best_of_n", "ppo_raw", "ppo") if arm in found}
+    what = f"% right of {numbers['questions']:,} held-out questions, mean of {len(numbers['runs'])} seeds and 95 %"
+    draw_result(path, rows, found.get("teacher"), what)
+
+
 def page(numbers: Mapping) -> str:
     """ablation.md: what every arm reaches, what is more than noise."""
     signed = lambda share: f"{100 * share:+.1f}"
@@ -273,7 +281,7 @@ class Config:
     """Compare the arms of an ablation over seeds: RUN RUN ... --out FOLDER."""
 
     runs: tuple[str, ...]  # run folders, one per seed
-    out: str  # folder for ablation.md, ablation.json and ablation.png
+    out: str  # folder for ablation.md, ablation.json, ablation.png and result.png
 
 
 def main(cfg: Config) -> None:
@@ -281,6 +289,7 @@ def main(cfg: Config) -> None:
     numbers = build({folder: read_run(Path(folder), arms=True) for folder in cfg.runs})
     (out := Path(cfg.out)).mkdir(parents=True, exist_ok=True)
     draw(out / "ablation.png", numbers["accuracy"])
+    draw_headline(out / "result.png", numbers)
     runtime.write_json(out / "ablation.json", numbers)
     with runtime.replacing(out / "ablation.md") as file:
         file.write(page(numbers))

@@ -42,7 +42,7 @@ class Bug(NamedTuple):
 ORANGE, SKY, GREEN, BLUE = "#E69F00", "#56B4E9", "#009E73", "#0072B2"
 RED, PURPLE, GREY, BROWN = "#D55E00", "#CC79A7", "#7F7F7F", "#8C510A"
 
-REFERENCE = "load_model(cfg.policy, torch.float32, desk.idle).requires_grad_(False)"
+REFERENCE = "ranks.shard(load_model(cfg.policy, dtype, device).requires_grad_(False))"
 READ = "logprobs, entropy = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)"
 READ_REFERENCE = "masked_logprobs(reference, b.tokens, b.mask, cfg.temperature)"
 READ_AGAIN = "logprobs, _ = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)"

@@ -25,6 +25,7 @@ from runtime.checkpoint import Checkpoint
 CUDA = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if CUDA else torch.float32  # of the files, and of whatever only answers
 END_SHARE = 1 / 16  # of a random model's draws are the end token
+RANK = 16  # of adapters
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Shape:
     def rows(self) -> list[str]:
         """The rows of the table."""
         generate = [f"generate {size}" for size in self.generate] + [f"generate {size} ragged" for size in self.ragged]
-        return ["sft", "score", *generate, "ppo"]
+        return ["sft", "sft lora", "score", *generate, "ppo", "ppo lora"]
 
 
 def llama(vocab: int, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, head: int, tied: bool = True):
@@ -87,11 +88,16 @@ class Job:
         kind, *size = self.row.split()
         return {"sft": self.shape.sft[0], "score": self.shape.score, "ppo": self.shape.ppo[0]}.get(kind) or int(size[0])
 
+    @property
+    def lora(self) -> int:
+        """The rank of the adapters that learn; 0: all weights do."""
+        return RANK * self.row.endswith("lora")
+
     def texts(self) -> tuple[list[list[int]], list[list[int]]]:
         """Prompts and responses as token ids, a response of `sft` with the end token."""
         texts = json.loads(Path(self.folder, "texts.json").read_text(encoding="utf-8"))
         responses = [response[: self.shape.new] for response in texts["responses"]]
-        if self.row == "sft":
+        if self.row.startswith("sft"):
             length, end = self.shape.sft[1] - self.shape.prompt, self.shape.model.eos_token_id
             responses = [[*response[: length - 1], end] for response in texts["responses"]]
         return texts["prompts"][: self.size], responses[: self.size]
@@ -235,6 +241,7 @@ def ours_sft(job: Job) -> None:
         epochs=10**4,  # of one step each
         batch_size=B,
         micro_tokens=B * T,  # one pass
+        lora=job.lora,
         lr=1e-5,
         warmup=1,
     )
@@ -280,7 +287,8 @@ def ours_ppo(job: Job) -> None:
 
         return call
 
-    for part, name in {"generate": "answers_to", "rollout": "rollout", "update": "update"}.items():
+    parts = {"generate": "answers_to", "rollout": "rollout", "values": "values_of"}
+    for part, name in (parts | {"policy": "update_policy", "critic": "update_critic"}).items():
         setattr(ppo, name, timed(part, getattr(ppo, name)))
     rollout, minibatches, _ = job.shape.ppo
     cfg = ppo.Config(
@@ -294,6 +302,7 @@ def ours_ppo(job: Job) -> None:
         batch_size=rollout,
         minibatches=minibatches,
         micro_tokens=job.shape.micro_tokens,
+        lora=job.lora,
         max_new_tokens=job.shape.new,
         lr=1e-9,  # the work is the same, and lengths stay what they are
         critic_lr=1e-9,

@@ -6,12 +6,13 @@
     python bench/speed.py --shape tiny --only sft,generate --profile                   # where our time goes
 
 Rows. `sft`: an optimiser step of sft.py, the loss on the half behind the prompts; the peer is LlamaForCausalLM with
-fused AdamW. `score`: log-probs of given responses; the peer computes logits for the responses only. `generate B`: B
-prompts, every answer of full length. `generate B ragged`: one draw in 16 or so is the end token, so that answers end at
-different times. The peer is `generate` with a dynamic or a static cache, whichever is faster. Only real new tokens
-count, the end included; of `ppo` a sequence's tokens are the mean over all turns. `ppo`: a whole iteration of ppo.py
-(ragged sampling, scores, four readings, update, its log line); the peer is TRL's PPOTrainer with as many sequences,
-minibatches and epochs, without gradient checkpointing, sample generations and saving.
+fused AdamW. `sft lora`, `ppo lora`: adapters of rank 16 learn, there is no peer. `score`: log-probs of given
+responses; the peer computes logits for the responses only. `generate B`: B prompts, every answer of full length.
+`generate B ragged`: one draw in 16 or so is the end token, so that answers end at different times. The peer is
+`generate` with a dynamic or a static cache, whichever is faster. Only real new tokens count, the end included; of
+`ppo` a sequence's tokens are the mean over all turns. `ppo`: a whole iteration of ppo.py (ragged sampling, scores,
+four readings, update, its log line); the peer is TRL's PPOTrainer with as many sequences, minibatches and epochs,
+without gradient checkpointing, sample generations and saving.
 
 Fair play. Weights are random, in the real shape, in files that both sides load; prompts are all of one length, so that
 nobody pads. Each side runs in a process of its own, started anew for every row: the peak of its memory is that row's.
@@ -25,7 +26,8 @@ The limit adds, over forward, backward and decoding passes, the larger of FLOPs 
 rate of the read, and AdamW's bytes. Bytes are weights, and the cache when decoding; activations are free. It counts all
 positions in all layers, and for `ppo` a reading by each of the four models before the update.
 
-On CUDA the same happens in bf16, for --shape llama-1b, llama-3b and llama-8b too. Nobody has run that yet.
+On CUDA the same happens in bf16, for --shape llama-1b, llama-3b and llama-8b too. Nobody has run that yet. How time
+and memory grow: growth.py.
 """
 
 import json
@@ -99,16 +101,18 @@ def limit(job: Job, lengths: list[int], rate: dict[str, float]) -> float:
         return forward(shape.prompt, B) + total
 
     step = 7 * 4 * parameters / rate["bytes"]  # AdamW in fp32: reads weight, gradient and moments, writes all but one
+    passes, step = (2, 0.0) if job.lora else (3, step)  # frozen weights have no gradients, adapters hardly any weight
     kind = job.row.split()[0]
     if kind == "sft":
-        return forward(shape.sft[1], B * (shape.sft[1] - shape.prompt), 3) + step
+        return forward(shape.sft[1], B * (shape.sft[1] - shape.prompt), passes) + step
     if kind == "score":
         return forward(shape.prompt + shape.new, B * shape.new)
     if kind == "generate":
         return decode()
     tokens = shape.prompt + sum(lengths) / B  # policy and reference with logits, critic and reward model without
     reads = 2 * forward(tokens, sum(lengths)) + 2 * forward(tokens, 0)
-    return decode() + reads + forward(tokens, sum(lengths), 3) + forward(tokens, 0, 3) + 2 * shape.ppo[1] * step
+    updates = forward(tokens, sum(lengths), passes) + forward(tokens, 0, passes) + 2 * shape.ppo[1] * step
+    return decode() + reads + updates
 
 
 # ---- the one who asks ----------------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ def measure(cfg: Config, job: Job, sides: list[str]) -> dict:
 
     def tokens(turn: dict) -> float:
         """Of `ppo` as many as its sequences have on average: a few long answers by chance are not speed."""
-        return len(turn["lengths"]) * np.mean(lengths) if job.row == "ppo" else sum(turn["lengths"])
+        return len(turn["lengths"]) * np.mean(lengths) if job.row.startswith("ppo") else sum(turn["lengths"])
 
     shares = [limit(job, turn["lengths"], rate) / turn["seconds"] for turn, rate in zip(turns[0], rates)]
     row = {"rounds": len(rounds), "share_of_limit": middle(shares)}
@@ -298,7 +302,8 @@ def main(cfg: Config) -> None:
             print(HEADER * (not cfg.profile))
             for row in job.shape.rows:
                 kind, job = row.split()[0], replace(job, row=row)
-                peer = {"ppo": "trl" if cfg.trl_python else ""}.get(kind, "transformers") if cfg.peer else ""
+                peer = {"ppo": "trl" if cfg.trl_python else ""}.get(kind, "transformers")
+                peer = peer if cfg.peer and not job.lora else ""
                 if kind in kinds and cfg.profile:
                     profile(cfg, job)
                 elif kind in kinds:

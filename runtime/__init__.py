@@ -3,7 +3,7 @@
 from runtime import ranks, steps  # noqa: F401
 from runtime.files import replacing, sha256, sync, write_json  # noqa: F401
 from runtime.flags import SIGNALS, cli, launch, require  # noqa: F401
-from runtime.stage import Progress, Stage, peak_memory_mb, stage  # noqa: F401
+from runtime.stage import Progress, Stage, peak_memory_mb, shown, stage  # noqa: F401
 from runtime.steps import (  # noqa: F401
     default_device,
     inference_dtype,

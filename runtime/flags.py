@@ -152,7 +152,8 @@ def _run(main: Callable, cfg: object, command: str, every_rank: bool) -> None:
             ranks.join()
         main(cfg)
     except KeyboardInterrupt as stop:
-        ranks.last_words(f"\nstopped; what is finished or saved is kept, and this goes on from there: {command}")
+        if "CONTINUE" not in os.environ:  # else the shell script says so
+            ranks.last_words(f"\nstopped; what is finished or saved is kept, and this goes on from there: {command}")
         sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except (MemoryError, RuntimeError) as error:
         if os.environ.get("DEBUG") or not out_of_memory(error):

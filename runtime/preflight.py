@@ -45,17 +45,17 @@ class Config:
 
 def main(cfg: Config) -> None:
     try:
-        packages = ("torch", "tokenizers", "safetensors", "numpy")
-        versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
+        torch, *_ = map(importlib.metadata.version, ("torch", "tokenizers", "safetensors", "numpy"))
     except importlib.metadata.PackageNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install -r requirements.txt") from None
     threads = os.environ.get("OMP_NUM_THREADS") or "by the size of the model"
-    print(f"preset {cfg.preset} · seed {cfg.seed} · run {cfg.run}")
+    print(f"preset {cfg.preset}, seed {cfg.seed}; made for {cfg.needs or 'what it does not say'}")
     if cfg.changed:
         print(f"numbers that the environment has set: {cfg.changed}")
-    print(f"{' · '.join(versions)} · python {platform.python_version()} · {os.cpu_count()} cores, threads: {threads}")
-    print(f"teacher {cfg.teacher} · student {cfg.student} · questions {cfg.questions}")
-    print(f"the preset is made for: {cfg.needs or 'not stated'}", flush=True)
+    for name in ("run", "questions", "teacher", "student"):
+        print(f"{name:9} {getattr(cfg, name)}")
+    versions = f"python {platform.python_version()}, torch {torch}"
+    print(f"{versions}, {os.cpu_count()} cores, threads {threads}", flush=True)
     check(cfg)
     if cfg.nproc > 1:
         check_ranks(cfg.nproc)
@@ -111,7 +111,8 @@ def check_room(cfg: Config) -> None:
     needed["process"] = 0.6e9 if gpus else 0.27e9  # what CUDA keeps for itself; Python with its libraries
     told = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in needed.items() if size >= 5e6)
     ranks = f" (on one device: {cfg.nproc} ranks share the weights)" if cfg.nproc > 1 else ""
-    print(f"needs about {sum(needed.values()) / 1e9:.1f} GB of {device}: {told}; {free / 1e9:.1f} GB are free{ranks}")
+    total = sum(needed.values())
+    print(f"needs about {total / 1e9:.1f} of {free / 1e9:.1f} GB {device} ({told}){ranks}")
 
     # the weights of SFT, the reward model and two PPO runs; while PPO runs its policy is kept, twice for a moment, and
     # two states of what learns in policy and critic, with its moments
@@ -120,10 +121,10 @@ def check_room(cfg: Config) -> None:
     run = Path(cfg.run).resolve()
     place = next(folder for folder in [run, *run.parents] if folder.exists())
     free_disk = shutil.disk_usage(place).free
-    print(f"needs up to {disk / 1e9:.1f} GB of disk; {free_disk / 1e9:.1f} GB are free", flush=True)
+    print(f"needs up to {disk / 1e9:.1f} of {free_disk / 1e9:.1f} GB disk", flush=True)
     require(place.is_dir() and os.access(place, os.W_OK), f"OUT={cfg.run}: {place} is no folder that can be written to")
     require(disk < free_disk, f"OUT={cfg.run}: {disk / 1e9:.1f} GB are needed there, {free_disk / 1e9:.1f} GB are free")
-    if sum(needed.values()) > free and cfg.nproc == 1:
+    if total > free and cfg.nproc == 1:
         print("warning: that is more than is free; docs/running.md says what needs less", file=sys.stderr)
 
 

@@ -54,30 +54,28 @@ def stage(main: Callable) -> Callable:
 
 
 class Progress:
-    """A bar with the time left on a terminal; a plain line every ten seconds where the output is piped."""
+    """How far a loop is and how long it still takes, in lines that stay, on a terminal and piped alike: one after ten
+    seconds and a fiftieth of the work, or `at_once`."""
 
     def __init__(self, label: str, total: int, first: int = 0):
-        self.label, self.total, self.first, self.count = label, total, first, first
+        self.label, self.total, self.first = label, total, first
+        self.count = self.said = first
         self.start = self.last = time.monotonic()
-        from tqdm import tqdm  # here: before a run the preflight says in a sentence what is not installed
 
-        options = {"total": total, "initial": first, "desc": label, "leave": False, "dynamic_ncols": True}
-        self.bar = tqdm(**options) if sys.stderr.isatty() else None
-
-    def update(self, count: int = 1, note: str = "") -> None:
+    def update(self, count: int = 1, note: str = "", at_once: bool = False) -> None:
         self.count += count
         now = time.monotonic()
-        if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(count)
-        elif now - self.last >= 10:
-            self.last = now
+        if at_once or (now - self.last >= 10 and self.count - self.said >= self.total / 50):
+            self.last, self.said = now, self.count
             left = int((now - self.start) / (self.count - self.first) * (self.total - self.count))
-            print(f"{self.label} {self.count}/{self.total} {note} left {left // 60}:{left % 60:02d}", flush=True)
+            place = f"{self.count:{len(str(self.total))}}/{self.total}"
+            print(self.label, place, *[note] * bool(note), f"left {left // 60}:{left % 60:02d}", flush=True)
 
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+
+def shown(text: str) -> str:
+    """What a model said, on one line and harmless: a control character, of an escape sequence say, becomes its code."""
+    line = text.replace("\n", " | ")
+    return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _hash(path: Path, flag: str) -> str:
@@ -119,7 +117,7 @@ class Stage:
         self.done = self._read_done()
         self.finished = ranks.broadcast(self.done is not None and not self._changes(self.done))
         if self.finished:
-            print(f"{self.folder}: done already ({self.done['seconds']:.0f} s), skipped", flush=True)
+            print(f"{self.folder.name}: done already ({self.done['seconds']:.0f} s), skipped", flush=True)
             if ranks.RANK == 0:  # a kill right after done.json leaves it
                 shutil.rmtree(self.folder / "resume", ignore_errors=True)
             return
@@ -198,20 +196,19 @@ class Stage:
     def steps(self, total: int, note: str = "", units: Sequence[int] = (), **parts: object) -> Iterator[int]:
         """The steps that are left of a loop. `parts`, its networks and optimisers, are saved now and then and loaded
         again, so that a run that was killed goes on with the same bits. `note` is filled with what `log` is given;
-        `units` is how much of the bar each step is, else 1."""
+        `units` is how much of the work each step is, else 1."""
         from runtime.checkpoint import Checkpoint
 
         state = Checkpoint(self, parts)
         units = units or [1] * total
-        self.note, self.bar = note, Progress(self.folder.name, sum(units), sum(units[: state.step]))
+        self.note, self.progress = note, Progress(self.folder.name, sum(units), sum(units[: state.step]))
         for self.step in state.steps(total):
             yield self.step
-        self.bar.close()
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """A line of metrics.jsonl, and the note on the screen."""
+    def log(self, step: int, metrics: dict[str, float], line: str = "") -> None:
+        """A line of metrics.jsonl, and on the screen `line`, or else the note of `steps` now and then."""
         self.append("metrics.jsonl", json.dumps({"step": step, **metrics}) + "\n")
-        self.bar.update(1, self.note.format_map(metrics))
+        self.progress.update(1, line or self.note.format_map(metrics), at_once=bool(line))
 
     def logged(self) -> list[dict]:
         """What `log` was given so far, with the step."""

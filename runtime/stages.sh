@@ -44,14 +44,16 @@ work() { # work COMMAND...: in a process group of its own, which a terminal's Ct
   wait "$child"
   child=""
 }
-stopped() { # stopped SIGNAL CODE
-  trap 'kill -s '"$1"' -- "-$child"' INT TERM HUP # again: it stops at once
-  if [ -z "$child" ]; then echo "stopped; this goes on from there: $CONTINUE" >&2; exit "$2"; fi
-  kill -s "$1" -- "-$child" 2>/dev/null || true
-  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
-  exit "$2"
+stopped() { # stopped CODE
+  if [ -n "$child" ]; then
+    trap 'kill -s TERM -- "-$child"' INT TERM HUP # again: it stops at once
+    kill -s TERM -- "-$child" 2>/dev/null || true # INT would show where in its imports a stage has been
+    while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
+  fi
+  echo "stopped; what is finished or saved is kept, and this goes on from there: $CONTINUE" >&2
+  exit "$1"
 }
-trap 'stopped INT 130' INT; trap 'stopped TERM 143' TERM; trap 'stopped TERM 129' HUP
+trap 'stopped 130' INT; trap 'stopped 143' TERM; trap 'stopped 129' HUP
 
 # ---- a run and its stages -------------------------------------------------------------------------------------------
 run_folder() { # run_folder DEFAULT: sets RUN, checked, and locked until this script and its stages have ended
@@ -65,8 +67,35 @@ run_folder() { # run_folder DEFAULT: sets RUN, checked, and locked until this sc
   if command -v flock >/dev/null && ! flock -n 9; then
     refuse "OUT=$RUN: another train_all.sh is at work there; wait for it, or choose another OUT"
   fi
-  echo "$asked${changed}bash train_all.sh" >"$RUN/command.txt" # for the report
+  { # for the report
+    echo "$asked${changed}bash train_all.sh"
+    git -C "$here" describe --always --dirty --exclude '*' 2>/dev/null | sed 's/^/git commit /' || true
+  } >"$RUN/command.txt"
 }
+stages=$((6 + 4 * ROUNDS)) place=0 # of train_all.sh; an experiment has more
+if [ -d "$TEACHER" ]; then stages=$((stages + 1)); fi
+case $QUESTIONS in arith | mawps) stages=$((stages + 1)) ;; esac # they have harder ones
+heading() { # heading STAGE: which of how many, what it does, and the time since the start
+  local what number=$((place += 1))
+  case $1 in
+    0_questions) what="to learn from, to watch, to test" ;;
+    1_teacher*) what="the teacher answers, several times each" ;;
+    1_vote*) what="its answers vote; the winners will teach" ;;
+    2_sft*) what="the student learns the winning answers" ;;
+    3_student*) what="the student answers, several times each" ;;
+    4_pseudo_reward*) what="the vote rewards the student's answers" ;;
+    5_reward*) what="learns from pairs which answer is better" ;;
+    6_ppo*raw*) what="PPO again, rewarded by the vote itself" ;;
+    6_ppo*) what="PPO makes answers of a high score likelier" ;;
+    7_eval/test) what="all answer questions that none has seen" ;;
+    7_eval/best_of_n) what="the judge picks one of several answers" ;;
+    7_eval/hard) what="harder questions than those to learn from" ;;
+    *) what="" ;;
+  esac
+  if [ "$place" -le "$stages" ]; then number+=/$stages; fi
+  printf '[%s] %s%s (%d:%02d)\n' "$number" "$1" "${what:+: $what}" $((SECONDS / 60)) $((SECONDS % 60))
+}
+
 launch=("$PYTHON") redo=0 seed=$SEED
 if [ "$NPROC" != 1 ]; then launch+=("$here/runtime/ranks.py" "$NPROC"); fi # torchrun
 run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with the flags that its script always gets
@@ -89,7 +118,10 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with
     while [ -e "$RUN/$stage.old$old" ]; do old=$((old + 1)); done
     mv "$RUN/$stage" "$RUN/$stage.old$old"
   fi
-  echo "[$stage]"
+  heading "$stage"
   work "${launch[@]}" "$here/$script" "${flags[@]}" "${@:3}"
 }
-report() { "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED"; }
+report() { # report [FLAGS]: its page, or what a flag asks for
+  if [ "$QUICK" = 1 ]; then set -- --quick "$@"; fi
+  work "$PYTHON" "$here/report.py" "$RUN" --preset "$PRESET" --seed "$SEED" "$@"
+}

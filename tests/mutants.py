@@ -117,15 +117,15 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("one permutation for all epochs", '"minibatches", iteration, epoch', '"minibatches", iteration'),
             ("a minibatch too many", "math.ceil(n / cfg.min", "(n // cfg.min"),
             ("the learning rate is never set",
-             "runtime.set_lr(optimizer, lr * runtime.lr_at(iteration, cfg.iterations, cfg.warmup))", "pass"),
-            ("the critic learns at the policy's rate", ", cfg.critic_lr", ", cfg.lr"),
+             "runtime.set_lr(adam, share * cfg.lr)", "pass"),
+            ("the critic learns at the policy's rate", "share * cfg.critic_lr", "share * cfg.lr"),
             ("no warm-up", ", cfg.warmup", ", 0"),
             ("one optimiser trains the policy twice", "critic_adam, r, iteration", "adam, r, iteration"),
             ("weight decay", "weight_decay=0.0,", "weight_decay=0.01,"),
             ("an epsilon that amplifies small gradients", "5, weight_decay=0.", "8, weight_decay=0."),
             ("the critic starts from nothing", "start or cfg.", "cfg."),
             ("the judge is the critic that is trained",
-             "judge = lora.as_it_started(critic) if start == cfg.reward_model else None", "judge = critic"),
+             "lora.as_it_started(critic) if start == cfg.reward_model else None", "critic"),
             ("the models are in bf16", "runtime.trained_dtype(cfg.lora)", "torch.bfloat16"),
             ("questions are never shuffled", 'steps.permutation(n, cfg.seed, "questions", epoch)', "range(n)"),
             ("KL with the sign of a bonus in the loop", "logprobs, r.ref_logprobs", "ref_logprobs, r.logprobs"),
@@ -140,7 +140,6 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the update's critic has seen the token",
              "values = masked_values(critic, b.tokens, b.mask)", "values = critic(b.tokens)[:, 1:]"),
             ("the critic learns whitened advantages", "returns, b.mask", "advantages, b.mask"),
-            ("only the policy steps", "critic_adam, r,", "adam, r,"),
             ("one epoch whatever is asked", "in range(epochs)", "in range(1)"),
             ("new log-probs without the temperature", "_ = masked_logprobs(policy, b.tokens, b.mask, cfg",
              "_ = masked_logprobs(policy, b.tokens, b.mask, 1.0 or cfg"),
@@ -189,9 +188,9 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("answers are judged by the questions of others", "= score(questions", "= score(questions[::-1]")]),
         *by("test_lora::reference_and_judge_stay_while_policy_and_critic_learn[fp32]", [
             ("the reference has its adapters on", "lora.as_it_started(policy) or", "policy or"),
-            ("the judge has its adapters on", "judge = lora.as_it_started(critic) if", "judge = critic if")]),
+            ("the judge has its adapters on", "lora.as_it_started(critic) if", "critic if")]),
         ("another network's judge", "if start == cfg.reward_model else None", "",
-         "test_lora::the_judge_may_be_another_or_none[another]"),
+         "test_lora::the_judge_may_be_another_or_none[critic]"),
         ("the critic of the flag is ignored", "critic or cfg.reward_model", "reward_model or cfg.critic",
          "the_critic_may_start_from_another_reward_model_than_the_judge"),
         ("the critic without a reward model is random", 'else "zero"', 'else "normal"',
@@ -203,7 +202,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("every rollout begins with a pass", "start % n :][: cfg", ": cfg"),
             ("a rollout ends with its pass", "(start + cfg.rollout_size - 1)", "start")]),
         ("a broken judge goes on",
-         "steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN\n        r", "r",
+         "        steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN\n", "",
          "nan_stops_before_the_step_and_keeps_the_last_good_policy"),
         *by("now_and_then_held_out_questions_are_asked_and_samples_shown", [
             ("held-out questions are asked after the update", "= 0 or iteration =", "= 1 or iteration ="),
@@ -225,8 +224,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("a ratio far below 1 is no gap", "(ratio - 1).abs()", "ratio - 1"),
             ("variance of the ratio without its mean", ' - mean["ratio"] ** 2', ""),
             ("the value loss is a mean over steps", 'tokens,\n        "val', 'len(steps),\n        "val')]),
-        ("the highest score is shown as the lowest", "argsort()", "argsort(descending=True)",
+        ("the highest score is shown as the lowest", "argsort()[[0, len", "argsort(descending=True)[[0, len",
          "the_samples_that_are_shown_by_hand"),
+        *by("an_iteration_is_a_line_and_two_answers_in_80_columns_by_hand", [
+            ("the highest answer first", "argsort()[[0, -1]]", "argsort()[[-1, 0]]"),
+            ("a share for a percentage", "{100 * valid:.0f}", "{valid:.0f}"),
+            ("an answer obeyed by the terminal", "said = runtime.shown(r.questions[row].question), runtime.shown(",
+             "said = runtime.shown(r.questions[row].question), (")]),
         ("the ratio is not watched", "MEAN_GAP = 1e-5, 0.01", "MEAN_GAP = 1e-5, 1.0",
          "test_ppo::an_update_that_disagrees_with_its_rollout_is_an_error"),
         *by("how_far_the_first_ratios_may_be_from_one_follows_the_precision", [
@@ -479,13 +483,45 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "unknown_numbers_and_a_second_round"),
         *by("the_page_of_a_run", [
             ("fixed and broken swapped", "(not fixed, fixed)", "(fixed, not fixed)"),
-            ("peaks are added", ", max", ", sum"),
+            ("peaks are added", ", max(row", ", sum(row"),
             ("an evaluation hides the others' cost", '.setdefault(stage.split("/")[0], []).append(row)',
              '[stage.split("/")[0]] = [row]')]),
-        ("points lose their sign", "found['difference']", "abs(found['difference'])",
+        ("points lose their sign", "s = f\"{100 * found['difference']", "s = f\"{100 * abs(found['difference'])",
          "../bench/tests/test_compare::the_page_of_two_runs"),
-        ("control characters reach the terminal", "if c.isprintable()", "if c",
-         "test_security::the_report_shows_what_a_model_said_and_does_not_obey_it"),
+        *by("the_page_says_the_answer_in_words_and_how_it_was_made", [
+            ("worse is better", '"no": "worse than"', '"no": "better than"'),
+            ("a quick run's numbers are like others", ' * report["quick"]', " * 0"),
+            ("a row that is not there", '    if "ppo" in shares:\n', "    if True:\n")]),
+        *by("the_picture_of_the_result_by_hand", [
+            ("a share and not a percentage", "(100 * value for value in", "(value for value in"),
+            ("the interval begins at 0", "axis.plot(ends, [y, y]", "axis.plot([0, ends[1]], [y, y]"),
+            ("the method comes first", "len(rows) - 0.5, -0.5", "-0.5, len(rows) - 0.5")]),
+        *by("curves_have_one_unit_an_axis_and_nothing_leaves_it", [
+            ("the vote's score on the learned one's axis", 'if name != "objective/scores"', "if name"),
+            ("a critic far below 0 leaves the axis", "max(lowest, factor * row[metric])", "factor * row[metric]"),
+            ("half an iteration", "integer=True, min_n_ticks=1", "integer=False, min_n_ticks=1")]),
+        *by("after_the_vote_a_run_says_whether_there_is_anything_to_learn", [
+            ("every vote counts", 'if row["share"] >= min_share]', "]"),
+            ("without gold there is nothing", "1 if right is None", "0 if right is None"),
+            ("a few votes are nothing", " < FEW:\n        print", " < 1:\n        print"),
+            ("agreement is enough", " * (1 if right is None else right) < FEW", " < FEW")]),
+    ],
+    "play.py": [
+        *by("who_answers", [
+            ("the first round", "max(rounds, default", "min(rounds, default"),
+            ("the base is the SFT student", '"base": run / "2_sft"', '"base": run / "5_reward"')]),
+        *by("all_answer_the_next_test_question_and_what_is_typed", [
+            ("what is typed has a gold answer", "question=typed, answer=None,", "question=typed,"),
+            ("the same test question again", "else next(following)", "else tests[0]"),
+            ("an answer without an end keeps its score", ", UNFINISHED_SCORE).tolist()", ", 0.0).tolist()"),
+            ("another question of its own form", "replace(tests[0], id", "Question(id")]),
+        ("what is missing is silent", '            print(f"no {name}', '            str(f"no {name}',
+         "what_is_missing_is_named_and_the_others_answer"),
+        ("a long question ends it", "except ValueError as error:  # a q", "except KeyError as error:  # a q",
+         "a_question_that_is_too_long_is_said_to_be_and_the_next_is_asked"),
+        ("right and wrong swapped", '"right" if right', '"right" if not right', "a_column_says_what_is_known"),
+        ("the last column's gap counts", "(width + 2) // len(columns) - 2", "width // len(columns) - 2",
+         "columns_by_hand"),
     ],
     "pseudo_reward.py": [
         *by("majority_vote", [
@@ -824,6 +860,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("train and valid overlap",
              "stream = iter(unique)\n    return {split: [next(stream) for _ in range(count)]",
              "return {split: unique[:count]")]),
+        *by("a_small_file_is_split_in_the_shares_of_the_sizes_asked_for", [
+            ("a share of less than one question is none", "max(1, counts[name]", "max(0, counts[name]"),
+            ("copies count", "len({question.key for question in pool})", "len(pool)"),
+            ("what is left over is lost", '"train": n - sum(rest.values())', '"train": counts["train"] * n // 320')]),
         ("the pool is not shuffled", "    random.Random(seed).shuffle(unique)\n", "", "the_script_splits_mmlu_pro"),
         ("a test set that is too small is one", "len(test) == wanted", "len(test) <= wanted",
          "a_set_that_is_too_small_is_an_error"),
@@ -1053,8 +1093,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("adapters in the file's type", "B = nn.Parameter(torch.zeros(out, rank, device=linear.weight.device))",
              "B = nn.Parameter(torch.zeros(out, rank).bfloat16())"),
             ("adapters stay on", "module.on = False", "module.on = True"),
-            ("adapters stay off", "            module.on = True", "            pass"),
-            ("what has started learns", "torch.no_grad(), adapters_off", "adapters_off")]),
+            ("adapters stay off", "            module.on = True", "            pass")]),
         ("the judge's head learns", "if self.on else self.start", "if True else self.start",
          "new_adapters_change_no_bit_and_switched_off_ones_neither[dtype0-ScalarModel]"),
         *by("gradients_are_those_of_the_merged_weight[False-ScalarModel]", [
@@ -1236,8 +1275,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "test_runtime::numbers_that_are_not_finite_end_a_stage_with_its_step"),
         ("done before it is on the disk", "sync(path)  # or a", "pass  # or a",
          "test_checkpoint::no_file_gets_its_name_before_its_bytes_are_on_the_disk"),
-        ("the time left of another attempt", "(self.count - self.first)", "self.count",
-         "test_runtime::progress_prints_a_plain_line_now_and_then_when_piped"),
+        ("control characters reach the terminal", "if c.isprintable()", "if c",
+         "test_security::the_report_shows_what_a_model_said_and_does_not_obey_it"),
+        *by("test_runtime::progress_prints_a_line_that_stays_now_and_then", [
+            ("the time left of another attempt", "(self.count - self.first)", "self.count"),
+            ("a line waits for its turn", "if at_once or (", "if (")]),
+        ("a line every ten seconds of a long run", " and self.count - self.said >= self.total / 50", "",
+         "test_runtime::a_long_loop_prints_at_most_fifty_lines"),
         ("every rank writes", '""\n        if ranks.RANK == 0', '""\n        if True',
          "test_ranks::ranks_train_as_one_and_only_one_prints[sft-2]"),
     ],
@@ -1341,6 +1385,13 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "relative_paths_are_those_of_the_caller_whatever_cdpath_says"),
     ],
     "runtime/stages.sh": [
+        *by("test_train_all::a_heading_says_what_a_stage_does_and_which_of_how_many_it_is", [
+            ("one round for all", "6 + 4 * ROUNDS", "10"),
+            ("a recorded teacher has a stage", 'if [ -d "$TEACHER" ]; then stages', "if true; then stages"),
+            ("every set has harder questions", "arith | mawps) stages", "*) stages"),
+            ("an experiment is stage 13 of 12", '[ "$place" -le "$stages" ]', "true")]),
+        ("a quick report that does not say so", "set -- --quick", "set --",
+         "test_train_all::the_environment_comes_before_quick_and_quick_before_the_preset"),
         *by("test_train_all::every_stage_gets_what_it_should", [
             ("one seed for all", '(--seed "$seed") ;', "(--seed 0) ;"),
             ("switches are always on", 'echo "--no-$1"; fi', 'echo "--$1"; fi'),
@@ -1356,6 +1407,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("an old stage is overwritten", '[ -e "$RUN/$stage.old$old" ]', "false")]),
         *by("test_train_all::a_signal_is_passed_on_once_and_the_stage_waited_for", [
             ("a stage is not waited for", 'wait "$child" || true', "break"),
+            ("a stage that was stopped says nothing", 'fi\n  echo "stopped; what', 'exit; fi\n  echo "stopped; what'),
             ("what goes on forgets the precision", "NPROC PRECISION ", "NPROC "),
             ("what goes on forgets the numbers", ":-$asked$changed$", ":-$asked$")]),
         *by("test_train_all::a_bad_setting_is_one_sentence_before_any_command", [
@@ -1387,7 +1439,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("all runs have one teacher", " TEACHER=${!teacher}", "", "test_train_all::every_teacher_has_runs_of_its_own"),
     ],
     "presets/_quick.sh": [
-        ("QUICK=1 overrules the environment", "${train:=200}", '" && train=200 && : "',
+        ("QUICK=1 overrules the environment", "${train:=60}", '" && train=60 && : "',
          "test_train_all::the_environment_comes_before_quick_and_quick_before_the_preset"),
     ],
     "presets/_real.sh": [

@@ -471,8 +471,21 @@ def test_the_script_cuts_a_file_into_disjoint_splits(tmp_path):
         assert len(set(drawn[out])) == 20
         assert all(q.instruction == "Think." and q.prompt.endswith("\nThink.") for split in splits for q in split)
     assert drawn["a"] == drawn["b"] != drawn["c"]
-    with pytest.raises(ValueError, match="20 different questions"):
-        data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "d"), 10, 4, 7))
+
+
+def test_a_small_file_is_split_in_the_shares_of_the_sizes_asked_for(tmp_path, capsys):
+    """Copies do not count; every split gets a question, and none is left over."""
+    assert data.fitting({"train": 20, "valid": 2, "test": 10}, 16) == {"train": 10, "valid": 1, "test": 5}
+    assert data.fitting({"train": 20, "valid": 2, "test": 10}, 32) == {"train": 20, "valid": 2, "test": 10}
+    for n, sizes in ((60, (39, 3, 18)), (3, (1, 1, 1))):
+        write_jsonl(tmp_path / "q.jsonl", [{"question": f"{i}?", "answer": "1"} for i in range(n)] * 2)
+        capsys.readouterr()
+        splits = data.disjoint_splits(str(tmp_path / "q.jsonl"), {"train": 200, "valid": 20, "test": 100}, seed=0)
+        assert tuple(map(len, splits.values())) == sizes and tuple(splits) == ("train", "valid", "test")
+        assert str(n) in capsys.readouterr().out
+    write_jsonl(tmp_path / "q.jsonl", [{"question": f"{i}?"} for i in range(2)])
+    with pytest.raises(ValueError, match="2 different questions"):
+        data.disjoint_splits(str(tmp_path / "q.jsonl"), {"train": 2, "valid": 1, "test": 1}, seed=0)
 
 
 @pytest.mark.parametrize("more, form", [({"answer": "#### 1"}, "####"), (

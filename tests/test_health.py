@@ -2,12 +2,24 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from data import Question
-from health import RANGES, Health, of_critic_steps, of_policy_steps, of_rollout, of_values, ratios, show_samples
+from health import (
+    RANGES,
+    Health,
+    line,
+    of_critic_steps,
+    of_policy_steps,
+    of_rollout,
+    of_values,
+    ratios,
+    show_samples,
+    two_answers,
+)
 from ppo import Rollout
 
 NAN = math.nan
@@ -66,6 +78,16 @@ def test_the_samples_that_are_shown_by_hand():
     low = ("-2.00", "-2.00", "cut off", "2+2?", "7")
     assert shown == [("lowest", *low), ("middle", "+1.00", "+1.00", "ended", "1+1?", ""),
                      ("highest", "+1.00", "+1.00", "ended", "1+1?", "")]  # fmt: skip
+
+
+def test_an_iteration_is_a_line_and_two_answers_in_80_columns_by_hand():
+    metrics = {"objective/scores": 1.056, "objective/kl": 1.44, "response_length/mean": 40.6}
+    assert line(metrics) == "score +1.06 KL 1.4 length 41"
+    assert line(metrics | {"valid/accuracy": 0.876}) == "score +1.06 KL 1.4 length 41 valid 88 %"
+    assert two_answers(ROLLOUT).splitlines() == ["  -2.00 2+2?", "        > 7 | 8", "  +1.00 1+1?", "        >"]
+    long = replace(ROLLOUT, texts=["a\x1b[2J " * 99] * len(ROLLOUT.texts))
+    lines = two_answers(long).splitlines()
+    assert len(lines) == 8 and max(map(len, lines)) <= 80 and "\x1b" not in "".join(lines)
 
 
 # ---- what is healthy -----------------------------------------------------------------------------------------------

@@ -199,7 +199,9 @@ def test_sft_and_the_reward_model_learn_in_adapters_and_save_a_whole_model(tiny,
     assert scores.mean().item() == pytest.approx(0, abs=1e-4) and scores.std(correction=0).item() == pytest.approx(1)
     adapters = 2 * (7 * 32 + 2 * 32 + 2 * 16 + 3 * 64)
     parameters = sum(weight.numel() for weight in start.values()) + adapters
+    scalar = parameters - start["lm_head.weight"].numel() + 2 * 32  # the head, and what it learned
     assert done["sft"]["flops"] == 4 * parameters * done["sft"]["tokens"]
+    assert done["reward"]["flops"] == 4 * scalar * done["reward"]["tokens"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -246,7 +248,7 @@ def test_a_policy_that_was_merged_scores_as_it_did(tiny, scorer, tmp_path, monke
     torch.testing.assert_close(load_model(tmp_path / "out")(tokens), seen[0](tokens), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("judged_by", ["votes", "another critic"])
+@pytest.mark.parametrize("judged_by", ["votes", "critic"])
 def test_the_judge_may_be_another_or_none(tiny, scorer, tmp_path, judged_by):  # noqa: F811
     """Without a reward model the critic is the policy's trunk; with --critic the judge has a network of its own."""
     write_jsonl(tmp_path / "votes.jsonl", [{"id": f"q{i}", "vote": "7"} for i in range(6)])
@@ -255,7 +257,7 @@ def test_the_judge_may_be_another_or_none(tiny, scorer, tmp_path, judged_by):  #
     save_model(other, tmp_path / "other")
     Tokenizer(tiny).save(tmp_path / "other")
     flags = {"votes": {"reward_model": "", "votes": str(tmp_path / "votes.jsonl")},
-             "another critic": {"critic": str(tmp_path / "other")}}[judged_by]
+             "critic": {"critic": str(tmp_path / "other")}}[judged_by]
     full = run(tmp_path / "full", tiny, scorer, iterations=1, **flags)
     [row] = run(tmp_path / "lora", tiny, scorer, iterations=1, lora=2, **flags)
     for name in ("objective/scores", "val/values_mean", "objective/entropy"):

@@ -444,7 +444,7 @@ def test_with_learning_rate_zero_nothing_moves(tiny, scorer, tmp_path):
     """Three rollouts of two epochs: ratio 1, divergence, KL and clipping 0 throughout, parameters equal to the bit."""
     for metrics in run(tmp_path, tiny, scorer, epochs=2, lr=0.0, critic_lr=0.0):
         assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5) and metrics["policy/approxkl_avg"] < 1e-10
-        assert metrics["policy/clipfrac_avg"] == metrics["val/clipfrac_avg"] == metrics["objective/kl"] == 0
+        assert {value for name, value in metrics.items() if "clipfrac" in name} == {0} and metrics["objective/kl"] == 0
     assert change(load_model(tiny), load_model(tmp_path / "out")).abs().max() == 0
 
 

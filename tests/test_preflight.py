@@ -41,7 +41,7 @@ def plan(tmp_path, monkeypatch):
 def test_it_says_what_the_run_will_take_and_writes_nothing(plan, capsys, monkeypatch):
     preflight.main(replace(plan, changed="train=50"))
     captured = capsys.readouterr()
-    for part in ("preset tiny", "seed 3", "torch", "a laptop and 7 min", "train=50", "100.0 GB are free"):
+    for part in ("preset tiny", "seed 3", "torch", "a laptop and 7 min", "train=50", "of 100.0 GB"):
         assert part in captured.out
     assert captured.err == "" and not Path(plan.run).exists()
     monkeypatch.setattr(preflight, "_available_memory", lambda: 0.1e9)
@@ -83,7 +83,7 @@ def test_disk_for_weights_and_states(plan, capsys, monkeypatch):
     free = [disk + 1]
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=free[0]))
     preflight.main(plan)
-    assert f"up to {disk / 1e9:.1f} GB of disk" in capsys.readouterr().out
+    assert f"up to {disk / 1e9:.1f} of " in capsys.readouterr().out
     free[0] -= 2
     with pytest.raises(ValueError, match="GB are needed there"):
         preflight.main(plan)
@@ -95,7 +95,7 @@ def test_disk_for_weights_and_states(plan, capsys, monkeypatch):
 
 def parts_of(said):
     """The parts of the line that was printed, and their sum, in GB."""
-    [(total, parts)] = re.findall(r"needs about (\S+) GB of .*?: (.*);", said)
+    [(total, parts)] = re.findall(r"needs about (\S+) of .*? \((.*)\)", said)
     return {name: float(size) for name, size in re.findall(r"(\w+) ([\d.]+)", parts)}, float(total)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import struct
 import sys
 
@@ -68,10 +69,10 @@ def make_run(folder, answers=ANSWERS):
 
 
 @pytest.fixture(autouse=True)
-def draw(monkeypatch):
+def figure_of(monkeypatch):
     """The real one: a picture takes half a second, so the others do without."""
-    real = report.draw
-    monkeypatch.setattr(report, "draw", lambda *_: None)
+    real = report.figure_of
+    monkeypatch.setattr(report, "figure_of", lambda *_: None)
     return real
 
 
@@ -145,8 +146,57 @@ def test_the_page_of_a_run(tmp_path, capsys):
            "    PPO:  let me see | #### 7 said by ppo" in fixed
     assert [f"test-{i}:" in fixed for i in range(12)] == [2 <= i <= 6 for i in range(12)]
     assert [f"test-{i}:" in broke for i in range(12)] == [i == 11 for i in range(12)]
-    assert str(run / "report.md") in printed and rows_of(printed, "Accuracy") == accuracy
-    assert max(map(len, [line for line in printed.split("\n") if line.startswith("|")])) <= 80
+    six = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.split("\n") if line[:1] == "|"][2:]
+    assert {row[0]: row[1:] for row in six} == {name: row[:2] for name, row in accuracy.items()
+                                                 if name != "%" and "hard" not in name}
+    assert len(six) == 6 and str(run / "report.md") in printed
+    assert max(map(len, page.split("\n"))) <= 110 and max(len(x) for x in page.split("\n") if x[:1] != " ") <= 100
+
+
+def test_the_page_says_the_answer_in_words_and_how_it_was_made(tmp_path):
+    """The picture comes first. Nothing is said of a model without a row; a quick run's page says what it is."""
+    run = make_run(tmp_path / "run")
+    (run / "command.txt").write_text("SEED=3 bash train_all.sh\ngit commit abc1234-dirty\n")
+    done = run / "2_sft" / "done.json"
+    settings = {"settings": {"lr": 0.5, "data": "</details><b>\x1b[2J"}}
+    done.write_text(json.dumps(json.loads(done.read_text()) | settings))
+    numbers = report_of(run)
+    page = (run / "report.md").read_text(encoding="utf-8")
+    picture, words = page.split("\n\n")[1:3]
+    assert "result.png" in picture and report.MEANS_NOTHING not in page
+    words = " ".join(words.split())
+    assert "83.3 % of 12 held-out" in words.replace("\u00a0", " ") and "within noise of SFT (+50.0 points)" in words
+    assert "    SEED=3 bash train_all.sh\n    git commit abc1234-dirty\n" in page
+    assert "<details>" in page and re.search(r"(?m)^    2_sft: lr 0\.5, data </details>", page) and "\x1b" not in page
+    verdicts = [numbers["student_vs_teacher"] | {"verdict": verdict} for verdict in ("yes", "no")]
+    for verdict, word in zip(verdicts, ("better than teacher", "worse than teacher")):
+        assert word in report.in_words(numbers | {"student_vs_teacher": verdict})
+    nothing = {"accuracy": {"base": numbers["accuracy"]["base"]}} | {key: {"n": 0} for key in report.COMPARISONS}
+    assert report.in_words(numbers | nothing) == ""
+    report.main(report.Config((str(run),), quick=True))
+    assert report.MEANS_NOTHING in (run / "report.md").read_text().split("![")[0]
+
+
+@pytest.mark.parametrize(("votes", "gold", "share", "told"), [
+    ("777777", "777778", 0.9, "6 of 6 questions, and 83% are right"),
+    ("777", "777", 0.5, "3 of 6 questions, and 100%"),
+    ("777777", "888888", 0.9, "warning"),  # it always agrees with itself, and is never right
+    ("777777", "", 0.9, "6 of 6 questions\n"),  # without gold nobody knows
+    ("777", "777", 0.1, "error"),  # no vote counts
+])
+def test_after_the_vote_a_run_says_whether_there_is_anything_to_learn(tmp_path, capsys, votes, gold, share, told):
+    write_rows(tmp_path / "0_questions" / "train.jsonl", [
+        {"id": f"q{i}", "question": f"{i}?"} | ({"answer": gold[i]} if i < len(gold) else {}) for i in range(6)])
+    write_rows(tmp_path / "1_vote" / "rewards.jsonl", [
+        {"id": f"q{i}", "vote": vote, "share": share, "responses": []} for i, vote in enumerate(votes)])
+    config = report.Config((str(tmp_path),), only_teacher=True, min_share=0.3)
+    if told == "error":
+        with pytest.raises(ValueError, match=r"0 of 6 questions.*nothing to distil.*TEACHER="):
+            report.main(config)
+        return
+    report.main(config)
+    out = capsys.readouterr().out
+    assert told in out and ("nothing to distil" in out) == (told == "warning") and not (tmp_path / "report.md").exists()
 
 
 def test_what_is_missing_is_said_and_nothing_else_changes(tmp_path):
@@ -188,18 +238,48 @@ def test_unknown_numbers_and_a_second_round(tmp_path):
     assert scores(report.LEARNED) == [0, 1, 2, 3, 4, 10, 11, 12] and scores(report.RAW) == [0, 1, 2, 3, 4]
 
 
-def test_the_picture_is_a_png_that_reads_well_at_1200_pixels(tmp_path, monkeypatch, capsys, draw):
-    """And so it is where there was no PPO. Without matplotlib there is a page and no picture."""
-    monkeypatch.setattr(report, "draw", draw)
+def test_the_pictures_are_pngs_that_read_well(tmp_path, monkeypatch, capsys, figure_of):
+    """And so they are where there was no PPO. Without matplotlib there is a page and no picture."""
+    monkeypatch.setattr(report, "figure_of", figure_of)
     report_of(run := make_run(tmp_path / "run"))
-    draw(tmp_path / "nothing.png", {"learned": []})
-    for path in (run / "curves.png", tmp_path / "nothing.png"):
+    report.draw(tmp_path / "nothing.png", {"learned": []})
+    for path in (run / "curves.png", run / "result.png", tmp_path / "nothing.png"):
         data = path.read_bytes()
         width, height = struct.unpack(">II", data[16:24])
-        assert len(data) > 10_000 and 1200 <= width <= 2400 and 0.2 < height / width < 0.8
+        assert len(data) > 5_000 and 900 <= width <= 2400 and 0.2 < height / width < 0.8
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # its import fails
     report_of(run := make_run(tmp_path / "bare"))
     assert "matplotlib" in capsys.readouterr().out and [*run.glob("report.md")] and not [*run.glob("*.png")]
+
+
+def test_the_picture_of_the_result_by_hand(tmp_path, monkeypatch, figure_of):
+    """A bar for each student, its interval, the teacher as a line; nothing behind it, for a page of any colour."""
+    monkeypatch.setattr(report, "figure_of", lambda *size: figures.append(figure_of(*size)) or figures[-1])
+    figures = []
+    rows = {"SFT": {"share": 0.5, "ci95": [0.25, 0.75]}, "PPO": {"share": 0.875, "ci95": [0.75, 1.0]}}
+    report.draw_result(tmp_path / "a.png", rows, {"share": 0.625}, "% right")
+    [axis] = figures[0].axes
+    assert [bar.get_width() for bar in axis.patches] == [50, 87.5]
+    assert [list(line.get_xdata()) for line in axis.lines] == [[25, 75], [75, 100], [62.5, 62.5]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["SFT", "PPO"] and axis.yaxis_inverted()
+    assert {"50.0", "87.5", "teacher 62.5"} <= {text.get_text() for text in axis.texts}
+    report.draw_result(tmp_path / "b.png", rows, None, "% right")
+    assert len(figures[1].axes[0].lines) == 2  # a teacher that was not asked
+
+
+def test_curves_have_one_unit_an_axis_and_nothing_leaves_it(tmp_path, monkeypatch, figure_of):
+    """The raw vote's score is of another unit than the learned one's. A critic that starts far below 0 is marked."""
+    monkeypatch.setattr(report, "figure_of", lambda *size: figures.append(figure_of(*size)) or figures[-1])
+    figures = []
+    run = make_run(tmp_path)
+    report_of(run)
+    score, *_, explained = figures[1].axes
+    assert [list(line.get_ydata()) for line in score.lines if len(line.get_ydata())] == [[0, 1, 2, 3, 4]]
+    low, high = explained.get_ylim()
+    assert all(low <= y <= high for line in explained.lines for y in line.get_ydata())
+    assert [line.get_marker() for line in explained.lines if len(line.get_ydata())].count("v") == 2
+    report.draw(tmp_path / "one.png", {"learned": [{"objective/scores": 1.0}]})
+    assert all(tick == int(tick) for figure in figures[1:] for axis in figure.axes for tick in axis.get_xticks())
 
 
 def test_a_mistake_names_its_file(tmp_path):

@@ -260,18 +260,31 @@ def test_a_precision_that_is_neither_is_refused(monkeypatch):
         steps.bf16()
 
 
-def test_progress_prints_a_plain_line_now_and_then_when_piped(monkeypatch, capsys):
-    """With what is left of the time, from where this attempt began."""
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_prints_a_line_that_stays_now_and_then(monkeypatch, capsys, terminal):
+    """With what is left of the time, from where this attempt began; on a terminal as in a pipe."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    bar = runtime.Progress("sft", 14, 10)
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    progress = runtime.Progress("sft", 14, 10)
     for loss in ("3", "2", "1", "0"):
         now[0] += 5
-        bar.update(1, f"loss {loss}")
+        progress.update(1, f"loss {loss}", at_once=loss == "1")
     captured = capsys.readouterr()
-    assert captured.out.splitlines() == ["sft 12/14 loss 2 left 0:10", "sft 14/14 loss 0 left 0:00"]
-    assert "\r" not in captured.out + captured.err
+    assert captured.out.splitlines() == ["sft 12/14 loss 2 left 0:10", "sft 13/14 loss 1 left 0:05"]
+    assert "\r" not in captured.out and captured.err == ""
+
+
+def test_a_long_loop_prints_at_most_fifty_lines(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = runtime.Progress("sft", 1000)
+    for _ in range(1000):
+        now[0] += 11
+        progress.update()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 50 and lines[0].startswith("sft   20/1000 left") and lines[-1] == "sft 1000/1000 left 0:00"
 
 
 # ---- whole files ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 import runtime
 
 ROOT = Path(runtime.__file__).resolve().parent.parent
-SWITCHES = {"lenient", "keep_duplicates", "gradient_checkpointing", "gold", "sft_filter"}
+SWITCHES = {"lenient", "keep_duplicates", "gradient_checkpointing", "gold", "sft_filter", "quick", "only_teacher"}
 STUB = f"""#!/usr/bin/env bash
 # stands for python: write the command down, and leave what later stages and the shell look for
 [ "$1" != -c ] || exec {shlex.quote(sys.executable)} "$@"
@@ -26,7 +26,7 @@ while [ "$1" != --out ]; do shift || exit 0; done
 case $2 in *.jsonl) printf '%s\\n' a b >"$2"; exit ;; esac # bench/controls.py: half as many rows as 1_vote has
 mkdir -p "$2"
 case $2 in
-*/0_questions) touch "$2/hard.jsonl" ;;
+*/0_questions) [ -n "${{NO_HARD:-}}" ] || touch "$2/hard.jsonl" ;;
 */1_vote) [ -s "$2/sft.jsonl" ] || printf '%s\\n' a b c d >"$2/sft.jsonl" ;;
 */2_sft) echo '{{"flops": 100}}' >"$2/done.json" ;;
 */6_ppo) echo '{{"flops": 250}}' >"$2/done.json" ;;
@@ -205,12 +205,14 @@ def test_every_stage_gets_what_it_should(shell):
     for command, expected in zip(stages(commands), wired(WIRES)):
         assert command == expected
     assert len(stages(commands)) == len(wired(WIRES))
-    preflight, report = commands[0], commands[-1]
+    preflight, look, report = commands[0], commands[4], commands[-1]
     asked = {"run": "run", "seed": "7", "teacher": "teacher", "student": "student", "questions": "mine.jsonl",
              "batch_size": "27", "micro_tokens": "28", "max_new_tokens": "16", "lora": "30",
              "gradient_checkpointing": True, "preset": "tiny", "nproc": "1", "teacher_test": ""}
     assert asked.items() <= preflight[2].items() and "kl_coef=0.26" in preflight[2]["changed"]
-    assert report[1:] == ("report", {"=run": "", "preset": "tiny", "seed": "7"})
+    common = {"=run": "", "preset": "tiny", "seed": "7"}
+    assert report[1:] == ("report", common)
+    assert commands[3][0] == "1_vote" and look[1:] == ("report", common | {"only_teacher": True, "min_share": "0.21"})
 
 
 def test_the_arms_of_the_ablation_differ_from_the_run_in_one_thing(shell, tmp_path):
@@ -281,8 +283,8 @@ def test_a_recorded_teacher_is_not_asked(shell):
 
 def test_the_environment_comes_before_quick_and_quick_before_the_preset(shell):
     _, commands = shell(QUICK="1", train="77")
-    data, teacher = commands[1][2], commands[2][2]
-    assert (data["train"], data["valid"], teacher["samples"]) == ("77", "20", "8")
+    data, teacher, report = commands[1][2], commands[2][2], commands[-1][2]
+    assert (data["train"], data["valid"], teacher["samples"]) == ("77", "10", "8") and report["quick"]
 
 
 @pytest.mark.parametrize(("questions", "lenient"), [("gsm8k", True), ("folder/mmlu_pro.jsonl", False)])
@@ -319,6 +321,22 @@ def test_every_command_parses_and_reads_what_was_written_before(shell, environme
             pytest.fail(f"{script}.py: {capsys.readouterr().err}")
         made.add(stage.split("/")[0])
     assert {"2_sft", "6_ppo_raw", "7_eval"} <= made and ("6_ppo_r3" in made) == (environment.get("ROUNDS") == "3")
+
+
+@pytest.mark.parametrize("environment", [
+    {}, {"ROUNDS": "3"}, {"TEACHER": "recorded.jsonl"}, {"QUESTIONS": "mawps"}, {"PRESET": "qwen", "NO_HARD": "1"},
+    {"QUESTIONS": "q.jsonl", "NO_HARD": "1"}], ids=str)
+def test_a_heading_says_what_a_stage_does_and_which_of_how_many_it_is(shell, environment):
+    """In 80 letters. An experiment has more stages than that."""
+    done, commands = shell(**environment)
+    headings = re.findall(r"(?m)^(\[(\d+)/(\d+)\] (\S+): \S.+ \(\d+:\d\d\))$", done.stdout)
+    assert [stage for *_, stage in headings] == [stage for stage, *_ in stages(commands)]
+    assert [(int(place), int(of)) for _, place, of, _ in headings] == [
+        (i + 1, len(headings)) for i in range(len(headings))]
+    assert max(len(line) for line, *_ in headings) <= 80
+    if not environment:
+        done, commands = shell("bench/ablate.sh", "arms")
+        assert re.search(r"(?m)^\[13\] 1_vote\+all: ", done.stdout)
 
 
 def test_from_redoes_a_stage_and_all_after_it(shell, tmp_path):
@@ -404,18 +422,19 @@ def at_work(shell, tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize(("number", "name", "code", "whom"), [
-    (signal.SIGINT, "INT", 130, os.killpg), (signal.SIGTERM, "TERM", 143, os.kill)])
-def test_a_signal_is_passed_on_once_and_the_stage_waited_for(at_work, tmp_path, number, name, code, whom):
-    """Ctrl-C goes to all processes of a terminal, kill to the shell alone: the stage hears of it once in both cases."""
+@pytest.mark.parametrize(("number", "code", "whom"), [
+    (signal.SIGINT, 130, os.killpg), (signal.SIGTERM, 143, os.kill)])
+def test_a_signal_is_passed_on_once_and_the_stage_waited_for(at_work, tmp_path, number, code, whom):
+    """Ctrl-C goes to all processes of a terminal, kill to the shell alone: the stage hears of it once in both cases,
+    and the shell says how to go on, whatever the stage was at."""
     process, _ = at_work
     whom(process.pid, number)
     process.wait()
-    assert (tmp_path / "a run" / "signals").read_text().split() == [name, "saved"]
+    assert (tmp_path / "a run" / "signals").read_text().split() == ["TERM", "saved"]
     output, error = process.communicate()
-    assert process.returncode == code and error.strip() in ("", "Terminated")  # says the stub of its sleep
-    assert output.split()[-1] == "[1_teacher]"  # and no later stage
     command = (tmp_path / "a run" / "started").read_text().strip().partition(" ")[2]
+    assert process.returncode == code and f"this goes on from there: {command}\n" in error
+    assert "1_teacher" in output.splitlines()[-1]  # and no later stage
     assert command.startswith("SEED=3 PRECISION=bf16 TEACHER=") and command.endswith("the\\ clone/train_all.sh")
     assert f"OUT={tmp_path}/a\\ run " in command and "train=50 " in command
     assert "train=50 bash train_all.sh" in (tmp_path / "a run" / "command.txt").read_text()

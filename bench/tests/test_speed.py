@@ -84,9 +84,9 @@ def test_the_limit_counts_the_flops_that_pytorch_counts(bench, job):
     prefill, five_more = counted(24, 1), counted(29, 6) - counted(24, 1)
     assert limit(bench, replace(job, row="generate 1"), [6], flops=1) == prefill + five_more
     assert limit(bench, replace(job, row="generate 3 ragged"), [1, 6, 6], flops=1) == 3 * prefill + 2 * five_more
-    iteration = limit(bench, replace(job, row="ppo"), [6] * 256, flops=1)
-    readings = 5 * counted(30, 6) + 5 * counted(30, 0)  # of a policy: twice, and 3 for the update; without a head alike
-    assert iteration == 256 * (prefill + five_more + readings)
+    iterations = [limit(bench, replace(job, row=row), [6] * 256, flops=1) for row in ("ppo", "ppo lora")]
+    reading = counted(30, 6) + counted(30, 0)  # by policy and critic; with the reference and the judge twice
+    assert iterations == [256 * (prefill + five_more + passes * reading) for passes in (2 + 3, 2 + 2)]
 
 
 def test_the_limit_counts_bytes(bench, job):
@@ -98,6 +98,7 @@ def test_the_limit_counts_bytes(bench, job):
     assert limit(bench, replace(job, row="generate 2"), [3, 3], bytes=1) == 3 * matrices + cached * 2 * (25 + 26)
     parameters = sum(p.numel() for p in model.parameters())
     assert limit(bench, replace(job, row="sft"), [48] * 64, bytes=1) == 3 * matrices + 28 * parameters
+    assert limit(bench, replace(job, row="sft lora"), [48] * 64, bytes=1) == 2 * matrices
 
 
 def test_sides_that_do_different_work_are_refused(bench, job):
@@ -130,7 +131,8 @@ def test_what_a_quick_run_writes(tmp_path):
     [path], [picture] = tmp_path.glob("speed-*.json"), tmp_path.glob("speed-*.png")
     assert picture.read_bytes()[:4] == b"\x89PNG" and path.stem == picture.stem
     rows = json.loads(path.read_text(encoding="utf-8"))["shapes"]["tiny"]
-    assert list(rows) == ["sft", "generate 1", "generate 8 ragged"]
+    assert list(rows) == ["sft", "sft lora", "generate 1", "generate 8 ragged"]
+    assert "peer" not in rows.pop("sft lora")
     for name, row in rows.items():
         ours, peer = row["ours"], row["peer"]
         assert row["rounds"] == 2
@@ -159,7 +161,8 @@ def test_a_ppo_iteration_without_a_peer(tmp_path):
     assert "peer" not in row and "ratio" not in row
     split = {name: seconds for name, (seconds, _, _) in row["ours"]["split"].items()}
     assert 0 < split["generate"] < split["rollout"]
-    assert 0 < split["update"] < row["ours"]["seconds"][0]
+    assert all(split[part] > 0 for part in ("values", "policy", "critic"))
+    assert sum(split.values()) - split["generate"] < row["ours"]["seconds"][0]
 
 
 @pytest.mark.parametrize("flags, said", [
