@@ -3,7 +3,7 @@
 : "${TEACHER:=$here/results/mawps-teacher/shots-train.jsonl.gz}" "${STUDENT:=$models/SmolLM2-135M-Instruct}"
 : "${TEACHER_TEST:=$here/results/mawps-teacher/shots-test.jsonl.gz}" "${hub:=HuggingFaceTB}" "${QUESTIONS:=mawps}"
 : "${needs:=a laptop}"
-: "${train:=600}" "${valid:=40}" "${test:=399}" "${instruction:=}" "${lenient:=0}"
+: "${train:=600}" "${valid:=40}" "${test:=399}" "${lenient:=0}"
 : "${student_samples:=2}" "${temperature:=0.7}" "${max_new_tokens:=96}" "${best_of:=4}"
 : "${sft_per_question:=1}" "${sft_epochs:=1}" "${sft_lr:=3e-4}" "${train_batch:=16}"
 : "${min_share:=0.5}" "${held_out:=0.15}" "${pairs_per_question:=2}" "${reward_lr:=1e-4}"
