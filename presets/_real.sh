@@ -5,8 +5,8 @@
 if [ "${lora:=0}" != 0 ]; then # adapters learn (lora.py), and want ten times the rates
   : "${sft_lr:=1e-4}" "${reward_lr:=1e-4}" "${ppo_lr:=1e-5}" "${critic_lr:=5e-5}"
 fi
-: "${keep_duplicates:=0}" "${sft_per_question:=4}" "${sft_epochs:=2}" "${sft_lr:=1e-5}"
-: "${min_share:=0}" "${held_out:=0.05}" "${reward_epochs:=1}" "${reward_lr:=1e-5}"
+: "${keep_duplicates:=0}" "${sft_per_question:=4}" "${sft_epochs:=2}" "${sft_lr:=1e-5}" "${train_batch:=64}"
+: "${min_share:=0}" "${pairs_per_question:=4}" "${held_out:=0.05}" "${reward_epochs:=1}" "${reward_lr:=1e-5}"
 : "${iterations:=150}" "${rollout_size:=256}" "${minibatches:=4}" "${eval_every:=15}"
 : "${ppo_lr:=1e-6}" "${critic_lr:=5e-6}" "${kl_coef:=0.05}"
 : "${gradient_checkpointing:=0}"

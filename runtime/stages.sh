@@ -27,7 +27,7 @@ must SEED '^[0-9]{1,9}$' "a number of up to nine digits"
 must NPROC '^[1-9][0-9]*$' "how many ranks, 1 or more"
 must ROUNDS '^[1-9]$' "a number from 1 to 9"
 for name in train valid test teacher_samples student_samples best_of max_new_tokens sft_per_question sft_epochs \
-  reward_epochs iterations rollout_size minibatches eval_every batch_size micro_tokens; do
+  reward_epochs iterations rollout_size minibatches eval_every pairs_per_question train_batch batch_size micro_tokens; do
   must "$name" '^[1-9][0-9]*$' "a whole number, 1 or greater"
 done
 must lora '^[0-9]+$' "a rank, a whole number; 0: all weights learn"
@@ -108,6 +108,10 @@ run() { # run STAGE SCRIPT FLAGS...: one stage, into its folder of the run, with
   case $script in generate.py | ppo.py | eval.py) flags+=(--batch_size "$batch_size") ;; esac # answers sampled at once
   case $script in sft.py | reward.py | ppo.py)
     flags+=(--lora "$lora" --micro_tokens "$micro_tokens" "$(switch gradient_checkpointing)") ;;
+  esac
+  case $script in
+    sft.py | reward.py) flags+=(--batch_size "$train_batch") ;; # of an optimiser step
+    pseudo_reward.py) flags+=(--pairs_per_question "$pairs_per_question") ;;
   esac
   if [ "$FROM" = "$stage" ]; then redo=1; fi
   if [ "$redo" = 1 ] && [ -e "$RUN/$stage" ]; then

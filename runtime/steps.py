@@ -171,7 +171,9 @@ def trained_dtype(lora: int) -> torch.dtype | None:
 
 
 def lr_at(step: int, total: int, warmup: int) -> float:
-    """Share of the peak learning rate at a step: linear up over `warmup` steps, then linear to 0 at `total`."""
+    """Share of the peak learning rate at a step: linear up over `warmup` steps, but at most half of them, then linear
+    to 0 at `total`."""
+    warmup = min(warmup, total // 2)
     return min((step + 1) / max(warmup, 1), (total - step) / max(total - warmup, 1))
 
 

@@ -1163,6 +1163,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_runtime::learning_rate_warms_up_and_falls_linearly_to_zero", [
             ("warm-up begins at 0", "(step + 1) / max", "step / max"),
             ("no decay", "(total - step) / max(total - warmup, 1)", "1.0"),
+            ("a short run never reaches its peak", "min(warmup, total // 2)", "warmup"),
             ("only the first group gets the rate", ".param_groups:", ".param_groups[:1]:")]),
         *by("test_runtime::a_seed_follows_from_the_whole_purpose", [
             ("a seed for all", "seed_of(*purpose)", "0"),
@@ -1394,6 +1395,9 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_train_all::every_stage_gets_what_it_should", [
             ("one seed for all", '(--seed "$seed") ;', "(--seed 0) ;"),
             ("switches are always on", 'echo "--no-$1"; fi', 'echo "--$1"; fi'),
+            ("SFT takes steps of its own size", "sft.py | reward.py) flags+=(--b", "reward.py) flags+=(--b"),
+            ("a step is what is sampled at once", '"$train_batch")', '"$batch_size")'),
+            ("the preset does not say how many pairs", '--pairs_per_question "$pairs_per_question"', ""),
             ("all weights whatever is asked", '(--lora "$lora" --micro', "(--micro")]),
         ("one rank for all", '[ "$NPROC" != 1 ];', '[ "$NPROC" = 0 ];',
          "test_train_all::every_command_parses_and_reads_what_was_written_before[NPROC=2]"),

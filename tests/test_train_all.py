@@ -90,7 +90,7 @@ def parsed(words, folder):
 NUMBERS = dict(  # each another one, so that none can take the place of another
     train="11", valid="12", test="13", instruction="say so", lenient="1", teacher_samples="14", temperatures="0.5,0.9",
     student_samples="15", temperature="0.6", max_new_tokens="16", best_of="17", keep_duplicates="0", sft_epochs="18",
-    sft_per_question="29",
+    sft_per_question="29", pairs_per_question="31", train_batch="32",
     sft_lr="1e-1", min_share="0.21", held_out="0.22", reward_epochs="19", reward_lr="1e-2", iterations="20",
     rollout_size="23", minibatches="24", eval_every="25", ppo_lr="1e-3", critic_lr="1e-4", kl_coef="0.26",
     batch_size="27", micro_tokens="28", gradient_checkpointing="1", lora="30")
@@ -100,10 +100,10 @@ ALWAYS = {  # flags that every command of a script gets
     "generate": {"seed": "7", "max_new_tokens": "16", "batch_size": "27", "lenient": True,
                  "questions": "0_questions/train.jsonl"},
     "pseudo_reward": {"seed": "7", "lenient": True, "teacher": "1_teacher/samples.jsonl",
-                      "questions": "0_questions/train.jsonl"},
-    "sft": TRAINS | {"lr": "1e-1", "epochs": "18"},
-    "reward": TRAINS | {"lr": "1e-2", "epochs": "19", "held_out": "0.22", "calibrate": "3_student/samples.jsonl",
-                        "questions": "0_questions/train.jsonl"},
+                      "pairs_per_question": "31", "questions": "0_questions/train.jsonl"},
+    "sft": TRAINS | {"lr": "1e-1", "epochs": "18", "batch_size": "32"},
+    "reward": TRAINS | {"lr": "1e-2", "epochs": "19", "held_out": "0.22", "batch_size": "32",
+                        "calibrate": "3_student/samples.jsonl", "questions": "0_questions/train.jsonl"},
     "ppo": TRAINS | {"lr": "1e-3", "critic_lr": "1e-4", "kl_coef": "0.26", "iterations": "20", "rollout_size": "23",
                      "minibatches": "24", "eval_every": "25", "temperature": "0.6", "max_new_tokens": "16",
                      "batch_size": "27", "questions": "0_questions/train.jsonl",
