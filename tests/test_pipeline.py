@@ -24,7 +24,7 @@ from tasks.arith import TOPICS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER, STUDENT = ROOT / "weights" / "tiny-teacher", ROOT / "weights" / "tiny-student-base"
-SMALL = {"train": "60", "valid": "4", "test": "60", "rollout_size": "16"}
+SMALL = {"train": "60", "valid": "4", "test": "60", "iterations": "3", "rollout_size": "16"}
 STAGES = ["0_questions", "1_teacher", "1_vote", "2_sft", "3_student", "4_pseudo_reward", "5_reward", "6_ppo",
           "6_ppo_raw", *(f"7_eval/test/{name}" for name in ("teacher", "base", "sft", "ppo", "ppo_raw")),
           "7_eval/best_of_n/sft", *(f"7_eval/hard/{name}" for name in ("teacher", "sft", "ppo"))]
@@ -64,7 +64,7 @@ def test_quick_finishes_every_stage_and_reports(quick):
     assert process.stdout.count("needs about") == 1 and process.stderr == ""
     assert not {"\r", "\x1b"} & {*process.stdout}  # plain lines
     rows = [json.loads(line) for line in (out / "6_ppo" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0, 1] and abs(rows[0]["objective/kl"]) < 1e-4
+    assert [row["step"] for row in rows] == [0, 1, 2] and abs(rows[0]["objective/kl"]) < 1e-4
 
 
 def test_a_second_run_skips_what_is_done(quick, capsys):
@@ -79,7 +79,7 @@ def test_a_second_run_skips_what_is_done(quick, capsys):
 
 def test_bundled_models_have_their_habits(quick):
     """The teacher reads the questions about its careful topics, the student about nearly none, in the same run; where
-    they read right they calculate right, and nobody fails to end. Of PPO nothing is asked: two iterations."""
+    they read right they calculate right, and nobody fails to end. Of PPO nothing is asked: three iterations."""
     said = {name: data.read_jsonl(quick[0] / f"7_eval/test/{name}/transcripts.jsonl") for name in ("teacher", "base")}
     right = {name: {True: [], False: []} for name in said}
     for name, rows in said.items():
