@@ -83,6 +83,7 @@ ELSEWHERE = {  # command -> why not here
     'MODELS_DIR=folder DATA_DIR=folder python -m pytest -q -m "slow or not slow"': "needs real weights",
     "micro_tokens=512 PRESET=qwen bash train_all.sh": "needs real weights",
     "python data.py fetch gsm8k && PRESET=qwen DATA_DIR=data bash train_all.sh": "needs the network and real weights",
+    "python data.py fetch svamp && PRESET=laptop DATA_DIR=data bash train_all.sh": "needs the network and real weights",
     "python data.py fetch gsm8k": "needs the network",
     "python data.py fetch svamp": "needs the network",
     "python eval.py --questions gsm8k:test --shots 8 --max_new_tokens 512 --out runs/gsm8k llama=models/Llama-3.1-8B":
