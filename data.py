@@ -9,14 +9,14 @@ Every stage reads the question files that this script writes, so all of them ask
 Shapes: B sequences, T tokens. Padding is on the right and is known from masks, never from token ids.
 """
 
-from __future__ import annotations
-
 import random
 import sys
 import textwrap
-import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
 
 import runtime
 from answers import extract_answer, is_correct  # noqa: F401  all that is about text can be had from here
@@ -27,10 +27,6 @@ from tasks import load_questions
 from tasks.check import CheckConfig, check
 from tasks.published import FetchConfig, fetch
 from tasks.question import Question
-
-if typing.TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
@@ -43,8 +39,6 @@ def collate(
     mask[b, t] is True where tokens[b, t+1] belongs to the response (its end token included): the (B, T-1) frame of
     token_logprobs. Padding holds 0, which nothing reads. Example: prompt [5, 6], response [7, 8] -> mask [F, T, T].
     """
-    import torch  # here: the script itself has no tensors, and does not wait for it
-
     lengths = torch.tensor([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])  # (B,)
     starts = torch.tensor([len(p) for p in prompts])  # (B,)
     tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)  # (B, T)

@@ -18,8 +18,7 @@ ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 ROOM_FILES = sorted(file for room in ROOMS for file in ROOT.glob(f"{room}/*.py"))
 BELOW = {"runtime": set(), "hf": {"runtime"}, "tasks": {"runtime", "answers"}}  # what a room may import beside itself
 ALONE = {"model", "answers", "quality"}  # these import rooms alone
-# without torch, whose import takes two seconds
-PLAIN = ["answers", "data", "pseudo_reward", "runtime.preflight", "runtime.ranks", "hf.folder"]
+PLAIN = ["answers", "pseudo_reward", "runtime.preflight", "runtime.ranks", "hf.folder"]  # without torch, which is slow
 
 
 def tree(path):
