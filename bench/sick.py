@@ -107,7 +107,7 @@ CURVES = {
                    "kl_sign no_kl lr_10 advantage_sign score_late shift"),
     "accuracy": Curve("valid/accuracy", "Held-out accuracy", "share right, greedy",
                       "kl_sign no_kl lr_10 advantage_sign score_late shift reference_alias"),
-    "eos": Curve("val/eos_share", "Answers that end", "share of the answers", "kl_sign no_kl lr_10"),
+    "eos": Curve("val/eos_share", "Answers that end", "share of the answers", "lr_10 advantage_sign"),
     "length": Curve("response_length/mean", "Length of the answers", "tokens",
                     "no_kl lr_10 advantage_sign score_late shift"),
     "explained_variance": Curve("val/explained_variance", "Explained variance of the critic", "1 is perfect",
