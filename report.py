@@ -19,6 +19,7 @@ from pathlib import Path
 
 import runtime
 from answers import is_correct
+from pictures import draw_curves, draw_result
 from runtime.files import read_jsonl, read_object
 from runtime.flags import Share
 from tasks import Question, load_questions
@@ -198,7 +199,7 @@ def build_report(run: Run) -> dict:
     return json.loads(json.dumps(report), parse_constant=lambda name: None)  # NaN is not JSON: null
 
 
-# ---- from the numbers to the page and its picture ------------------------------------------------------------------
+# ---- from the numbers to the page ----------------------------------------------------------------------------------
 
 
 def number(value: float | None, percent: bool = True) -> str:
@@ -289,7 +290,7 @@ def settings_of(run: Run) -> str:
     return "\n".join(lines)
 
 
-def page_of(run: Run, report: Mapping) -> str:
+def page_of(run: Run, report: Mapping, title: str) -> str:
     """report.md, in lines that do not wrap at 100 columns."""
     compared = [comparison(MODELS[b], report[key]) for key, (_, b) in COMPARISONS.items() if report[key]["n"]]
     signals = [[label, number(report[part][key], "%" in label)] for (part, key), label in SIGNALS.items()]
@@ -297,7 +298,7 @@ def page_of(run: Run, report: Mapping) -> str:
     made_by = command.read_text(encoding="utf-8").splitlines() if command.is_file() else []
     versions = " ".join(" ".join(pair) for pair in next(iter(run.stages.values())).get("versions", {}).items())
     parts = [
-        f"# {title_of(report)}",
+        f"# {title}",
         f"**{MEANS_NOTHING}**" * report["quick"],
         "![share of the test questions that each has right](result.png)",
         in_words(report),
@@ -331,83 +332,13 @@ def page_of(run: Run, report: Mapping) -> str:
     return "\n\n".join(filled) + "\n"
 
 
-BLUE, ORANGE = "#0072B2", "#E69F00"  # of Okabe and Ito (2008), which colour-blind readers can tell apart
-PALE, GREY = "#8FB4CC", "#7A828C"  # a grey that reads on a light and on a dark page
-PANELS = (  # metric, title, unit, its factor, the lowest value that is drawn
-    ("objective/scores", "Score of the sampled answers, learned reward", "deviations", 1, -math.inf),
-    ("objective/kl", "KL from the reference", "nats per answer", 1, -math.inf),
-    ("valid/accuracy", "Held-out accuracy (for the report only)", "% right, greedy", 100, -math.inf),
-    ("response_length/mean", "Response length", "tokens, mean", 1, -math.inf),
-    ("policy/entropy_avg", "Entropy of the policy", "nats per token", 1, -math.inf),
-    ("val/explained_variance", "Explained variance of the critic", "share (a triangle: lower still)", 1, -0.5),
-)
-
-
-def title_of(report: Mapping) -> str:
-    return f"Preset {report['preset']}, seed {report['seed']}"
-
-
-def figure_of(width: float, height: float):
-    """An empty figure of matplotlib; None, and a word, where that is not installed."""
-    try:
-        from matplotlib.figure import Figure  # without pyplot there is no window and no global state
-    except ImportError:
-        print("no picture: it needs matplotlib")
-        return None
-    return Figure((width, height), dpi=120, layout="constrained")
-
-
-def draw_result(path: Path, rows: Mapping[str, Mapping], teacher: Mapping | None, what: str) -> None:
-    """Bars with 95 % intervals, label -> {"share", "ci95"}, the last one the method's, and the teacher as a line.
-
-    It has no background, and fits a light and a dark page. `what` is the label of the axis.
-    """
-    if not (figure := figure_of(8, 0.45 * len(rows) + 1.1)):
-        return
-    axis = figure.subplots()
-    for y, row in enumerate(rows.values()):
-        share, *ends = (100 * value for value in (row["share"], *row["ci95"]))
-        axis.barh(y, share, 0.62, color=BLUE if y == len(rows) - 1 else PALE)
-        axis.plot(ends, [y, y], color=GREY, linewidth=2.5, solid_capstyle="butt")
-        axis.text(max(share, *ends) + 1, y, f"{share:.1f}", va="center", color=GREY, weight="bold")
-    if teacher:
-        share = 100 * teacher["share"]
-        axis.axvline(share, color=ORANGE, linestyle="--", linewidth=2)
-        axis.text(share, -0.6, f"teacher {share:.1f}", color=ORANGE, ha="center", va="bottom", weight="bold")
-    axis.set_yticks(range(len(rows)), rows)
-    axis.set(xlim=(0, 108), xticks=range(0, 101, 20), ylim=(len(rows) - 0.5, -0.5))
-    axis.set_xlabel(what, color=GREY)
-    axis.tick_params(colors=GREY, length=0)
-    axis.spines[:].set_visible(False)
-    figure.savefig(path, transparent=True)
-
-
-def draw(path: Path, curves: Mapping[str, Sequence[dict]], title: str = "") -> None:
-    """A PNG of six panels over PPO's iterations: label -> rows of metrics.jsonl, round after round."""
-    if not (figure := figure_of(15, 7.5)):
-        return
-    most = max([1, *map(len, curves.values())])
-    for axis, (metric, name, unit, factor, lowest) in zip(figure.subplots(2, 3).flat, PANELS):
-        for (label, rows), (colour, line) in zip(curves.items(), ((BLUE, "-"), (ORANGE, "--"))):
-            points = [(i, max(lowest, factor * row[metric])) for i, row in enumerate(rows) if metric in row]
-            axis.plot([x for x, _ in points], [y for _, y in points], f".{line}", color=colour, label=label)
-            lower = [x for x, y in points if y == lowest]
-            axis.plot(lower, [lowest] * len(lower), "v", color=colour)
-        axis.set(title=name, xlabel="PPO iteration", ylabel=unit, xlim=(-0.5, most - 0.5))
-        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        axis.grid(alpha=0.25)
-    figure.suptitle(title)
-    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path)
-
-
-def draw_pictures(run: Run, report: Mapping) -> None:
+def draw_pictures(run: Run, report: Mapping, title: str) -> None:
     """result.png and curves.png; the raw vote's score has another unit than the learned one's, and stays out."""
     rows = {MODELS[name]: {"share": row["strict"], "ci95": row["ci95"]} for name, row in report["accuracy"].items()}
     teacher = rows.pop(MODELS["teacher"], None)
     draw_result(run.folder / "result.png", rows, teacher, "% of the held-out questions right")
     raw = [{name: value for name, value in row.items() if name != "objective/scores"} for row in run.metrics(RAW)]
-    draw(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": raw}, title_of(report))
+    draw_curves(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": raw}, title)
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -432,10 +363,11 @@ def main(cfg: Config) -> None:
         return
     run = read_run(Path(cfg.run[0]))
     numbers = {"preset": cfg.preset, "seed": cfg.seed, "quick": cfg.quick} | build_report(run)
+    title = f"Preset {cfg.preset}, seed {cfg.seed}"
     runtime.write_json(run.folder / "report.json", numbers)
     with runtime.replacing(run.folder / "report.md") as file:
-        file.write(page_of(run, numbers))
-    draw_pictures(run, numbers)
+        file.write(page_of(run, numbers, title))
+    draw_pictures(run, numbers, title)
     shares = [row[:3] for row in accuracy_rows(numbers | {"hard": {}})]
     print(table([f"of {len(run.transcripts('ppo'))} held-out questions", "% right", "95 %"], shares))
     print(f"{MEANS_NOTHING}\n" * cfg.quick + f"report: {run.folder / 'report.md'}")

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from judge import majority_curve
 
 import runtime
-from report import MODELS, Run, draw_result, evaluation, how_answered, mean, number, read_run, table
+from pictures import draw_result
+from report import MODELS, Run, evaluation, how_answered, mean, number, read_run, table
 
 TIMES = ("0", "0.25", "0.5", "2", "4")  # bench/ablate.sh's KL coefficients, as multiples of the preset's
 ARMS = {  # name -> row, in the order of the table

@@ -11,7 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
-from report import LEARNED, MODELS, SIGNALS, Run, build_report, compare, comparison, draw, mean, number, read_run, table
+from pictures import draw_curves
+from report import LEARNED, MODELS, SIGNALS, Run, build_report, compare, comparison, mean, number, read_run, table
 
 
 def same(x: float, y: float) -> bool:
@@ -81,7 +82,7 @@ def page_of(one: Run, other: Run) -> str:
         "## Quality of the signal",
         table(["signal", "first", "second"], signals),
         "## Curves of PPO",
-        "![curves of PPO, drawn where matplotlib is installed](comparison.png)",
+        "![curves of PPO](comparison.png)",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -101,7 +102,7 @@ def main(cfg: Config) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with runtime.replacing(out / "comparison.md") as file:
         file.write(page)
-    draw(out / "comparison.png", {str(run.folder): run.metrics(LEARNED) for run in (one, other)})
+    draw_curves(out / "comparison.png", {str(run.folder): run.metrics(LEARNED) for run in (one, other)})
     print(page.split("\n\n## Quality")[0], f"comparison: {out / 'comparison.md'}", sep="\n\n")
 
 

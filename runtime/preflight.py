@@ -45,7 +45,7 @@ class Config:
 
 def main(cfg: Config) -> None:
     try:
-        torch, *_ = map(importlib.metadata.version, ("torch", "tokenizers", "safetensors", "numpy"))
+        torch, *_ = map(importlib.metadata.version, ("torch", "tokenizers", "safetensors", "numpy", "matplotlib"))
     except importlib.metadata.PackageNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install -r requirements.txt") from None
     threads = os.environ.get("OMP_NUM_THREADS") or "by the size of the model"

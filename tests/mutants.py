@@ -27,7 +27,7 @@ ROOT = TESTS.parent
 
 
 HOME = {  # where the tests of a file are, if not in the test file of its own name
-    "folder": "model", "chunked": "model",
+    "folder": "model", "chunked": "model", "pictures": "report",
     "tokenizer": "chat", "template": "chat", "question": "data", "__init__": "data", "published": "data",
     "check": "data", "arith": "data", "recorded": "pseudo_reward",
     "handed_in": "assignments", "handout": "assignments", "exercises": "assignments"}
@@ -492,19 +492,22 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("worse is better", '"no": "worse than"', '"no": "better than"'),
             ("a quick run's numbers are like others", ' * report["quick"]', " * 0"),
             ("a row that is not there", '    if "ppo" in shares:\n', "    if True:\n")]),
-        *by("the_picture_of_the_result_by_hand", [
-            ("a share and not a percentage", "(100 * value for value in", "(value for value in"),
-            ("the interval begins at 0", "axis.plot(ends, [y, y]", "axis.plot([0, ends[1]], [y, y]"),
-            ("the method comes first", "len(rows) - 0.5, -0.5", "-0.5, len(rows) - 0.5")]),
-        *by("curves_have_one_unit_an_axis_and_nothing_leaves_it", [
-            ("the vote's score on the learned one's axis", 'if name != "objective/scores"', "if name"),
-            ("a critic far below 0 leaves the axis", "max(lowest, factor * row[metric])", "factor * row[metric]"),
-            ("half an iteration", "integer=True, min_n_ticks=1", "integer=False, min_n_ticks=1")]),
+        ("the vote's score on the learned one's axis", 'if name != "objective/scores"', "if name",
+         "curves_have_one_unit_an_axis_and_nothing_leaves_it"),
         *by("after_the_vote_a_run_says_whether_there_is_anything_to_learn", [
             ("every vote counts", 'if row["share"] >= min_share]', "]"),
             ("without gold there is nothing", "1 if right is None", "0 if right is None"),
             ("a few votes are nothing", " < FEW:\n        print", " < 1:\n        print"),
             ("agreement is enough", " * (1 if right is None else right) < FEW", " < FEW")]),
+    ],
+    "pictures.py": [
+        *by("the_picture_of_the_result_by_hand", [
+            ("a share and not a percentage", "(100 * value for value in", "(value for value in"),
+            ("the interval begins at 0", "axis.plot(ends, [y, y]", "axis.plot([0, ends[1]], [y, y]"),
+            ("the method comes first", "len(rows) - 0.5, -0.5", "-0.5, len(rows) - 0.5")]),
+        *by("curves_have_one_unit_an_axis_and_nothing_leaves_it", [
+            ("a critic far below 0 leaves the axis", "max(lowest, factor * row[metric])", "factor * row[metric]"),
+            ("half an iteration", "integer=True, min_n_ticks=1", "integer=False, min_n_ticks=1")]),
     ],
     "play.py": [
         *by("who_answers", [

@@ -1,14 +1,14 @@
-"""report.py: the numbers of a made-up run, worked out by hand; missing parts; the page and its picture."""
+"""report.py, pictures.py: the numbers of a made-up run, worked out by hand; missing parts; page and pictures."""
 
 import itertools
 import json
 import math
 import re
 import struct
-import sys
 
 import pytest
 
+import pictures
 import report
 from runtime.files import write_jsonl as write_rows
 
@@ -69,11 +69,19 @@ def make_run(folder, answers=ANSWERS):
 
 
 @pytest.fixture(autouse=True)
-def figure_of(monkeypatch):
+def draw_pictures(monkeypatch):
     """The real one: a picture takes half a second, so the others do without."""
-    real = report.figure_of
-    monkeypatch.setattr(report, "figure_of", lambda *_: None)
+    real = report.draw_pictures
+    monkeypatch.setattr(report, "draw_pictures", lambda *_: None)
     return real
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, in their order."""
+    drawn, real = [], pictures.Figure
+    monkeypatch.setattr(pictures, "Figure", lambda *size, **how: drawn.append(real(*size, **how)) or drawn[-1])
+    return drawn
 
 
 def report_of(folder):
@@ -238,48 +246,34 @@ def test_unknown_numbers_and_a_second_round(tmp_path):
     assert scores(report.LEARNED) == [0, 1, 2, 3, 4, 10, 11, 12] and scores(report.RAW) == [0, 1, 2, 3, 4]
 
 
-def test_the_pictures_are_pngs_that_read_well(tmp_path, monkeypatch, capsys, figure_of):
-    """And so they are where there was no PPO. Without matplotlib there is a page and no picture."""
-    monkeypatch.setattr(report, "figure_of", figure_of)
-    report_of(run := make_run(tmp_path / "run"))
-    report.draw(tmp_path / "nothing.png", {"learned": []})
-    for path in (run / "curves.png", run / "result.png", tmp_path / "nothing.png"):
-        data = path.read_bytes()
-        width, height = struct.unpack(">II", data[16:24])
-        assert len(data) > 5_000 and 900 <= width <= 2400 and 0.2 < height / width < 0.8
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # its import fails
-    report_of(run := make_run(tmp_path / "bare"))
-    assert "matplotlib" in capsys.readouterr().out and [*run.glob("report.md")] and not [*run.glob("*.png")]
-
-
-def test_the_picture_of_the_result_by_hand(tmp_path, monkeypatch, figure_of):
+def test_the_picture_of_the_result_by_hand(tmp_path, figures):
     """A bar for each student, its interval, the teacher as a line; nothing behind it, for a page of any colour."""
-    monkeypatch.setattr(report, "figure_of", lambda *size: figures.append(figure_of(*size)) or figures[-1])
-    figures = []
     rows = {"SFT": {"share": 0.5, "ci95": [0.25, 0.75]}, "PPO": {"share": 0.875, "ci95": [0.75, 1.0]}}
-    report.draw_result(tmp_path / "a.png", rows, {"share": 0.625}, "% right")
+    pictures.draw_result(tmp_path / "a.png", rows, {"share": 0.625}, "% right")
     [axis] = figures[0].axes
     assert [bar.get_width() for bar in axis.patches] == [50, 87.5]
     assert [list(line.get_xdata()) for line in axis.lines] == [[25, 75], [75, 100], [62.5, 62.5]]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["SFT", "PPO"] and axis.yaxis_inverted()
     assert {"50.0", "87.5", "teacher 62.5"} <= {text.get_text() for text in axis.texts}
-    report.draw_result(tmp_path / "b.png", rows, None, "% right")
+    pictures.draw_result(tmp_path / "b.png", rows, None, "% right")
     assert len(figures[1].axes[0].lines) == 2  # a teacher that was not asked
 
 
-def test_curves_have_one_unit_an_axis_and_nothing_leaves_it(tmp_path, monkeypatch, figure_of):
+def test_curves_have_one_unit_an_axis_and_nothing_leaves_it(tmp_path, monkeypatch, draw_pictures, figures):
     """The raw vote's score is of another unit than the learned one's. A critic that starts far below 0 is marked."""
-    monkeypatch.setattr(report, "figure_of", lambda *size: figures.append(figure_of(*size)) or figures[-1])
-    figures = []
-    run = make_run(tmp_path)
-    report_of(run)
+    monkeypatch.setattr(report, "draw_pictures", draw_pictures)
+    report_of(make_run(tmp_path))
     score, *_, explained = figures[1].axes
     assert [list(line.get_ydata()) for line in score.lines if len(line.get_ydata())] == [[0, 1, 2, 3, 4]]
     low, high = explained.get_ylim()
     assert all(low <= y <= high for line in explained.lines for y in line.get_ydata())
     assert [line.get_marker() for line in explained.lines if len(line.get_ydata())].count("v") == 2
-    report.draw(tmp_path / "one.png", {"learned": [{"objective/scores": 1.0}]})
+    pictures.draw_curves(tmp_path / "one.png", {"learned": [{"objective/scores": 1.0}]})
     assert all(tick == int(tick) for figure in figures[1:] for axis in figure.axes for tick in axis.get_xticks())
+    pictures.draw_curves(tmp_path / "nothing.png", {"learned": []})  # where there was no PPO
+    for name in ("result", "curves", "one", "nothing"):
+        width, height = struct.unpack(">II", (tmp_path / f"{name}.png").read_bytes()[16:24])
+        assert 900 <= width <= 2400 and 0.2 < height / width < 0.8  # a PNG that reads well
 
 
 def test_a_mistake_names_its_file(tmp_path):

@@ -128,7 +128,7 @@ def test_an_id_in_a_file_of_lines_names_no_file(tmp_path, monkeypatch, id):
     "\u2028<i>\u2029<u>", "\x0b# b\x0c<s>", "\u202egnp.exe", "&lt;b&gt;", "* * *\n\n---\n\n> q"])
 def test_the_report_shows_what_a_model_said_and_does_not_obey_it(tmp_path, monkeypatch, text):
     """In a code block of the page every line of it stays behind four spaces, without control characters."""
-    monkeypatch.setattr(report, "figure_of", lambda *_: None)
+    monkeypatch.setattr(report, "draw_pictures", lambda *_: None)
     folder = make_run(tmp_path / "run")
     for name in ("sft", "ppo"):
         path = folder / report.evaluation(name) / "transcripts.jsonl"

@@ -51,7 +51,7 @@ def test_where_two_runs_part(runs):
 
 def test_the_page_of_two_runs(runs, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(compare, "draw", lambda path, curves: drawn.update({path.name: curves}))
+    monkeypatch.setattr(compare, "draw_curves", lambda path, curves: drawn.update({path.name: curves}))
     compare.main(compare.Config(tuple(map(str, runs)), str(tmp_path / "out")))
     page = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.split("\n") if line.startswith("|")]
