@@ -243,9 +243,8 @@ def show_samples(iteration: int, r) -> str:
     for place, row in zip(("lowest", "middle", "highest"), r.scores.argsort()[[0, len(r.scores) // 2, -1]].tolist()):
         kl = (r.logprobs[row] - r.ref_logprobs[row])[r.mask[row]].sum()
         answer = r.texts[row].replace("\n", "\n> ")
-        text += (
-            f"---- {place} score {r.scores[row]:+.2f}, KL {kl:+.2f} nats, {'ended' if r.ended[row] else 'cut off'}\n"
-        )
+        ended = "ended" if r.ended[row] else "cut off"
+        text += f"---- {place} score {r.scores[row]:+.2f}, KL {kl:+.2f} nats, {ended}\n"
         text += f"{r.questions[row].prompt}\n> {answer}\n"
     return text + "\n"
 

@@ -90,15 +90,12 @@ def main(cfg: Config) -> None:
     run = Path(cfg.run[0])
     runtime.require(len(cfg.run) == 1 and run.is_dir(), f"{' '.join(cfg.run)}: the folder of one run is expected")
     folders = folders_of(run)
-    for name, folder in folders.items():
-        if not (folder / "config.json").is_file():
-            print(f"no {name}: there is no model in {folder}")
-    there = {name: str(folder) for name, folder in folders.items() if (folder / "config.json").is_file()}
-    judge_folder = there.pop("judge", None)
-    runtime.require(bool(there), f"{run}: none of its models is there yet")
-    models = {name: load(folder) for name, folder in there.items()}
-    device = runtime.default_device()
-    judge = judge_folder and (load_scalar_model(judge_folder, torch.float32, device), Tokenizer(judge_folder))
+    for name in [name for name, folder in folders.items() if not (folder / "config.json").is_file()]:
+        print(f"no {name}: there is no model in {folders.pop(name)}")
+    judge = folders.pop("judge", None)
+    runtime.require(bool(folders), f"{run}: none of its models is there yet")
+    models = {name: load(str(folder)) for name, folder in folders.items()}
+    judge = judge and (load_scalar_model(judge, torch.float32, runtime.default_device()), Tokenizer(judge))
     width = shutil.get_terminal_size().columns
     for question in questions_from(load_questions(run / "0_questions" / "test.jsonl")):
         print(f"\n{textwrap.fill(runtime.shown(question.question), width)}\n")

@@ -67,8 +67,6 @@ LEARNED, RAW = r"6_ppo(_r\d)?", "6_ppo_raw"  # PPO's folders, of all rounds
 CODE = "    "  # a line that begins so is shown as it is
 MEANS_NOTHING = "QUICK only tries whether every stage works: these numbers mean nothing."
 
-# ---- statistics ----------------------------------------------------------------------------------------------------
-
 
 def mcnemar(wins: int, losses: int) -> float:
     """Two-sided exact p-value: how often are `wins + losses` fair coins at least as uneven?
@@ -276,7 +274,7 @@ def examples(run: Run, fixed: bool, most: int = 5) -> str:
     for key in keys[:most]:
         asked = replace(run.questions[key], instruction="").prompt if key in run.questions else sft[key]["question"]
         said = [f"gold: {sft[key]['gold']}", f"SFT:  {sft[key]['response']}", f"PPO:  {ppo[key]['response']}"]
-        indent = {"initial_indent": " " * 4, "subsequent_indent": " " * 10}
+        indent = {"initial_indent": CODE, "subsequent_indent": CODE + " " * 6}
         text.append("\n".join(textwrap.fill(runtime.shown(line), 110, **indent) for line in [f"{key}: {asked}", *said]))
     return "\n\n".join(text)
 
@@ -339,9 +337,6 @@ def draw_pictures(run: Run, report: Mapping, title: str) -> None:
     draw_result(run.folder / "result.png", rows, teacher, "% of the held-out questions right")
     raw = [{name: value for name, value in row.items() if name != "objective/scores"} for row in run.metrics(RAW)]
     draw_curves(run.folder / "curves.png", {"learned reward": run.metrics(LEARNED), "raw vote": raw}, title)
-
-
-# ---- the script ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,6 @@ if typing.TYPE_CHECKING:  # torch takes seconds, and whoever reads config.json a
     import torch
     from torch import Tensor
 
-# ---- config.json ---------------------------------------------------------------------------------------------------
-
 
 def _size(most: int = 2**24) -> tuple:  # a slip of the pen must not fill the memory
     return f"must be a whole number from 1 to {most}", lambda value: type(value) is int and 0 < value <= most

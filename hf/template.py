@@ -10,8 +10,6 @@ from collections.abc import Iterator
 
 Turns = list[tuple[str, str]]  # (role, text)
 
-# ---- the templates; `opened` adds the opening of the assistant's turn ----------------------------------------------
-
 
 class Special(str):
     """The name of a special token, as a template writes it."""
@@ -25,7 +23,7 @@ CHATML = IM_START, IM_END = [Special("<|im_start|>"), Special("<|im_end|>")]
 
 def llama3(turns: Turns, opened: bool, date: str | None = None, always: bool = False) -> Iterator[str]:
     """Llama 3, whose first version opens a turn always; with a date Llama 3.1 and 3.2, whose first turn is the system's
-    and begins with two dates.
+    and begins with two dates. `opened` adds the opening of the assistant's turn, in all of them.
     """
     turns = [(role, text.strip()) for role, text in turns]
     if date is not None:

@@ -20,9 +20,6 @@ def _name(token: object) -> object:
     return token.get("content") if isinstance(token, dict) else token
 
 
-# ---- the tokenizer -------------------------------------------------------------------------------------------------
-
-
 class Tokenizer:
     """A Hugging Face folder's tokenizer.json with its chat template.
 

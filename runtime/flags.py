@@ -25,8 +25,6 @@ from typing import Annotated, NamedTuple
 
 from runtime import ranks
 
-# ---- what a flag may be --------------------------------------------------------------------------------------------
-
 
 class Range(NamedTuple):
     """From `low` to `high`, both allowed; what a user is told of any other number."""

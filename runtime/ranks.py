@@ -173,9 +173,6 @@ def full_model(model: torch.nn.Module) -> torch.nn.Module:
     return full
 
 
-# ---- starting them -------------------------------------------------------------------------------------------------
-
-
 def main(argv: list[str]) -> None:
     """torchrun on this machine: argv is the number of ranks, the script and its flags."""
     if len(argv) < 2 or not argv[0].isdigit():

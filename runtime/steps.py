@@ -23,8 +23,6 @@ if typing.TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-# ---- one step, one reading -----------------------------------------------------------------------------------------
-
 
 def micro_batches(rows: Iterable[int], lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Rows of like length, at most `tokens` tokens with their padding, the longest first; a longer row comes alone.

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import io
 import json
-import random
 import re
 import runpy
 import sys
@@ -600,17 +599,3 @@ def test_micro_batches_by_hand():
     assert list(micro_batches([0, 1, 2, 3], [3, 1, 2, 4], 6)) == [[3], [0, 2], [1]]
     assert list(micro_batches([2, 0], [3, 9, 2, 9], 6)) == [[0, 2]]  # the rows that were asked for, 6 fits into 6
     assert list(micro_batches([0, 1], [7, 6], 5)) == [[0], [1]] and not list(micro_batches([], [1], 5))
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_micro_batches_have_every_row_once_and_keep_to_their_size(seed):
-    """Each row once; rows x longest fits, or the row is alone; none could have taken the next row too."""
-    rng = random.Random(seed)
-    lengths, tokens = [rng.randint(1, 50) for _ in range(60)], rng.randint(1, 300)
-    parts = list(micro_batches(range(60), lengths, tokens))
-    assert sorted(row for rows in parts for row in rows) == list(range(60))
-    sizes = [len(rows) * max(lengths[row] for row in rows) for rows in parts]
-    assert all(size <= tokens or len(rows) == 1 for size, rows in zip(sizes, parts))
-    longest = [lengths[rows[0]] for rows in parts]
-    assert longest == sorted(longest, reverse=True)
-    assert all((len(rows) + 1) * most > tokens for rows, most in zip(parts[:-1], longest))

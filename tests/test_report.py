@@ -274,18 +274,3 @@ def test_curves_have_one_unit_an_axis_and_nothing_leaves_it(tmp_path, monkeypatc
     for name in ("result", "curves", "one", "nothing"):
         width, height = struct.unpack(">II", (tmp_path / f"{name}.png").read_bytes()[16:24])
         assert 900 <= width <= 2400 and 0.2 < height / width < 0.8  # a PNG that reads well
-
-
-def test_a_mistake_names_its_file(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path / 'empty'}: "):
-        report_of(tmp_path / "empty")
-    run = make_run(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"compare\.py"):
-        report.main(report.Config((str(run), str(run))))
-    (path := run / report.evaluation("sft") / "transcripts.jsonl").write_text(path.read_text() + "{broken\n")
-    with pytest.raises(ValueError, match=r"transcripts\.jsonl, line 13: "):
-        report_of(run)
-    for text in ("{", "[]", "{}"):
-        (run / "2_sft" / "done.json").write_text(text)
-        with pytest.raises(ValueError, match=r"2_sft/done\.json"):
-            report_of(run)

@@ -141,7 +141,7 @@ class Pipeline:
         return self.log.read_text(encoding="utf-8", errors="replace")  # the last character may be half a one
 
     def stages_begun(self):
-        return re.findall(r"^\[(\S+)\]$", self.text(), re.MULTILINE)
+        return re.findall(r"^\[\S+\] ([^\s:]+)", self.text(), re.MULTILINE)
 
 
 def members(session):

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-from collections import Counter
 
 import judge
 import numpy as np
@@ -58,23 +57,6 @@ def test_majority_by_hand():
     assert judge.majority_curve([[None, None, "7"]], [[False, False, True]]) == pytest.approx([1 / 3, 2 / 3, 1])
     # the mean over questions
     assert judge.majority_curve([["7", "7"], ["7", "8"]], [[True, True], [True, False]]) == [0.75, 0.75]
-
-
-def test_majority_of_all_samples_is_the_vote_with_a_coin_between_ties():
-    rng = np.random.default_rng(0)
-    answers = rng.integers(0, 4, (50, 6)).astype(str).tolist()
-    curve = judge.majority_curve(answers, [[answer == "0" for answer in row] for row in answers])
-
-    def won(row):
-        votes = Counter(row)
-        winners = [answer for answer in votes if votes[answer] == max(votes.values())]
-        return ("0" in winners) / len(winners)
-
-    assert curve[-1] == pytest.approx(np.mean([won(row) for row in answers]))
-    assert curve[0] == pytest.approx(np.mean([row.count("0") / 6 for row in answers]))
-    # the middle: all subsets; the circle's is the same but for chance
-    subsets = [won(subset) for row in answers for subset in itertools.combinations(row, 3)]
-    assert curve[2] == pytest.approx(np.mean(subsets), abs=0.02)
 
 
 def test_reliability_bins_are_the_table_behind_the_calibration_error():
