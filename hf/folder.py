@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from runtime.files import read_object, replacing, write_json
+from runtime.files import read_object, write_json, write_tensors
 
 if typing.TYPE_CHECKING:  # torch takes seconds, and whoever reads config.json alone does not need it
     import torch
@@ -208,14 +208,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def write_folder(folder: str | Path, config: dict, tensors: dict[str, Tensor]) -> None:
     """Write config.json and model.safetensors. A write cut short leaves the old weights in place."""
-    from safetensors.torch import save_file
-
-    path = Path(folder) / "model.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, "wb") as file:
-        try:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(tensors, file.name, metadata={"format": "pt"})
-        except SafetensorError as error:  # such as a full disk
-            raise OSError(f"{path} cannot be written: {error}") from None
-    write_json(path.with_name("config.json"), config)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_tensors(folder / "model.safetensors", tensors)
+    write_json(folder / "config.json", config)

@@ -16,13 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runtime import ranks
-from runtime.files import sha256, sync, write_json
+from runtime.files import sha256, sync, write_json, write_tensors
 from runtime.flags import SIGNALS, require
 from runtime.stage import Stage
 
@@ -72,7 +71,7 @@ class Checkpoint:
             SIGNALS.wait = False
 
     def save(self) -> None:
-        """Write the tensors under a temporary name, to the disk, rename; then the JSON that vouches for them."""
+        """Write the tensors, then the JSON that vouches for them."""
         start = time.monotonic()
         tensors: dict[str, Tensor] = {}
         state = {
@@ -93,14 +92,7 @@ class Checkpoint:
             if (self.stage.out / name).exists():
                 sync(self.stage.out / name)
         path = self.folder / f"{self.step:09}.safetensors"
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            save_file(tensors, temporary)
-        except SafetensorError as error:
-            temporary.unlink(missing_ok=True)
-            raise OSError(f"{path}: {error}") from None
-        sync(temporary)
-        temporary.replace(path)
+        write_tensors(path, tensors)
         write_json(path.with_suffix(".json"), {"sha256": _digest(path, state)} | state)
         self.good, self.saved = path.stem, time.monotonic()
         self.cost = self.saved - start

@@ -13,6 +13,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+if typing.TYPE_CHECKING:
+    from torch import Tensor
+
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[typing.IO]:
@@ -41,6 +44,18 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file that is always whole. A full disk is an OSError that names `path`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path, "wb") as file:
+        try:
+            save_file(tensors, file.name, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from None
 
 
 def write_json(path: Path, value: object) -> None:

@@ -130,15 +130,14 @@ TIMEOUT = 30  # seconds without an answer
 class FetchConfig:
     """Download published question sets: gsm8k, svamp (with MAWPS)."""
 
-    sets: tuple[str, ...]  # gsm8k, svamp
-    to: str = ""  # folder that will hold gsm8k/ and svamp/; default: $DATA_DIR, else data
+    sets: tuple[str, ...]  # gsm8k, svamp; into folders of $DATA_DIR, else of data
 
 
 def fetch(cfg: FetchConfig) -> None:
     """Every file of a set into its folder, checked by SHA-256; what is there and whole is left alone."""
     known = set(cfg.sets) <= set(PUBLISHED)
     require(known, f"fetch {' '.join(cfg.sets)}: only {' and '.join(PUBLISHED)}; {HOW_TO_GET['mmlu_pro']}")
-    folder = Path(cfg.to or os.environ.get("DATA_DIR", "data"))
+    folder = Path(os.environ.get("DATA_DIR", "data"))
     for name in cfg.sets:
         url, files = PUBLISHED[name]
         for file, digest in files.items():

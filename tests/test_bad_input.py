@@ -30,7 +30,7 @@ PAIRS = [{"id": f"q{i}", "prompt": f"{i}?", "chosen": f"#### {i}", "rejected": "
 COMMANDS = {  # flags whose values are paths within the world below, or plain values
     "data": "--questions questions.jsonl --train 2 --valid 2 --test 2 --out out",
     "data check": "questions.jsonl",
-    "data fetch": "gsm8k --to out",
+    "data fetch": "gsm8k",
     "generate": "--model model --questions questions.jsonl --samples 1 --max_new_tokens 2 --out out",
     "sft": "--model model --data sft.jsonl --epochs 1 --out out",
     "pseudo_reward": "--questions questions.jsonl --teacher samples.jsonl --out out",
@@ -129,7 +129,7 @@ FLAGS = [  # what one script alone refuses, and of the ranges, which the types o
     ("data", "--test 1.5", ["--test"]), ("data", "--train 0", ["--train 0"]),
     ("data", "--questions out", ["'out'"]), ("data", "--out questions.jsonl/x", ["questions.jsonl"]),
     ("data check", "nowhere.jsonl", ["nowhere.jsonl"]), ("data check", "~", ["files"]),
-    ("data fetch", "~../gsm8k --to out", ["../gsm8k", "only gsm8k"]),
+    ("data fetch", "~../gsm8k", ["../gsm8k", "only gsm8k"]),
     *[("generate", f"--{flag} {value}", [f"--{flag}", value.split(",")[-1]]) for flag, value in [
         ("samples", "many"), ("source", "me"), ("temperatures", "1,cold"), ("seed", "-1")]],
     ("generate", "--shots 9", ["--shots 9", "8 examples"]), ("generate", "--model out", ["out/config.json"]),

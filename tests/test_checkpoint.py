@@ -135,17 +135,17 @@ def test_a_damaged_state_gives_way_to_the_one_before(cut_off, whole, kind, damag
 def test_the_state_that_counts_outlives_a_save_that_is_killed(cut_off, whole, monkeypatch, saves):
     """Gone back from state 5 to 4: the first save that follows is killed half way, or the one after it."""
     flip(Path(cut_off.out) / "resume" / f"{5:09}.safetensors", 0.9)
-    save, left = module.save_file, [saves]
+    save, left = module.write_tensors, [saves]
 
-    def killed(tensors, path):
+    def killed(path, tensors):
         if not left[0]:
-            path.write_bytes(b"half")
+            path.with_name(path.name + ".tmp").write_bytes(b"half")
             raise Cut
         left[0] -= 1
-        save(tensors, path)
+        save(path, tensors)
 
     with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(module, "save_file", killed)
+        patch.setattr(module, "write_tensors", killed)
         train(cut_off)
     again = train(cut_off)
     assert again[0] == 4 + saves and same(again, whole)

@@ -348,10 +348,10 @@ GSM8K = {name: FILES[name] for name in ("train.jsonl", "test.jsonl")}
 
 
 def test_fetch_gets_what_is_missing(web, tmp_path, monkeypatch):
-    """Both files and nothing else, in --to or $DATA_DIR; whole files are left alone, others fetched again."""
-    fetch(FetchConfig(("gsm8k",), str(tmp_path)))
-    assert fetched(tmp_path) == GSM8K and web.asked == ["train.jsonl", "test.jsonl"]
+    """Both files and nothing else, in $DATA_DIR; whole files are left alone, others fetched again."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    fetch(FetchConfig(("gsm8k",)))
+    assert fetched(tmp_path) == GSM8K and web.asked == ["train.jsonl", "test.jsonl"]
     (tmp_path / "gsm8k" / "test.jsonl").write_bytes(b"half")
     fetch(FetchConfig(("gsm8k",)))
     assert web.asked[2:] == ["test.jsonl"] and fetched(tmp_path) == GSM8K
@@ -360,8 +360,8 @@ def test_fetch_gets_what_is_missing(web, tmp_path, monkeypatch):
 
 def test_fetch_puts_the_numbers_of_mawps_into_their_places(web, tmp_path, monkeypatch):
     """Three published files become two question sets: whole numbers without .0, each text once, no stray spaces."""
-    fetch(FetchConfig(("svamp",), str(tmp_path)))
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    fetch(FetchConfig(("svamp",)))
     assert [(q.id, q.question, q.answer) for q in load_questions("svamp:test")] == [
         ("chal-1", "Each pack costs $ 76. How much?", "51")]
     found = [(q.question, q.answer) for q in load_questions("mawps:all")]
@@ -372,11 +372,12 @@ def test_fetch_puts_the_numbers_of_mawps_into_their_places(web, tmp_path, monkey
 @pytest.mark.parametrize(("trouble", "words"), [
     (OSError("no network"), ["no network"]), (http.client.IncompleteRead(b"", 9), ["9 more"]),
     (b"<html>Sign in", [hashlib.sha256(x).hexdigest() for x in (b"<html>Sign in", FILES["train.jsonl"])])])
-def test_fetch_gets_a_whole_file_or_says_what_to_do(trouble, words, web, tmp_path, capsys):
+def test_fetch_gets_a_whole_file_or_says_what_to_do(trouble, words, web, tmp_path, capsys, monkeypatch):
     """The address and the place of the file, in one sentence, exit code 2; nothing half done stands anywhere."""
     web.trouble = trouble
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
     with pytest.raises(SystemExit) as stop:
-        runtime.launch(fetch, FetchConfig, ["gsm8k", "--to", str(tmp_path)])
+        runtime.launch(fetch, FetchConfig, ["gsm8k"])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1 and all(word in said for word in words), said
     url, _ = published.PUBLISHED["gsm8k"]

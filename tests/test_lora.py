@@ -266,9 +266,9 @@ def test_the_judge_may_be_another_or_none(tiny, scorer, tmp_path, judged_by):  #
 
 def test_a_saved_state_holds_the_adapters_and_their_moments_alone(tiny, scorer, tmp_path, monkeypatch, capsys):  # noqa: F811
     """A run that was killed goes on from it with the same bits."""
-    states, real, update = [], checkpoint.save_file, ppo.update_critic
+    states, real, update = [], checkpoint.write_tensors, ppo.update_critic
     monkeypatch.setattr(checkpoint, "PAUSE", 0)
-    monkeypatch.setattr(checkpoint, "save_file", lambda tensors, path: states.append(tensors) or real(tensors, path))
+    monkeypatch.setattr(checkpoint, "write_tensors", lambda path, kept: states.append(kept) or real(path, kept))
     run(tmp_path / "whole", tiny, scorer, lora=2)
 
     def killed(cfg, critic, adam, r, iteration):
