@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime import SIGNALS, Stage, launch, seed_of, stage, steps
+from runtime import Stage, launch, seed_of, stage, steps
 from runtime import checkpoint as module
 from runtime.checkpoint import Checkpoint
-from runtime.flags import AtOnce
+from runtime.flags import SIGNALS, AtOnce
 
 STEPS = 7
 
