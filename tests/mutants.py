@@ -1235,6 +1235,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "test_runtime::a_bug_keeps_its_traceback"),
         ("the system's error is a bug", "(ours or isinstance(error, OSError))", "ours",
          "test_runtime::a_mistake_of_the_user_is_one_sentence"),
+        ("a signal ends a script like an error", "128 + (stop.args[0] if stop.args else signal.SIGINT)", "2",
+         "test_runtime::a_signal_ends_a_script_with_its_code_and_the_command_to_go_on"),
         ("a second signal waits too", "wait or SIGNALS.came == number", "wait",
          "test_checkpoint::the_same_signal_twice_stops_at_once"),
         ("a signal stops in the middle of a step", "not SIGNALS.wait or SIGNALS.came == number", "True",
@@ -1260,6 +1262,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("test_runtime::another_precision_redoes_a_stage_that_has_a_network", [
             ("any precision will do", 'settings["precision"] = os', 'settings[""] = os'),
             ("a precision redoes everything", 'if self.memory and os.environ.get("PREC', 'if os.environ.get("PREC')]),
+        ("two at work in one folder", "LOCK_EX | fcntl.LOCK_NB", "LOCK_UN",
+         "test_runtime::a_folder_in_which_another_process_works_is_refused"),
         ("half-written files stay", 'self.folder.rglob("*.tmp")', "()", "test_runtime::what_an_attempt_left_goes"),
         ("a folder that cannot be written to", "place.is_dir() and os.access(place, os.W_OK)", "True",
          "test_runtime::a_folder_that_cannot_be_written_to_is_refused_before_the_work_unless_it_is_done"),

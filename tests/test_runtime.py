@@ -1,11 +1,11 @@
 """runtime/: flags, error sentences, signals, the learning rate, progress, whole files, stages that finish once."""
 
 import dataclasses
+import fcntl
 import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -16,9 +16,6 @@ import torch
 
 import runtime
 from runtime import Stage, flags, steps
-
-ROOT = Path(runtime.__file__).resolve().parent.parent
-
 
 # ---- flags ---------------------------------------------------------------------------------------------------------
 
@@ -149,56 +146,13 @@ def test_out_of_memory_names_the_command_and_every_flag_that_needs_less(error, c
     assert flags.smaller(Words(("c",), micro_tokens=1, sparing=True)) == flags.smaller(Flags("m")) == []
 
 
-STAGE = """
-import dataclasses, runtime, time
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    out: str
-    size: int = 10
-    wait: float = 0.0
-
-@runtime.stage
-def main(cfg, stage):
-    print("at work in", stage.out, flush=True)
-    time.sleep(cfg.wait)
-    with runtime.replacing(stage.out / "rows.jsonl") as file:
-        file.writelines("x" * 1000 + "\\n" for _ in range(cfg.size))
-    stage.finish()
-
-if __name__ == "__main__":
-    runtime.launch(main, Config)
-"""
-
-
-@pytest.fixture
-def start(tmp_path):
-    """start(flags): the stage in a process of its own."""
-    (tmp_path / "stage.py").write_text(STAGE, encoding="utf-8")
-
-    def start(*flags):
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([sys.executable, str(tmp_path / "stage.py"), *flags], env=env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-    return start
-
-
-def test_a_second_process_in_the_same_folder_is_refused_and_a_signal_ends_the_first(start, tmp_path):
-    """With its code and the command to go on; a dead process leaves no lock."""
-    out = str(tmp_path / "out")
-    first = start("--out", out, "--wait", "300")
-    assert first.stdout.readline() == f"at work in {out}\n"
-    second = start("--out", out, "--size", "5")
-    error = second.communicate()[1]
-    assert second.returncode == 2 and error.startswith(f"error: --out {out}: ") and error.count("\n") == 1
-    first.send_signal(signal.SIGINT)
-    error = first.communicate()[1]
-    assert first.returncode == 130 and "Traceback" not in error
-    assert error.rstrip().endswith(f"stage.py --out {out} --wait 300") and not (tmp_path / "out" / "done.json").exists()
-    third = start("--out", out)
-    assert third.communicate()[1] == "" and third.returncode == 0
-    assert len((tmp_path / "out" / "rows.jsonl").read_text().splitlines()) == 10
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_script_with_its_code_and_the_command_to_go_on(number, code, capsys):
+    """Outside of a loop that saves its state at once."""
+    with pytest.raises(SystemExit) as stop:
+        runtime.launch(lambda cfg: signal.raise_signal(number), Flags, ["--model=a b"])
+    error = capsys.readouterr().err
+    assert stop.value.code == code and error.endswith(" '--model=a b'\n") and "Traceback" not in error
 
 
 # ---- seeds, learning rate, progress --------------------------------------------------------------------------------
@@ -460,6 +414,16 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work_unless_it
         with pytest.raises(ValueError, match=f"--out {out}"):
             run(replace(cfg, out=out, lr=0.2))
     assert not run(cfg)
+
+
+def test_a_folder_in_which_another_process_works_is_refused(cfg):
+    Path(cfg.out).mkdir()
+    another = os.open(cfg.out, os.O_RDONLY)
+    fcntl.flock(another, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match=f"--out {cfg.out}: another process"):
+        run(cfg)
+    os.close(another)  # as when it dies
+    assert run(cfg)
 
 
 def test_what_an_attempt_left_goes(cfg):
