@@ -1258,7 +1258,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the old folder is written over", "self.folder.rename(aside)\n            text", "text")]),
         *by("test_runtime::an_input_folder_counts_by_its_models_files_not_by_its_own_done_json", [
             ("a folder's names do not count", "digest.update(file.name.encode())", "pass"),
-            ("templates do not count", ' ".jinja",', ""),
+            ("weights do not count", ', ".safetensors"', ""),
             ("when an input was made counts", '"done.json", "metrics.jsonl"', '"metrics.jsonl",')]),
         ("a changed output is not noticed", "size or (digest and sha256(path) != digest)", "size",
          "test_runtime::a_missing_truncated_or_changed_output_is_made_again"),
