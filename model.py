@@ -1,8 +1,8 @@
 """Llama 3 by hand, the scalar model built on it, and the loading and saving of Hugging Face folders.
 
-Read from the top: configuration, rotary positions, cache, attention, feed-forward, block, the two heads, files,
-then the few functions of logits that every other script shares. Module names equal the tensor names in the files, so
-a state dict *is* the checkpoint.
+Read from the top: configuration, rotary positions, attention, feed-forward, block, the two heads; then the cache for
+sampling, files, and the few functions of logits that every other script shares. Module names equal the tensor names in
+the files, so a state dict *is* the checkpoint.
 
 Shapes: B sequences, T tokens, S cached positions, V vocabulary, D hidden size, H query heads, K key/value heads,
 E head size. Batches are right-padded; attention is causal, so padding on the right is never seen by a real token.
@@ -54,11 +54,6 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
-
-    @classmethod
-    def from_folder(cls, folder: str | Path) -> "ModelConfig":
-        """Read `folder/config.json`. Raises ValueError or FileNotFoundError, naming the file and the key."""
-        return cls(**read_config(folder))
 
 
 # ---- rotary positions ----------------------------------------------------------------------------------------------
@@ -127,6 +122,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(H * E, D, bias=bias and config.model_type != "qwen2")
 
     def forward(self, x: Tensor, rope, attend) -> Tensor:
+        """x (B, T, D) -> (B, T, D). `rope` is cos and sin; `attend` is causal_attention, or the cache's."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, E)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
@@ -156,10 +152,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope, attend, read: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope, attend, keep: Tensor | None = None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, attend)  # (B, T, D)
-        if read is not None:
-            x = x[:, : read.shape[1]][read]  # (N, D)
+        if keep is not None:  # the last block: no later layer looks at the other positions
+            x = x[:, : keep.shape[1]][keep]  # (N, D)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -177,11 +173,10 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False  # keep a block's input alone, work out the rest again in the backward pass
 
-    def forward(self, tokens: Tensor, cache: "KVCache | None" = None, read: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: "KVCache | None" = None, keep: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> hidden states (B, T, D). With a cache, row b continues at position cache.lengths[b].
 
-        With a boolean `read` (B, at most T) only its N True positions come back, (N, D): no other position has to go
-        through the last feed-forward.
+        With a boolean `keep` (B, at most T) only its N True positions come back, (N, D).
         """
         T = tokens.shape[1]
         x = self.embed_tokens(tokens)  # (B, T, D)
@@ -196,7 +191,7 @@ class Trunk(nn.Module):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 block = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             last = index == len(self.layers) - 1
-            x = block(x, rope, attend, read if last else None)
+            x = block(x, rope, attend, keep if last else None)
         return self.norm(x)
 
 
@@ -215,20 +210,20 @@ class Llama(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
-        self, tokens: Tensor, cache: "KVCache | None" = None, read: Tensor | None = None, temperature: float = 1.0
+        self, tokens: Tensor, cache: "KVCache | None" = None, keep: Tensor | None = None, temperature: float = 1.0
     ) -> Tensor | tuple[Tensor, Tensor]:
         """tokens (B, T) -> logits (B, T, V), fp32.
 
-        With a boolean `read` (B, T-1): the log-probabilities of the N tokens that follow its True positions, and the
+        With a boolean `keep` (B, T-1): the log-probabilities of the N tokens that follow its True positions, and the
         entropies there, (N,) each, without the logits of all positions.
         """
-        if read is None:
+        if keep is None:
             return self.lm_head(self.model(tokens, cache)).float()
-        hidden, device = self.model(tokens, read=read), tokens.device.type  # (N, D)
+        hidden, device = self.model(tokens, keep=keep), tokens.device.type  # (N, D)
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))  # as autocast does with the input of any other layer
         with torch.autocast(device, enabled=False):  # which types are used is said above
-            return ChunkedLogprobs.apply(hidden, self.lm_head.weight, tokens[:, 1:][read], temperature)
+            return ChunkedLogprobs.apply(hidden, self.lm_head.weight, tokens[:, 1:][keep], temperature)
 
 
 class ScalarModel(nn.Module):
@@ -245,12 +240,12 @@ class ScalarModel(nn.Module):
         self.score = nn.Linear(config.hidden_size, 1, bias=False)
         self.score_mean = 0.0
 
-    def forward(self, tokens: Tensor, read: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> one fp32 number per position, (B, T). Position t has seen tokens[:, :t+1].
 
-        With a boolean `read` (B, at most T): only those of its N True positions, (N,).
+        With a boolean `keep` (B, at most T): only those of its N True positions, (N,).
         """
-        hidden = self.model(tokens, read=read).float()  # (B, T, D) or (N, D)
+        hidden = self.model(tokens, keep=keep).float()  # (B, T, D) or (N, D)
         with torch.autocast(hidden.device.type, enabled=False):  # bf16 scores would tie
             return (hidden @ self.score.weight[0].float()) - self.score_mean  # (B, T) or (N,)
 
@@ -262,7 +257,7 @@ class KVCache:
     """Keys and values of every layer for rows of different lengths, allocated once.
 
     Row b holds `lengths[b]` real positions; what lies beyond is garbage that the mask hides and later tokens
-    overwrite. So prompts are prefilled right-padded and no row ever carries padding *inside* its text.
+    overwrite. So prompts are read right-padded and no row ever carries padding *inside* its text.
     """
 
     def __init__(self, config: ModelConfig, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device):
@@ -280,7 +275,8 @@ class KVCache:
         positions = self.lengths[:, None] + self.places[:T]  # (B, T)
         heads = torch.arange(0, B * K * S, S, device=positions.device).view(B, K, 1)  # where each head begins
         self.slots = (heads + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
-        first, self.used, self.lengths = self.used == 0, self.used + T, self.lengths + T
+        first = self.used == 0
+        self.used, self.lengths = self.used + T, self.lengths + T
         hidden = self.places[: self.used] > positions[:, None, :, None]  # (B, 1, T, S)
         mask = torch.zeros_like(hidden, dtype=self.keys[0].dtype).masked_fill_(hidden, -math.inf)  # (B, 1, T, S)
         self.mask = None if first else mask.expand(-1, K, -1, -1).flatten(0, 1)  # (B*K, T, S), is added to the scores
@@ -325,7 +321,7 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
     Without a dtype that of the file stays. ValueError or FileNotFoundError names the file and the tensor.
     """
     with torch.device("meta"):  # shapes only: the weights go straight from the file to their place
-        model = Llama(ModelConfig.from_folder(folder))
+        model = Llama(ModelConfig(**read_config(folder)))
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if model.config.tie_word_embeddings else {}
     _fill(model, folder, dtype, device, optional=tied)
     model.tie()
@@ -345,7 +341,7 @@ def load_scalar_model(
     error unless a new one is asked for: a silently random reward model looks healthy in every log.
     """
     with torch.device("meta"):
-        model = ScalarModel(ModelConfig.from_folder(folder))
+        model = ScalarModel(ModelConfig(**read_config(folder)))
     _fill(model, folder, dtype, device, optional=dict.fromkeys(["lm_head.weight", "score.weight"] if new_head else []))
     if new_head:
         std = {"normal": 1 / math.sqrt(model.config.hidden_size + 1), "zero": 0.0}[new_head]
@@ -400,7 +396,8 @@ Llama.save = ScalarModel.save = save_model  # by this name a stage saves any net
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each next token: logits (B, T, V), tokens (B, T) -> (B, T-1), fp32 or wider.
+    """Log-probability of each next token: logits (B, T, V), tokens (B, T) -> (B, T-1), fp32 or wider. The definition
+    that masked_logprobs is tested against.
 
     Entry t scores tokens[:, t+1] under softmax(logits[:, t] / temperature), finite for any finite logits.
     Example: V 2, logits[:, 0] [0, ln 3], next token 1 -> ln 3/4 = -0.2877.
@@ -417,14 +414,14 @@ def masked_logprobs(model: Llama, tokens: Tensor, mask: Tensor, temperature: flo
     tokens (B, T), mask (B, T-1) -> logprobs (B, T-1), entropies (B, T-1). Same numbers as token_logprobs, but of
     vocabulary-sized tensors there is never more than a chunk of the N masked-in positions, instead of (B, T, V).
     """
-    logprobs, entropies = model(tokens, read=mask, temperature=temperature)  # (N,), (N,)
+    logprobs, entropies = model(tokens, keep=mask, temperature=temperature)  # (N,), (N,)
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=tokens.device)  # (B, T-1)
     return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropies)
 
 
 def masked_values(model: ScalarModel, tokens: Tensor, mask: Tensor) -> Tensor:
     """One number for each cell of the (B, T-1) frame where mask is True, before its token is read; 0 elsewhere."""
-    values = model(tokens, read=mask)  # (N,)
+    values = model(tokens, keep=mask)  # (N,)
     return torch.zeros(mask.shape, device=tokens.device).masked_scatter(mask, values)  # (B, T-1)
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 import runtime
-from data import Question, Tokenizer, extract_answer, is_correct, load_questions
+from answers import extract_answer, is_correct
+from data import Question, Tokenizer, load_questions
 from generate import Response, answer, load
 from model import ScalarModel, load_scalar_model
 from report import LEARNED

@@ -45,8 +45,9 @@ class Config:
 def sft_loss(logprobs: Tensor, mask: Tensor, total: int) -> Tensor:
     """Cross-entropy of the response tokens: logprobs, mask (B, T-1) -> scalar, the sum over True cells / total.
 
-    `total` is the number of response tokens in the whole optimiser step, so that micro-batches add up to exactly the
-    loss of the full batch. A masked cell may hold anything, NaN too, and changes neither the loss nor its gradient.
+    `total` is the number of response tokens in the whole optimiser step: its gradient is accumulated over micro-batches
+    (parts that fit into memory), and so their losses add up to exactly that of the full batch. A masked cell may hold
+    anything, NaN too, and changes neither the loss nor its gradient.
     Example: logprobs [-1, -2, -9], mask [T, T, F], total 2 -> 1.5.
     """
     return -torch.where(mask, logprobs, 0.0).sum() / total

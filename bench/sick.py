@@ -47,7 +47,7 @@ READ = "logprobs, entropy = masked_logprobs(policy, b.tokens, b.mask, cfg.temper
 READ_REFERENCE = "masked_logprobs(reference, b.tokens, b.mask, cfg.temperature)"
 READ_AGAIN = "logprobs, _ = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)"
 KEPT = "replace(r, logprobs=logprobs"
-VALUES = "values = model(tokens, read=mask)"
+VALUES = "values = model(tokens, keep=mask)"
 MASK = "Rollout(tokens, mask,"
 
 # fmt: off

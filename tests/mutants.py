@@ -117,8 +117,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("one permutation for all epochs", '"minibatches", iteration, epoch', '"minibatches", iteration'),
             ("a minibatch too many", "math.ceil(n / cfg.min", "(n // cfg.min"),
             ("the learning rate is never set",
-             "runtime.set_lr(adam, share * cfg.lr)", "pass"),
-            ("the critic learns at the policy's rate", "share * cfg.critic_lr", "share * cfg.lr"),
+             "runtime.set_lr(adam, scale * cfg.lr)", "pass"),
+            ("the critic learns at the policy's rate", "scale * cfg.critic_lr", "scale * cfg.lr"),
             ("no warm-up", ", cfg.warmup", ", 0"),
             ("one optimiser trains the policy twice", "critic_adam, r, iteration", "adam, r, iteration"),
             ("weight decay", "weight_decay=0.0,", "weight_decay=0.01,"),
@@ -202,7 +202,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("every rollout begins with a pass", "start % n :][: cfg", ": cfg"),
             ("a rollout ends with its pass", "(start + cfg.rollout_size - 1)", "start")]),
         ("a broken judge goes on",
-         "        steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN\n", "",
+         "        steps.require_finite(metrics)  #", "        pass  #",
          "nan_stops_before_the_step_and_keeps_the_last_good_policy"),
         *by("now_and_then_held_out_questions_are_asked_and_samples_shown", [
             ("held-out questions are asked after the update", "= 0 or iteration =", "= 1 or iteration ="),
@@ -298,7 +298,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("mean of the micro-batches' means", "weight.sum() / total", "len(rows) / len(batch)"),
             ("a micro-batch sees the first pairs again", "train[i] for i in rows",
              "train[i] for i in batch[: len(rows)]"),
-            ("scores read at the padding", "model(tokens, read=last_token(ends, tokens.shape[1])).",
+            ("scores read at the padding", "model(tokens, keep=last_token(ends, tokens.shape[1])).",
              "model(tokens)[:, -1]."),
             ("calibrated on the first samples", "[samples[i] for i in order]", "samples[: cfg.calibration_samples]"),
             ("bf16 weights", "runtime.trained_dtype(cfg.lora), device, new_head", "torch.bfloat16, device, new_head"),
@@ -309,7 +309,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the scale is forgotten", "weight /= std.to(weight.device)", "pass"),
             ("the mean is that before the scale", "(scores.mean() / std)", "scores.mean()"),
             ("the mean is forgotten", "    model.score_mean = (scores.mean() / std).item()\n", "")]),
-        ("responses are scored at the padding", "model(tokens, read=last_token(ends, tokens.shape[1]))[",
+        ("responses are scored at the padding", "model(tokens, keep=last_token(ends, tokens.shape[1]))[",
          "model(tokens)[:, -1][",
          "padding_and_tokens_after_the_end_do_not_change_a_score"),
         ("a constant model becomes infinite", ".clamp(min=1e-6)", "", "a_constant_reward_model_stays_finite"),
@@ -683,10 +683,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("masked_logprobs_equal_token_logprobs", [
             ("the feed-forward reads the wrong norm", "post_attention_layernorm(x", "input_layernorm(x"),
             ("no final norm", "return self.norm(x)", "return x"),
-            ("masked log-probs of the token before", "tokens[:, 1:][read]", "tokens[:, :-1][read]"),
-            ("the position after the one that is read", "[:, : read.shape[1]]", "[:, -read.shape[1] :]"),
-            ("the last feed-forward is left out", "x = x[:, : read.shape[1]]", "return x[:, : read.shape[1]]"),
-            ("positions are picked in every block", "read if last else None", "read")]),
+            ("masked log-probs of the token before", "tokens[:, 1:][keep]", "tokens[:, :-1][keep]"),
+            ("the position after the one that is kept", "[:, : keep.shape[1]]", "[:, -keep.shape[1] :]"),
+            ("the last feed-forward is left out", "x = x[:, : keep.shape[1]]", "return x[:, : keep.shape[1]]"),
+            ("positions are picked in every block", "keep if last else None", "keep")]),
         ("the head is not tied again", "model.tie()\n    return", "return", "saved_model_comes_back_bit_for_bit"),
         ("logits in the weights' type", "tokens, cache)).float()", "tokens, cache))",
          "dtype_can_be_chosen_when_loading"),
@@ -694,7 +694,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("scores in the weights' type", "()) - self.score_mean",
              "()).to(self.score.weight.dtype) - self.score_mean"),
             ("the mean of the scores is added", "- self.score_mean", "+ self.score_mean"),
-            ("the mean of the scores is not saved", '        extra["score_mean"] = model.score_mean\n', "")]),
+            ("the mean of the scores is not saved", '        raw["score_mean"] = model.score_mean\n', "")]),
         ("a large new head", "1 / math.sqrt(model.config.hidden_size + 1)", "1.0",
          "normal_head_has_variance_one_over_d_plus_one"),
         ("a zero head is random", '"zero": 0.0}', '"zero": 0.1}',
@@ -774,13 +774,12 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
     "generate.py": [
         *by("greedy_is_the_argmax_of_the_full_forward_pass", [
             ("the prompt's end is read one token late", "lengths[:, None]",
-             "(lengths[:, None] + 1).clamp(max=width)"),
+             "(lengths[:, None] + 1).clamp(max=tokens.shape[1])"),
             ("answers in the order of length", "[i] for i in range(len(prompts))", "[i] for i in order"),
             ("an answer that was cut says stop", ") for row in zip(tokens, logprobs, finish",
              ', "stop") for row in zip(tokens, logprobs'),
-            ("padding stays in the cache", "= lengths  # what", "= width  # what"),
-            ("the last cell of the cache is not seen", "longest, torch", "longest - 1, torch"),
-            ("prompts padded on the left", "text, *[0] * (width - len(text))", "[0] * (width - len(text)), *text")]),
+            ("padding stays in the cache", "= lengths  # what", "= tokens.shape[1]  # what"),
+            ("the last cell of the cache is not seen", "longest, torch", "longest - 1, torch")]),
         *by("generated_tokens_follow_the_model_with_chances_of_their_own", [
             ("one chance for all tokens of a row", "[:, t])  # (b,), (", "[:, 0])  # (b,), ("),
             ("one chance for all prompts", "[seed_of(seed, i) for i in range(len(prompts))]",
@@ -811,7 +810,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "a_seed_repeats_the_text_and_another_does_not"),
         *by("test_ranks::ranks_answer_as_one[generate-2]", [
             ("a rank's share begins one late", "::", "+ ranks.SIZE - 1 ::"),
-            ("only this rank's answers", "ranks.gather(said)", "[said]")]),
+            ("only this rank's answers", "ranks.gather(responses)", "[responses]")]),
         *by("logprobs_are_those_of_the_full_forward_pass", [
             ("the temperature is ignored", " / (temperature or 1.0)", ""),
             ("log-probs without the temperature", ", probs", ", torch.softmax(logits, -1)")]),
@@ -844,8 +843,8 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("every_sample_is_of_its_question_and_temperature", [
             ("only the first temperature", "[index], seeds", "[0], seeds"),
             ("the recorded log-prob is a mean", ", 4", " / len(response.logprobs), 4"),
-            ("samples of other questions", ": i + samples] for i in range(0, len(said),",
-             ":: len(said) // samples] for i in range(len(said) //")]),
+            ("samples of other questions", ": i + samples] for i in range(0, len(responses),",
+             ":: len(responses) // samples] for i in range(len(responses) //")]),
     ],
     "data.py": [
         *by("collate_by_hand", [
@@ -1005,7 +1004,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("an answer that was taken back counts", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)",
              "True")]),
         *by("answers_as_people_write_them", [
-            ("the first number is read leniently", "maxlen=1)", "maxlen=None)"),
+            ("the first number is read leniently", "mentioned[-1]", "mentioned[0]"),
             ("the last of several statements", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)",
              "False"),
             ("the sign is lost", '-1 if re.search("-|eg|in", number["sign"]) else 1', "1"),
@@ -1064,11 +1063,11 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the score of the first beside the best", '"score": row[best]', '"score": row[0]'),
             ("scores of another row", "(-1, cfg.samples)", "(cfg.samples, -1).T"),
             ("best-of-n is greedy", "(cfg.temperature,)", "(0.0,)"),
-            ("what the reward model reads costs nothing", ' + cost.get("scorer_parameters", 0)', "")]),
+            ("what the reward model reads costs nothing", "sum(parameters.values())", 'parameters["parameters"]')]),
         *by("best_of_n_never_chooses_what_was_cut_off_for_its_score", [
             ("what was cut off keeps its score", "replace_unfinished(scores,", "(lambda scores, *_: scores)(scores,"),
-            ("PPO's default whatever the flag says", "for response in said], cfg.unfinished_score",
-             "for response in said], UNFINISHED_SCORE")]),
+            ("PPO's default whatever the flag says", "for r in said], cfg.unfinished_score",
+             "for r in said], UNFINISHED_SCORE")]),
         *by("each_model_answers_by_itself_into_its_own_folder", [
             ("answers are sampled", "stop_text=", "(1.0,), stop_text="),
             ("accuracy is sampled", ", batch_size)", ", batch_size, 1.0)"),
