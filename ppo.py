@@ -45,6 +45,7 @@ class Config:
     reward: Function = ""  # instead: FILE.py:NAME, your own name(questions, prompts, responses, texts) -> (B,)
     gold: bool = False  # instead of all: +1 for the gold answer. An upper bound, for comparison; never the method
     critic: Input = ""  # another reward model to start the critic from
+    zero_values: bool = False  # the critic gets a new head of zeros: it starts at the mean score, not as the judge
     iterations: Count = 60  # rollouts
     rollout_size: Count = 256  # responses per iteration
     minibatches: Count = 4  # optimiser steps per epoch
@@ -322,9 +323,10 @@ def learner(cfg: Config, network: nn.Module, role: str) -> tuple[nn.Module, Adam
 def critic_of(cfg: Config, dtype, device) -> tuple:
     """The critic, its optimiser, and the reward model if that is the critic as it started; else None."""
     start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
-    critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=None if start else "zero")
+    new_head = "zero" if cfg.zero_values or not start else None
+    critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=new_head)
     critic, adam = learner(cfg, critic, "critic")
-    return critic, adam, lora.as_it_started(critic) if start == cfg.reward_model else None
+    return critic, adam, lora.as_it_started(critic) if start == cfg.reward_model and not new_head else None
 
 
 def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:

@@ -42,7 +42,7 @@ reinforce() { # reinforce STAGE FLAGS...: PPO with the numbers that all its runs
   run "$1" ppo.py --questions "$questions" --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens "$max_new_tokens" \
     --temperature "$temperature" --iterations "$iterations" --rollout_size "$rollout_size" \
     --minibatches "$minibatches" --eval_every "$eval_every" --lr "$ppo_lr" --critic_lr "$critic_lr" \
-    --kl_coef "$kl_coef" "${@:2}"
+    --kl_coef "$kl_coef" "$(switch zero_values)" "${@:2}"
 }
 judge() { # judge STAGE PAIRS [FLAGS]: a reward model; its scores have the scale of the first student's in every round,
   # because later students answer nearly alike: a tiny deviation made 1 would leave the KL penalty without weight

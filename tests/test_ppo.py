@@ -469,6 +469,15 @@ def test_the_critic_may_start_from_another_reward_model_than_the_judge(tiny, sco
     assert moved[0]["val/values_mean"] == pytest.approx(plain[0]["val/values_mean"] - 6.7, abs=1e-4)
 
 
+@pytest.mark.parametrize("lora", [0, 2])
+def test_the_critic_may_start_at_zero_and_the_judge_stays(tiny, scorer, tmp_path, lora):
+    plain = run(tmp_path / "a", tiny, scorer, iterations=2, critic_lr=0.1, lora=lora)
+    zero = run(tmp_path / "b", tiny, scorer, iterations=2, critic_lr=0.1, lora=lora, zero_values=True)
+    assert plain[0]["val/values_mean"] != 0 == zero[0]["val/values_mean"]
+    assert zero[0]["objective/scores"] == pytest.approx(plain[0]["objective/scores"], abs=1e-5)
+    assert zero[1]["val/values_mean"] != 0  # it learns
+
+
 def test_now_and_then_held_out_questions_are_asked_and_samples_shown(tiny, scorer, tmp_path, monkeypatch):
     """At the first, every second and the last iteration, before the update: accuracy, and what the judge thinks."""
     looks = []

@@ -17,7 +17,8 @@ import pytest
 import runtime
 
 ROOT = Path(runtime.__file__).resolve().parent.parent
-SWITCHES = {"lenient", "keep_duplicates", "gradient_checkpointing", "gold", "sft_filter", "quick", "only_teacher"}
+SWITCHES = {"lenient", "keep_duplicates", "zero_values", "gradient_checkpointing", "gold", "sft_filter", "quick",
+            "only_teacher"}
 STUB = f"""#!/usr/bin/env bash
 # stands for python: write the command down, and leave what later stages and the shell look for
 [ "$1" != -c ] || exec {shlex.quote(sys.executable)} "$@"
@@ -93,7 +94,7 @@ NUMBERS = dict(  # each another one, so that none can take the place of another
     sft_per_question="29", pairs_per_question="31", train_batch="32",
     sft_lr="1e-1", min_share="0.21", held_out="0.22", reward_epochs="19", reward_lr="1e-2", iterations="20",
     rollout_size="23", minibatches="24", eval_every="25", ppo_lr="1e-3", critic_lr="1e-4", kl_coef="0.26",
-    batch_size="27", micro_tokens="28", gradient_checkpointing="1", lora="30")
+    zero_values="1", batch_size="27", micro_tokens="28", gradient_checkpointing="1", lora="30")
 TRAINS = {"seed": "7", "lora": "30", "micro_tokens": "28", "gradient_checkpointing": True}
 ALWAYS = {  # flags that every command of a script gets
     "data": {"questions": "mine.jsonl", "train": "11", "valid": "12", "test": "13", "instruction": "say so"},
@@ -106,7 +107,7 @@ ALWAYS = {  # flags that every command of a script gets
                         "calibrate": "3_student/samples.jsonl", "questions": "0_questions/train.jsonl"},
     "ppo": TRAINS | {"lr": "1e-3", "critic_lr": "1e-4", "kl_coef": "0.26", "iterations": "20", "rollout_size": "23",
                      "minibatches": "24", "eval_every": "25", "temperature": "0.6", "max_new_tokens": "16",
-                     "batch_size": "27", "questions": "0_questions/train.jsonl",
+                     "batch_size": "27", "zero_values": True, "questions": "0_questions/train.jsonl",
                      "valid": "0_questions/valid.jsonl"},
     "eval": {"max_new_tokens": "16", "batch_size": "27", "questions": "0_questions/test.jsonl"},
 }
