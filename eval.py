@@ -173,13 +173,13 @@ def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Qu
     the scores of all into scores.jsonl. Returns what `greedy` does."""
     model, tokenizer = load(folder)
     tokenizer.require_same(cfg.reward_model)
-    scorer = load_scalar_model(cfg.reward_model, runtime.inference_dtype(), runtime.default_device())
+    reward_model = load_scalar_model(cfg.reward_model, runtime.inference_dtype(), runtime.default_device())
     prompts = prompts_of(model.config, tokenizer, questions, cfg.max_new_tokens)
     parts = answer_in_parts(stage, cfg, model, tokenizer, prompts, "eval", (cfg.temperature,), cfg.samples)
     for _, asked, answers in parts:
         repeated = [prompts[i] for i in asked for _ in range(cfg.samples)]
         said = [response for responses in answers for response in responses]
-        scores = score_responses(scorer, repeated, [r.tokens for r in said], SCORED_AT_ONCE)  # (len(said),)
+        scores = score_responses(reward_model, repeated, [r.tokens for r in said], SCORED_AT_ONCE)  # (len(said),)
         scores = replace_unfinished(scores, [r.finish for r in said], cfg.unfinished_score)
         for i, responses, row in zip(asked, answers, scores.view(-1, cfg.samples).tolist()):
             graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for r in responses]
@@ -193,7 +193,7 @@ def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Qu
                 "tokens": [transcript["tokens"] for transcript in graded],
             }
             stage.append("scores.jsonl", lines([scored]))
-    networks = {"parameters": model, "scorer_parameters": scorer}
+    networks = {"parameters": model, "scorer_parameters": reward_model}
     sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     return sizes, cfg.samples * sum(map(len, prompts))
 

@@ -45,7 +45,7 @@ class Config:
     reward: Function = ""  # instead: FILE.py:NAME, your own name(questions, prompts, responses, texts) -> (B,)
     gold: bool = False  # instead of all: +1 for the gold answer. An upper bound, for comparison; never the method
     critic: Input = ""  # another reward model to start the critic from
-    zero_values: bool = False  # the critic gets a new head of zeros: it starts at the mean score, not as the judge
+    zero_values: bool = False  # the critic gets a new head of zeros, so it starts at the mean score
     iterations: Count = 60  # rollouts
     rollout_size: Count = 256  # responses per iteration
     minibatches: Count = 4  # optimiser steps per epoch

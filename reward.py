@@ -89,7 +89,8 @@ def held_out_ids(ids: Iterable[str], fraction: float) -> set[str]:
 def load_pairs(cfg: Config, tokenizer: Tokenizer) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on, and pairs of the questions that only measure."""
     rows = list(read_jsonl(cfg.pairs, required=["id", "prompt", "chosen", "rejected"]))
-    measuring, train, held_out = held_out_ids((row["id"] for row in rows), cfg.held_out), [], []
+    measuring = held_out_ids((row["id"] for row in rows), cfg.held_out)
+    train, held_out = [], []
     for row in rows:
         weight = row.get("weight", 1.0)
         good = type(weight) in (int, float) and 0 < weight < math.inf
