@@ -76,7 +76,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     total_steps = cfg.epochs * math.ceil(n / cfg.batch_size)
     print(f"{n} examples ({dropped} too long), {total_steps} steps", flush=True)
 
-    for step in stage.steps(total_steps, "loss {loss:.3f}", model=model, adam=adam):
+    for step in stage.steps(total_steps, "loss {loss:.3f}", model=model, adam=adam):  # resumes
         lr = cfg.lr * runtime.lr_at(step, total_steps, cfg.warmup)
         runtime.set_lr(adam, lr)
         batch = steps.rows_of_step(step, n, cfg.batch_size, cfg.seed, "sft")
@@ -90,7 +90,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
             loss = sft_loss(logprobs, mask, total)
             return loss, {"loss": loss}
 
-        metrics = steps.step(model, adam, batch, lengths, cfg, loss_of)
+        metrics = steps.step(model, adam, batch, lengths, cfg, loss_of)  # backward, clip, one step of the optimiser
         stage.log(step, metrics | {"lr": lr, "tokens": sum(lengths[i] for i in batch)})
 
     log = stage.logged()
