@@ -117,11 +117,10 @@ def prefill(model: Llama, prompts: list[list[int]], new: int) -> tuple[KVCache, 
 
     Equal prompts are read once, and not all at the same time.
     """
-    place = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    distinct, weight, logits = list(place), model.lm_head.weight, []
-    longest, device = max(map(len, distinct)), weight.device
-    cache = KVCache(model.config, len(distinct), longest + new, weight.dtype, device)
-    size = max(1, READ_AT_ONCE[device.type] // longest)
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    longest, device, dtype = max(map(len, distinct)), model.lm_head.weight.device, model.lm_head.weight.dtype
+    cache, logits = KVCache(model.config, len(distinct), longest + new, dtype, device), []
+    size = max(1, READ_AT_ONCE[device.type] // longest)  # prompts
     for start in range(0, len(distinct), size):
         texts = distinct[start : start + size]
         tokens, _, lengths = collate(texts, [()] * len(texts), device)  # (U, P), _, (U,)
@@ -129,9 +128,11 @@ def prefill(model: Llama, prompts: list[list[int]], new: int) -> tuple[KVCache, 
         here = slice(start, start + size)
         logits.append(model.lm_head(model.model(tokens, cache.part(here), keep=ends)).float())  # (U, V)
         cache.lengths[here] = lengths  # what lies beyond a row's own prompt is forgotten
-    cache.used, logits = longest, torch.cat(logits)
+    cache.used = longest
+    logits = torch.cat(logits)
     if len(distinct) < len(prompts):
-        rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)  # (B,)
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)  # (B,)
         cache.select(rows)
         logits = logits[rows]
     return cache, logits

@@ -782,7 +782,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("an answer that was cut says stop", ") for row in zip(tokens, logprobs, finish",
              ', "stop") for row in zip(tokens, logprobs'),
             ("padding stays in the cache", "= lengths  # what", "= tokens.shape[1]  # what"),
-            ("the last cell of the cache is not seen", "longest, torch", "longest - 1, torch")]),
+            ("the last cell of the cache is not seen", "cache.used = longest", "cache.used = longest - 1")]),
         *by("generated_tokens_follow_the_model_with_chances_of_their_own", [
             ("one chance for all tokens of a row", "[:, t])  # (b,), (", "[:, 0])  # (b,), ("),
             ("one chance for all prompts", "[seed_of(seed, i) for i in range(len(prompts))]",
@@ -805,10 +805,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("chances of the row and not of the prompt", "seeds[i]", "seeds[rows.index(i)]")]),
         ("rows that ended never leave", "len(stay) <= 0.8 * len(going)", "False", "rows_that_ended_cost_nothing"),
         *by("prompts_are_read_once_and_in_parts", [
-            ("equal prompts are read again", "(place)", "(map(tuple, prompts))"),
+            ("equal prompts are read again", "dict.fromkeys(map(tuple, prompts))", "map(tuple, prompts)"),
             ("all prompts at once", "READ_AT_ONCE[device.type] // longest", "len(distinct)"),
             ("a part's prompts in the first rows", "start, start + size", "0, len(texts)"),
-            ("copies of the wrong row", "place[tuple(prompt)]", "0")]),
+            ("copies of the wrong row", "row_of[tuple(prompt)]", "0")]),
         ("the seed is ignored", "[seed_of(seed, i) for i in range(len(prompts))]", "list(range(len(prompts)))",
          "a_seed_repeats_the_text_and_another_does_not"),
         *by("test_ranks::ranks_answer_as_one[generate-2]", [
