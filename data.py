@@ -1,4 +1,4 @@
-"""Questions and how they are asked, padded batches.
+"""Questions, cut into disjoint splits, and batches of them, padded on the right.
 
     python data.py --questions gsm8k --out runs/mine/0_questions --train 2000   # one folder of disjoint splits
     python data.py fetch gsm8k                                                  # the published files, into $DATA_DIR
@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 import runtime
-from answers import extract_answer, is_correct  # noqa: F401  all that is about text can be had from here
-from hf.tokenizer import Tokenizer  # noqa: F401
+from hf.tokenizer import Tokenizer  # noqa: F401  the other scripts have it from here
 from runtime.files import read_jsonl, write_jsonl  # noqa: F401
 from runtime.flags import Count, Questions
 from tasks import load_questions
@@ -113,13 +112,13 @@ def disjoint_splits(name: str, counts: dict[str, int], seed: int) -> dict[str, l
 
 
 def fitting(counts: dict[str, int], n: int) -> dict[str, int]:
-    """How n questions are split: as asked for, or, where they are fewer, in the same shares, with one at least.
+    """How n questions are split: as asked for, or, where they are fewer, in the same proportions, with one at least.
 
     Example: train 20, valid 2, test 10 of 16 -> 10, 1, 5.
     """
     if n < sum(counts.values()) and n >= len(counts):
         rest = {name: max(1, counts[name] * n // sum(counts.values())) for name in counts if name != "train"}
-        print(f"{n} questions, fewer than {' + '.join(map(str, counts.values()))}: split in these shares")
+        print(f"{n} questions, fewer than {' + '.join(map(str, counts.values()))}: split in these proportions")
         counts = {"train": n - sum(rest.values())} | rest
     return counts
 

@@ -52,7 +52,7 @@ class Config:
 
 
 def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927): honest near 0 and 1 too. Example: (8, 10) -> (0.490, 0.943)."""
+    """95 % interval of a proportion (Wilson, 1927): honest near 0 and 1 too. Example: (8, 10) -> (0.490, 0.943)."""
     centre = (right + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -137,14 +137,14 @@ def evaluate(cfg: Config, stage: runtime.Stage) -> None:
     runtime.require(not without, f"{cfg.questions}: {without} questions have no gold answer to compare with")
     if Path(folder).is_file():
         runtime.require(not (cfg.reward_model or cfg.shots), f"{folder}: recorded answers are graded as they are")
-        cost = {"parameters": 0}
+        parameters, prompt_tokens = {"parameters": 0}, 0
         recorded = recorded_transcripts(folder, questions)
         for _ in stage.steps(1):
             stage.append("transcripts.jsonl", lines(recorded))
     else:
-        cost = (best_of_n if cfg.reward_model else greedy)(cfg, stage, folder, questions)
+        answer = best_of_n if cfg.reward_model else greedy
+        parameters, prompt_tokens = answer(cfg, stage, folder, questions)
     transcripts, scored = stage.rows("transcripts.jsonl"), stage.rows("scores.jsonl")
-    judge = quality.against_gold(scored, quality.trained_scale(cfg.reward_model)) if scored else {}
     summary = summarise(transcripts)
     low, high = summary["ci95"]
     print(
@@ -152,46 +152,50 @@ def evaluate(cfg: Config, stage: runtime.Stage) -> None:
         f"{summary['lenient']:.1%}, no answer {summary['no_answer']:.1%}"
     )
     tokens = sum(sum(row["tokens"]) for row in scored) or sum(row["tokens"] or 0 for row in transcripts)
-    # the reward model reads all that is said
-    flops = 2 * (cost["parameters"] + cost.get("scorer_parameters", 0)) * (tokens + cost.pop("read", 0))
-    stage.finish(tokens=tokens, flops=flops, name=name, accuracy=summary, **cost, **judge)
+    flops = 2 * sum(parameters.values()) * (tokens + prompt_tokens)  # the reward model reads all that is said
+    agreement = quality.against_gold(scored, quality.trained_scale(cfg.reward_model)) if scored else {}
+    stage.finish(tokens=tokens, flops=flops, name=name, accuracy=summary, **parameters, **agreement)
 
 
-def greedy(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Question]) -> dict:
-    """Answer into transcripts.jsonl; returns the number of parameters and of prompt tokens read."""
+def greedy(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Question]) -> tuple[dict, int]:
+    """Answer into transcripts.jsonl; returns how many parameters there are, and how many prompt tokens were read."""
     model, tokenizer = load(folder)
     prompts = prompts_of(model.config, tokenizer, questions, cfg.max_new_tokens, cfg.shots)
     stop_text = STOP_TEXT[questions[0].kind] if cfg.shots else ""
-    for _, rows, answers in answer_in_parts(stage, cfg, model, tokenizer, prompts, "eval", stop_text=stop_text):
-        graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for i, [r] in zip(rows, answers)]
+    for _, asked, answers in answer_in_parts(stage, cfg, model, tokenizer, prompts, "eval", stop_text=stop_text):
+        graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for i, [r] in zip(asked, answers)]
         stage.append("transcripts.jsonl", lines(graded))
-    return {"parameters": sum(p.numel() for p in model.parameters()), "read": sum(map(len, prompts))}
+    return {"parameters": sum(p.numel() for p in model.parameters())}, sum(map(len, prompts))
 
 
-def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Question]) -> dict:
+def best_of_n(cfg: Config, stage: runtime.Stage, folder: str, questions: list[Question]) -> tuple[dict, int]:
     """Sample several answers to each question; the one that the reward model likes best goes into transcripts.jsonl,
-    the scores of all into scores.jsonl."""
+    the scores of all into scores.jsonl. Returns what `greedy` does."""
     model, tokenizer = load(folder)
     tokenizer.require_same(cfg.reward_model)
-    scorer = load_scalar_model(cfg.reward_model, runtime.inference_dtype(), runtime.default_device())
+    reward_model = load_scalar_model(cfg.reward_model, runtime.inference_dtype(), runtime.default_device())
     prompts = prompts_of(model.config, tokenizer, questions, cfg.max_new_tokens)
-    sampling = ("eval", (cfg.temperature,), cfg.samples)
-    for _, rows, answers in answer_in_parts(stage, cfg, model, tokenizer, prompts, *sampling):
-        read = [prompts[i] for i in rows for _ in range(cfg.samples)]
+    parts = answer_in_parts(stage, cfg, model, tokenizer, prompts, "eval", (cfg.temperature,), cfg.samples)
+    for _, asked, answers in parts:
+        repeated = [prompts[i] for i in asked for _ in range(cfg.samples)]
         said = [response for responses in answers for response in responses]
-        scores = score_responses(scorer, read, [response.tokens for response in said], SCORED_AT_ONCE)  # (part * n,)
-        scores = replace_unfinished(scores, [response.finish for response in said], cfg.unfinished_score)
-        for i, responses, row in zip(rows, answers, scores.view(-1, cfg.samples).tolist()):
+        scores = score_responses(reward_model, repeated, [r.tokens for r in said], SCORED_AT_ONCE)  # (len(said),)
+        scores = replace_unfinished(scores, [r.finish for r in said], cfg.unfinished_score)
+        for i, responses, row in zip(asked, answers, scores.view(-1, cfg.samples).tolist()):
             graded = [grade(questions[i], r.text, r.finish, len(r.tokens)) for r in responses]
             best = row.index(max(row))
             stage.append("transcripts.jsonl", lines([graded[best] | {"score": row[best]}]))
-            scored = {"id": questions[i].id, "scores": [round(score, 5) for score in row]}
-            for key, name in (("correct", "correct"), ("answers", "answer"), ("tokens", "tokens")):
-                scored[key] = [transcript[name] for transcript in graded]
+            scored = {
+                "id": questions[i].id,
+                "scores": [round(score, 5) for score in row],
+                "correct": [transcript["correct"] for transcript in graded],
+                "answers": [transcript["answer"] for transcript in graded],
+                "tokens": [transcript["tokens"] for transcript in graded],
+            }
             stage.append("scores.jsonl", lines([scored]))
-    parameters = {"parameters": model, "scorer_parameters": scorer}
-    cost = {name: sum(p.numel() for p in network.parameters()) for name, network in parameters.items()}
-    return cost | {"read": cfg.samples * sum(map(len, prompts))}
+    networks = {"parameters": model, "scorer_parameters": reward_model}
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    return sizes, cfg.samples * sum(map(len, prompts))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
     python generate.py --model weights/tiny-teacher --questions arith:test --out runs/try --temperatures 0.7,1.0
     python generate.py --model folder --questions gsm8k:test --shots 8 --out runs/few     # worked examples, no chat
-    python generate.py --model weights/tiny-teacher --ask "Ava has 3 pens. Ava buys 4 more. How many pens does ...?"
 
 Sampling draws from the full softmax at a temperature: no top-k, no top-p, no repetition penalty. The log-probability
 returned with a token is therefore the one that it was drawn with, which PPO depends on.
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 import runtime
-from data import Question, Tokenizer, extract_answer, load_questions
+from answers import extract_answer
+from data import Question, Tokenizer, collate, load_questions
 from model import KVCache, Llama, ModelConfig, load_model
 from runtime import ranks, seed_of
 from runtime.files import lines
@@ -50,7 +50,7 @@ def generate(
     temperature 0 is greedy. The log-probs are under softmax(logits / temperature), for greedy under softmax(logits).
     `seed`: one number for each prompt, or one number, of which the prompts' own follow. Same prompts and seed: same
     text, whatever the batch size, but for rounding. `ended`, asked after each token with all new tokens of a row, may
-    end the row too. Call it on every rank: each continues its share, and all get all answers. Raises ValueError for
+    end the row too. Call it on every rank: each continues some prompts, and all get all answers. Raises ValueError for
     an empty prompt or one that leaves no room in the context, FloatingPointError if the model computes NaN.
     """
     room = model.config.max_position_embeddings - max_new_tokens
@@ -61,23 +61,26 @@ def generate(
                 f"{room + max_new_tokens} takes 1 to {room}"
             )
     seeds = [seed_of(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else seed
-    model, said = ranks.full_model(model), {}
+    model = ranks.full_model(model)
     step = torch.compile(model, dynamic=True) if compile else model  # for one new token a row; prompts are read plainly
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i]))  # like lengths share a batch
-    order = order[ranks.RANK :: ranks.SIZE]
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i]))  # like lengths come together
+    order, responses = order[ranks.RANK :: ranks.SIZE], {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         chances = np.stack([np.random.default_rng(seeds[i]).random(max_new_tokens) for i in rows])  # (B, new)
         batch = [prompts[i] for i in rows]
-        batch = continue_batch(model, step, batch, chances, temperature, frozenset(stop_ids), ended, progress)
-        said |= dict(zip(rows, batch, strict=True))
-    said = {i: response for share in ranks.gather(said) for i, response in share.items()}
-    return [said[i] for i in range(len(prompts))]
+        answers = continue_batch(model, step, batch, chances, temperature, frozenset(stop_ids), ended, progress)
+        responses |= dict(zip(rows, answers, strict=True))
+    responses = {i: response for part in ranks.gather(responses) for i, response in part.items()}
+    return [responses[i] for i in range(len(prompts))]
 
 
 @torch.inference_mode()
 def continue_batch(model, step, prompts, chances, temperature, stop_ids, ended, progress) -> list[Response]:
-    """Draw token after token for every row of a batch: chances (B, new), one for each token. `step` is the model."""
+    """Draw token after token for every row of a batch: chances (B, new), a random number in [0, 1) for each token.
+
+    `step` is the model, compiled or not, which reads one token a row; rows that have ended leave the batch.
+    """
     device = model.lm_head.weight.device
     chances = torch.from_numpy(chances).to(device)  # (B, new)
     tokens, logprobs, finish = [[] for _ in prompts], [[] for _ in prompts], ["length"] * len(prompts)
@@ -114,23 +117,22 @@ def prefill(model: Llama, prompts: list[list[int]], new: int) -> tuple[KVCache, 
 
     Equal prompts are read once, and not all at the same time.
     """
-    place = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    distinct, weight, logits = list(place), model.lm_head.weight, []
-    longest, device = max(map(len, distinct)), weight.device
-    cache = KVCache(model.config, len(distinct), longest + new, weight.dtype, device)
-    size = max(1, READ_AT_ONCE[device.type] // longest)
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    longest, device, dtype = max(map(len, distinct)), model.lm_head.weight.device, model.lm_head.weight.dtype
+    cache, logits = KVCache(model.config, len(distinct), longest + new, dtype, device), []
+    size = max(1, READ_AT_ONCE[device.type] // longest)  # prompts
     for start in range(0, len(distinct), size):
         texts = distinct[start : start + size]
-        width = max(map(len, texts))
-        padded = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device)  # (U, P)
-        lengths = torch.tensor([len(text) for text in texts], device=device)  # (U,)
-        ends = torch.arange(1, width + 1, device=device) == lengths[:, None]  # (U, P)
+        tokens, _, lengths = collate(texts, [()] * len(texts), device)  # (U, P), _, (U,)
+        ends = torch.arange(1, tokens.shape[1] + 1, device=device) == lengths[:, None]  # (U, P)
         here = slice(start, start + size)
-        logits.append(model.lm_head(model.model(padded, cache.part(here), read=ends)).float())  # (U, V)
+        logits.append(model.lm_head(model.model(tokens, cache.part(here), keep=ends)).float())  # (U, V)
         cache.lengths[here] = lengths  # what lies beyond a row's own prompt is forgotten
-    cache.used, logits = longest, torch.cat(logits)
+    cache.used = longest
+    logits = torch.cat(logits)
     if len(distinct) < len(prompts):
-        rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)  # (B,)
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)  # (B,)
         cache.select(rows)
         logits = logits[rows]
     return cache, logits
@@ -141,8 +143,8 @@ def sample_token(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Te
 
     logits (B, V) in fp32, chance (B,) in float64, uniform in [0, 1) -> token (B,), its log-probability (B,) in fp32
     under the distribution it was drawn from; for temperature 0 under softmax(logits). The token is the first whose
-    cumulative probability exceeds the chance: one draw per row instead of V. Sums are in float64, and the chance is a
-    share of the last of them, so that no token is lost and none of probability 0 is drawn.
+    cumulative probability exceeds the chance: one draw per row instead of V. Sums are in float64, and the chance is
+    multiplied by the last of them, so that no token is lost and none of probability 0 is drawn.
     Example: [0, ln 3], temperature 1: chance 0.2 -> token 0, ln 1/4 = -1.3863; chance 0.3 -> token 1, ln 3/4 = -0.2877.
     """
     probs = torch.softmax(logits / (temperature or 1.0), dim=-1)  # (B, V)
@@ -186,10 +188,11 @@ def answers_to(
     def says(tokens: list[int]) -> bool:  # a token holds a byte or more, so a short tail is enough
         return bool(stop_text) and stop_text in tokenizer.decode(tokens[-len(stop_text.encode()) - 3 :])
 
-    ends = {"stop_ids": tokenizer.stop_ids, "ended": says}
-    said = generate(model, prompts, max_new_tokens, temperature, seed=seed, batch_size=batch_size, **ends, **options)
-    texts = [tokenizer.decode(response.tokens) for response in said]
-    return [replace(r, text=text.split(stop_text)[0] if stop_text else text) for r, text in zip(said, texts)]
+    responses = generate(
+        model, prompts, max_new_tokens, temperature, tokenizer.stop_ids, seed, batch_size, ended=says, **options
+    )
+    texts = [tokenizer.decode(response.tokens) for response in responses]
+    return [replace(r, text=text.split(stop_text)[0] if stop_text else text) for r, text in zip(responses, texts)]
 
 
 PART = 512  # answers between two saves of a stage
@@ -201,9 +204,9 @@ def answer_in_parts(
 ) -> Iterator[tuple[float, range, list[list[Response]]]]:  # fmt: skip
     """Ask a stage's questions in parts, `samples` times at each temperature: the temperature, which ones, the answers.
 
-    What the caller keeps by stage.append outlives a kill: the next run goes on with the part that is missing. A chance
-    follows from run seed, purpose, and the indices of temperature, question and sample, so that parts and batches
-    change nothing.
+    What the caller keeps by stage.append outlives a kill: the next run goes on with the part that is missing. Random
+    numbers follow from run seed, purpose, and the indices of temperature, question and sample, so that parts and
+    batches change nothing.
     """
     size = max(1, PART // samples)  # questions of a part
     starts = range(0, len(prompts), size)
@@ -212,9 +215,26 @@ def answer_in_parts(
         index, asked = parts[step]
         seeds = [seed_of(cfg.seed, purpose, index, i, sample) for i in asked for sample in range(samples)]
         repeated = [prompts[i] for i in asked for _ in range(samples)]
-        sampling = (cfg.max_new_tokens, cfg.batch_size, temperatures[index], seeds)
-        said = answers_to(model, tokenizer, repeated, *sampling, progress=stage.progress.update, **options)
-        yield temperatures[index], asked, [said[i : i + samples] for i in range(0, len(said), samples)]
+        responses = answers_to(
+            model, tokenizer, repeated, cfg.max_new_tokens, cfg.batch_size, temperatures[index], seeds,
+            progress=stage.progress.update, **options,
+        )  # fmt: skip
+        yield temperatures[index], asked, [responses[i : i + samples] for i in range(0, len(responses), samples)]
+
+
+def load(folder: str) -> tuple[Llama, Tokenizer]:
+    """A model that only answers, and its tokenizer."""
+    model = load_model(folder, runtime.inference_dtype(), runtime.default_device())
+    runtime.set_threads(model)
+    return model, Tokenizer(folder)
+
+
+def answer(model: Llama, tokenizer: Tokenizer, question: Question, max_new_tokens: int = 256) -> Response:
+    """The greedy answer to one question, of at most as many tokens as the context has room for."""
+    [prompt] = prompts_of(model.config, tokenizer, [question], 1)
+    room = min(max_new_tokens, model.config.max_position_embeddings - len(prompt))
+    [response] = answers_to(model, tokenizer, [prompt], room, 1)
+    return response
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------
@@ -222,11 +242,11 @@ def answer_in_parts(
 
 @dataclass(frozen=True)
 class Config:
-    """Sample answers to every question of a set, or, with --ask, print one answer."""
+    """Sample answers to every question of a set."""
 
     model: Input  # Hugging Face folder
-    questions: Questions = ""  # question set: a JSONL, arith:train, gsm8k:train ...
-    out: str = ""  # folder for samples.jsonl
+    questions: Questions  # question set: a JSONL, arith:train, gsm8k:train ...
+    out: str  # folder for samples.jsonl
     source: str = "teacher"  # who is speaking, written beside every sample: teacher or student
     samples: Count = 8  # answers per question and temperature
     temperatures: str = "1.0"  # comma-separated; several give the vote more variety
@@ -237,40 +257,10 @@ class Config:
     lenient: bool = False  # read the last number or letter where no answer is stated
     seed: int = 0
     compile: bool = False  # torch.compile for the step of a GPU: a minute at first, then faster; for long runs
-    ask: str = ""  # one question to be answered greedily on the screen
-
-
-def main(cfg: Config) -> None:
-    runtime.require(bool(cfg.ask) or bool(cfg.questions and cfg.out), "give --questions and --out, or --ask")
-    (ask if cfg.ask else sample)(cfg)
-
-
-def answer(
-    model: Llama, tokenizer: Tokenizer, question: Question, max_new_tokens: int = 256, shots: int = 0
-) -> Response:
-    """The greedy answer to one question, of at most as many tokens as the context has room for."""
-    [prompt] = prompts_of(model.config, tokenizer, [question], 1, shots)
-    room = min(max_new_tokens, model.config.max_position_embeddings - len(prompt))
-    [response] = answers_to(model, tokenizer, [prompt], room, 1, stop_text=STOP_TEXT[question.kind] if shots else "")
-    return response
-
-
-def load(folder: str) -> tuple[Llama, Tokenizer]:
-    """A model that only answers, and its tokenizer."""
-    model = load_model(folder, runtime.inference_dtype(), runtime.default_device())
-    runtime.set_threads(model)
-    return model, Tokenizer(folder)
-
-
-def ask(cfg: Config) -> None:
-    """Print the greedy answer to one question, and nothing else."""
-    runtime.flags.check(cfg)
-    print(answer(*load(cfg.model), Question("--ask", cfg.ask), cfg.max_new_tokens, cfg.shots).text)
 
 
 @runtime.stage
-def sample(cfg: Config, stage: runtime.Stage) -> None:
-    """Fill samples.jsonl."""
+def main(cfg: Config, stage: runtime.Stage) -> None:
     try:
         temperatures = [float(text) for text in cfg.temperatures.split(",")]
     except ValueError:
@@ -282,8 +272,8 @@ def sample(cfg: Config, stage: runtime.Stage) -> None:
     model, tokenizer = load(cfg.model)
     prompts = prompts_of(model.config, tokenizer, questions, cfg.max_new_tokens, cfg.shots)
     options = {"stop_text": STOP_TEXT[questions[0].kind] if cfg.shots else "", "compile": cfg.compile}
-    sampling = (prompts, cfg.source, temperatures, cfg.samples)
-    for temperature, asked, answers in answer_in_parts(stage, cfg, model, tokenizer, *sampling, **options):
+    parts = answer_in_parts(stage, cfg, model, tokenizer, prompts, cfg.source, temperatures, cfg.samples, **options)
+    for temperature, asked, answers in parts:
         rows = [
             {
                 "id": questions[i].id,

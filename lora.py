@@ -4,7 +4,7 @@
 
 W stays as it was loaded, in the type of its file; A and B alone, in fp32, have gradients and Adam's moments. B starts
 as zero: at first nothing has changed, and with the adapters off nothing ever has. So a network is also the one that it
-started as, which PPO needs twice: the reference is the policy without its adapters, the judge the critic without.
+started as, which PPO needs twice: without adapters the policy is the reference, and the critic the reward model.
 
 Embeddings, norms and the language model's head stay as they are; a scalar head, a single row, learns as a whole.
 Files know no adapters: `state_dict` has the merged weights, W + ALPHA / rank * B A.

@@ -1,8 +1,8 @@
 """Llama 3 by hand, the scalar model built on it, and the loading and saving of Hugging Face folders.
 
-Read from the top: configuration, rotary positions, cache, attention, feed-forward, block, the two heads, files,
-then the few functions of logits that every other script shares. Module names equal the tensor names in the files, so
-a state dict *is* the checkpoint.
+Read from the top: configuration, rotary positions, attention, feed-forward, block, the two heads; then the cache for
+sampling, files, and the few functions of logits that every other script shares. Module names equal the tensor names in
+the files, so a state dict *is* the checkpoint.
 
 Shapes: B sequences, T tokens, S cached positions, V vocabulary, D hidden size, H query heads, K key/value heads,
 E head size. Batches are right-padded; attention is causal, so padding on the right is never seen by a real token.
@@ -55,23 +55,6 @@ class ModelConfig:
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
 
-    @classmethod
-    def from_folder(cls, folder: str | Path) -> "ModelConfig":
-        """Read `folder/config.json`. Raises ValueError or FileNotFoundError, naming the file and the key."""
-        return cls(**read_config(folder))
-
-    def to_json(self, **extra: object) -> dict:
-        """The contents of a `config.json` that this code and transformers both read; `extra` keys are added.
-
-        Absent token ids are written as null: without the key transformers takes 1 and 2 for bos and eos.
-        """
-        raw = {key: value for key, value in vars(self).items() if not key.startswith("rope_")}
-        raw |= {"rope_theta": self.rope_theta, "hidden_act": "silu"}
-        if self.rope_type == "llama3":
-            raw["rope_scaling"] = {key.removeprefix("rope_"): getattr(self, key) for key in ROPE}
-            raw["rope_scaling"]["rope_type"] = "llama3"
-        return raw | extra
-
 
 # ---- rotary positions ----------------------------------------------------------------------------------------------
 
@@ -82,13 +65,6 @@ def rope_table(config: ModelConfig, length: int, device: torch.device) -> tuple[
     Llama 3.1 divides the angular speed of slow pairs (wavelength beyond the original context) by `rope_factor`,
     keeps the fast ones, and blends linearly between the two.
     """
-    cos, sin = _rope_table(config, 1 << (length - 1).bit_length(), device)  # powers of two: few tables are kept
-    return cos[:length], sin[:length]
-
-
-@functools.lru_cache(maxsize=16)
-@torch.inference_mode(False)  # or a table that generate made first could not be trained with
-def _rope_table(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
     speed = config.rope_theta ** (-pairs / config.head_dim)  # (E/2,) radians per position
     if config.rope_type == "llama3":
@@ -111,6 +87,169 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, torch.cat([-second, first], dim=-1), sin)
 
 
+# ---- the network ---------------------------------------------------------------------------------------------------
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> weight * x / sqrt(mean of x^2 over D + eps), (..., D). Example: [3, 4] -> [0.8485, 1.1314].
+
+        Worked out in fp32, whatever x's dtype: the mean of squares needs it.
+        """
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each position sees itself and those before it: q (B, T, H, E), k and v (B, T, K, E) -> (B, T, H, E)."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        D, E, H, K = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
+        bias = config.attention_bias
+        self.head_dim = E
+        self.q_proj = nn.Linear(D, H * E, bias=bias)
+        self.k_proj = nn.Linear(D, K * E, bias=bias)
+        self.v_proj = nn.Linear(D, K * E, bias=bias)
+        self.o_proj = nn.Linear(H * E, D, bias=bias and config.model_type != "qwen2")
+
+    def forward(self, x: Tensor, rope, attend) -> Tensor:
+        """x (B, T, D) -> (B, T, D). `rope` is cos and sin; `attend` is causal_attention, or the cache's."""
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, E)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
+        q, k = rotate(torch.cat([q, k], dim=2), *rope).split([q.shape[2], k.shape[2]], dim=2)  # at once, to save time
+        out = attend(q, k, v)  # (B, T, H, E)
+        return self.o_proj(out.reshape(B, T, -1))  # (B, T, D)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        D, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(D, inner, bias=bias)
+        self.up_proj = nn.Linear(D, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, D, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope, attend, keep: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, attend)  # (B, T, D)
+        if keep is not None:  # the last block: no later layer looks at the other positions
+            x = x[:, : keep.shape[1]][keep]  # (N, D)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(nn.Module):
+    """Tokens to hidden states: all of Llama but the head."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        table = torch.empty(config.vocab_size, config.hidden_size)  # (V, D)
+        if not table.is_meta:  # to draw on the meta device PyTorch would import its compiler, for seconds
+            nn.init.normal_(table)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False  # keep a block's input alone, work out the rest again in the backward pass
+
+    def forward(self, tokens: Tensor, cache: "KVCache | None" = None, keep: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> hidden states (B, T, D). With a cache, row b continues at position cache.lengths[b].
+
+        With a boolean `keep` (B, at most T) only its N True positions come back, (N, D).
+        """
+        T = tokens.shape[1]
+        x = self.embed_tokens(tokens)  # (B, T, D)
+        if cache is None:
+            cos, sin = rope_table(self.config, T, x.device)  # (T, E)
+        else:
+            positions = cache.extend(T)  # (B, T)
+            cos, sin = cache.rope[0][positions], cache.rope[1][positions]  # (B, T, E)
+        rope = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)  # (.., T, 1, E)
+        for index, block in enumerate(self.layers):
+            attend = causal_attention if cache is None else functools.partial(cache.attend, index)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                block = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            last = index == len(self.layers) - 1
+            x = block(x, rope, attend, keep if last else None)
+        return self.norm(x)
+
+
+class Llama(nn.Module):
+    """The language model. Keys of its state dict are those of transformers' LlamaForCausalLM."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie()
+
+    def tie(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self, tokens: Tensor, cache: "KVCache | None" = None, keep: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """tokens (B, T) -> logits (B, T, V), fp32.
+
+        With a boolean `keep` (B, T-1): the log-probabilities of the N tokens that follow its True positions, and the
+        entropies there, (N,) each, without the logits of all positions.
+        """
+        if keep is None:
+            return self.lm_head(self.model(tokens, cache)).float()
+        hidden, device = self.model(tokens, keep=keep), tokens.device.type  # (N, D)
+        if torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))  # as autocast does with the input of any other layer
+        with torch.autocast(device, enabled=False):  # which types are used is said above
+            return ChunkedLogprobs.apply(hidden, self.lm_head.weight, tokens[:, 1:][keep], temperature)
+
+
+class ScalarModel(nn.Module):
+    """A Llama with one number per position instead of a vocabulary: the reward model and the critic.
+
+    Saved as transformers' LlamaForSequenceClassification with one label. `score_mean` is subtracted from every score
+    so that the reference policy scores 0 on average; it lives in config.json, because that class has no bias.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.score = nn.Linear(config.hidden_size, 1, bias=False)
+        self.score_mean = 0.0
+
+    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> one fp32 number per position, (B, T). Position t has seen tokens[:, :t+1].
+
+        With a boolean `keep` (B, at most T): only those of its N True positions, (N,).
+        """
+        hidden = self.model(tokens, keep=keep).float()  # (B, T, D) or (N, D)
+        with torch.autocast(hidden.device.type, enabled=False):  # bf16 scores would tie
+            return (hidden @ self.score.weight[0].float()) - self.score_mean  # (B, T) or (N,)
+
+
 # ---- cache ---------------------------------------------------------------------------------------------------------
 
 
@@ -118,7 +257,7 @@ class KVCache:
     """Keys and values of every layer for rows of different lengths, allocated once.
 
     Row b holds `lengths[b]` real positions; what lies beyond is garbage that the mask hides and later tokens
-    overwrite. So prompts are prefilled right-padded and no row ever carries padding *inside* its text.
+    overwrite. So prompts are read right-padded and no row ever carries padding *inside* its text.
     """
 
     def __init__(self, config: ModelConfig, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device):
@@ -136,7 +275,8 @@ class KVCache:
         positions = self.lengths[:, None] + self.places[:T]  # (B, T)
         heads = torch.arange(0, B * K * S, S, device=positions.device).view(B, K, 1)  # where each head begins
         self.slots = (heads + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
-        first, self.used, self.lengths = self.used == 0, self.used + T, self.lengths + T
+        first = self.used == 0
+        self.used, self.lengths = self.used + T, self.lengths + T
         hidden = self.places[: self.used] > positions[:, None, :, None]  # (B, 1, T, S)
         mask = torch.zeros_like(hidden, dtype=self.keys[0].dtype).masked_fill_(hidden, -math.inf)  # (B, 1, T, S)
         self.mask = None if first else mask.expand(-1, K, -1, -1).flatten(0, 1)  # (B*K, T, S), is added to the scores
@@ -172,169 +312,6 @@ class KVCache:
         self.lengths = self.lengths[rows]
 
 
-# ---- the network ---------------------------------------------------------------------------------------------------
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., D) -> weight * x / sqrt(mean of x^2 over D + eps), (..., D). Example: [3, 4] -> [0.8485, 1.1314].
-
-        Worked out in fp32, whatever x's dtype: the mean of squares needs it.
-        """
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-class Attention(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        D, E, H, K = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
-        bias = config.attention_bias
-        self.head_dim = E
-        self.q_proj = nn.Linear(D, H * E, bias=bias)
-        self.k_proj = nn.Linear(D, K * E, bias=bias)
-        self.v_proj = nn.Linear(D, K * E, bias=bias)
-        self.o_proj = nn.Linear(H * E, D, bias=bias and config.model_type != "qwen2")
-
-    def forward(self, x: Tensor, rope, attend) -> Tensor:
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, E)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, E)
-        q, k = rotate(torch.cat([q, k], dim=2), *rope).split([q.shape[2], k.shape[2]], dim=2)  # at once, to save time
-        out = attend(q, k, v)  # (B, T, H, E)
-        return self.o_proj(out.reshape(B, T, -1))  # (B, T, D)
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Each position sees itself and those before it: q (B, T, H, E), k and v (B, T, K, E) -> (B, T, H, E)."""
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
-
-
-class MLP(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        D, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(D, inner, bias=bias)
-        self.up_proj = nn.Linear(D, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, D, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Block(nn.Module):
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
-
-    def forward(self, x: Tensor, rope, attend, read: Tensor | None = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, attend)  # (B, T, D)
-        if read is not None:
-            x = x[:, : read.shape[1]][read]  # (N, D)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class Trunk(nn.Module):
-    """Tokens to hidden states: all of Llama but the head."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        table = torch.empty(config.vocab_size, config.hidden_size)  # (V, D)
-        if not table.is_meta:  # to draw on the meta device PyTorch would import its compiler, for seconds
-            nn.init.normal_(table)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.gradient_checkpointing = False  # keep a block's input alone, work out the rest again in the backward pass
-
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, read: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> hidden states (B, T, D). With a cache, row b continues at position cache.lengths[b].
-
-        With a boolean `read` (B, at most T) only its N True positions come back, (N, D): no other position has to go
-        through the last feed-forward.
-        """
-        T = tokens.shape[1]
-        x = self.embed_tokens(tokens)  # (B, T, D)
-        if cache is None:
-            cos, sin = rope_table(self.config, T, x.device)  # (T, E)
-        else:
-            positions = cache.extend(T)  # (B, T)
-            cos, sin = cache.rope[0][positions], cache.rope[1][positions]  # (B, T, E)
-        rope = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)  # (.., T, 1, E)
-        for index, block in enumerate(self.layers):
-            attend = causal_attention if cache is None else functools.partial(cache.attend, index)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                block = functools.partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-            last = index == len(self.layers) - 1
-            x = block(x, rope, attend, read if last else None)
-        return self.norm(x)
-
-
-class Llama(nn.Module):
-    """The language model. Keys of its state dict are those of transformers' LlamaForCausalLM."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.model = Trunk(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.tie()
-
-    def tie(self) -> None:
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
-
-    def forward(
-        self, tokens: Tensor, cache: KVCache | None = None, read: Tensor | None = None, temperature: float = 1.0
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """tokens (B, T) -> logits (B, T, V), fp32.
-
-        With a boolean `read` (B, T-1): the log-probabilities of the N tokens that follow its True positions, and the
-        entropies there, (N,) each, without the logits of all positions.
-        """
-        if read is None:
-            return self.lm_head(self.model(tokens, cache)).float()
-        hidden, device = self.model(tokens, read=read), tokens.device.type  # (N, D)
-        if torch.is_autocast_enabled(device):
-            hidden = hidden.to(torch.get_autocast_dtype(device))  # as autocast does with the input of any other layer
-        with torch.autocast(device, enabled=False):  # which types are used is said above
-            return ChunkedLogprobs.apply(hidden, self.lm_head.weight, tokens[:, 1:][read], temperature)
-
-
-class ScalarModel(nn.Module):
-    """A Llama with one number per position instead of a vocabulary: the reward model and the critic.
-
-    Saved as transformers' LlamaForSequenceClassification with one label. `score_mean` is subtracted from every score
-    so that the reference policy scores 0 on average; it lives in config.json, because that class has no bias.
-    """
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.model = Trunk(config)
-        self.score = nn.Linear(config.hidden_size, 1, bias=False)
-        self.score_mean = 0.0
-
-    def forward(self, tokens: Tensor, read: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> one fp32 number per position, (B, T). Position t has seen tokens[:, :t+1].
-
-        With a boolean `read` (B, at most T): only those of its N True positions, (N,).
-        """
-        hidden = self.model(tokens, read=read).float()  # (B, T, D) or (N, D)
-        with torch.autocast(hidden.device.type, enabled=False):  # bf16 scores would tie
-            return (hidden @ self.score.weight[0].float()) - self.score_mean  # (B, T) or (N,)
-
-
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
@@ -344,7 +321,7 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None, device: str
     Without a dtype that of the file stays. ValueError or FileNotFoundError names the file and the tensor.
     """
     with torch.device("meta"):  # shapes only: the weights go straight from the file to their place
-        model = Llama(ModelConfig.from_folder(folder))
+        model = Llama(ModelConfig(**read_config(folder)))
     tied = {"lm_head.weight": "model.embed_tokens.weight"} if model.config.tie_word_embeddings else {}
     _fill(model, folder, dtype, device, optional=tied)
     model.tie()
@@ -364,7 +341,7 @@ def load_scalar_model(
     error unless a new one is asked for: a silently random reward model looks healthy in every log.
     """
     with torch.device("meta"):
-        model = ScalarModel(ModelConfig.from_folder(folder))
+        model = ScalarModel(ModelConfig(**read_config(folder)))
     _fill(model, folder, dtype, device, optional=dict.fromkeys(["lm_head.weight", "score.weight"] if new_head else []))
     if new_head:
         std = {"normal": 1 / math.sqrt(model.config.hidden_size + 1), "zero": 0.0}[new_head]
@@ -389,21 +366,27 @@ def save_model(model: Llama | ScalarModel, folder: str | Path, stop_ids: Iterabl
     A save cut short leaves the old weights in place.
     """
     config, tensors = model.config, model.state_dict()
-    family = "Qwen2" if config.model_type == "qwen2" else "Llama"
-    extra = {"torch_dtype": str(model.model.norm.weight.dtype).removeprefix("torch.")}
+    # absent token ids are written as null: without the key transformers takes 1 and 2 for bos and eos
+    raw = {key: value for key, value in vars(config).items() if not key.startswith("rope_")}
+    raw |= {"rope_theta": config.rope_theta, "hidden_act": "silu"}
+    if config.rope_type == "llama3":
+        raw["rope_scaling"] = {key.removeprefix("rope_"): getattr(config, key) for key in ROPE}
+        raw["rope_scaling"]["rope_type"] = "llama3"
+    raw["torch_dtype"] = str(model.model.norm.weight.dtype).removeprefix("torch.")
     ends = config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
     if stop_ids:
-        ends = extra["eos_token_id"] = sorted({*ends, *stop_ids} - {None})
+        ends = raw["eos_token_id"] = sorted({*ends, *stop_ids} - {None})
+    family = "Qwen2" if config.model_type == "qwen2" else "Llama"
     if isinstance(model, Llama):
-        extra["architectures"] = [f"{family}ForCausalLM"]
+        raw["architectures"] = [f"{family}ForCausalLM"]
         if config.tie_word_embeddings:
             del tensors["lm_head.weight"]
     else:
-        extra |= {"architectures": [f"{family}ForSequenceClassification"], "num_labels": 1}
-        extra["score_mean"] = model.score_mean
+        raw |= {"architectures": [f"{family}ForSequenceClassification"], "num_labels": 1}
+        raw["score_mean"] = model.score_mean
         if config.pad_token_id in ends:  # transformers would take a text's last token for padding
-            extra["pad_token_id"] = None
-    write_folder(folder, config.to_json(**extra), tensors)
+            raw["pad_token_id"] = None
+    write_folder(folder, raw, tensors)
 
 
 Llama.save = ScalarModel.save = save_model  # by this name a stage saves any network
@@ -413,7 +396,8 @@ Llama.save = ScalarModel.save = save_model  # by this name a stage saves any net
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each next token: logits (B, T, V), tokens (B, T) -> (B, T-1), fp32 or wider.
+    """Log-probability of each next token: logits (B, T, V), tokens (B, T) -> (B, T-1), fp32 or wider. The definition
+    that masked_logprobs is tested against.
 
     Entry t scores tokens[:, t+1] under softmax(logits[:, t] / temperature), finite for any finite logits.
     Example: V 2, logits[:, 0] [0, ln 3], next token 1 -> ln 3/4 = -0.2877.
@@ -430,14 +414,14 @@ def masked_logprobs(model: Llama, tokens: Tensor, mask: Tensor, temperature: flo
     tokens (B, T), mask (B, T-1) -> logprobs (B, T-1), entropies (B, T-1). Same numbers as token_logprobs, but of
     vocabulary-sized tensors there is never more than a chunk of the N masked-in positions, instead of (B, T, V).
     """
-    logprobs, entropies = model(tokens, read=mask, temperature=temperature)  # (N,), (N,)
+    logprobs, entropies = model(tokens, keep=mask, temperature=temperature)  # (N,), (N,)
     zeros = torch.zeros(mask.shape, dtype=logprobs.dtype, device=tokens.device)  # (B, T-1)
     return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropies)
 
 
 def masked_values(model: ScalarModel, tokens: Tensor, mask: Tensor) -> Tensor:
     """One number for each cell of the (B, T-1) frame where mask is True, before its token is read; 0 elsewhere."""
-    values = model(tokens, read=mask)  # (N,)
+    values = model(tokens, keep=mask)  # (N,)
     return torch.zeros(mask.shape, device=tokens.device).masked_scatter(mask, values)  # (B, T-1)
 
 

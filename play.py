@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 import runtime
-from data import Question, Tokenizer, extract_answer, is_correct, load_questions
+from answers import extract_answer, is_correct
+from data import Question, Tokenizer, load_questions
 from generate import Response, answer, load
 from model import ScalarModel, load_scalar_model
 from report import LEARNED
@@ -43,7 +44,7 @@ def folders_of(run: Path) -> dict[str, Path]:
         if (stage / "done.json").is_file():
             folders[name] = Path(read_object(stage / "done.json")["config"]["model"])
     rounds = [path for path in run.glob("6_ppo*") if re.fullmatch(LEARNED, path.name)]
-    return folders | {"SFT": run / "2_sft", "PPO": max(rounds, default=run / "6_ppo"), "judge": run / "5_reward"}
+    return folders | {"SFT": run / "2_sft", "PPO": max(rounds, default=run / "6_ppo"), "reward model": run / "5_reward"}
 
 
 def questions_from(tests: Sequence[Question]) -> Iterator[Question]:
@@ -78,9 +79,9 @@ def side_by_side(columns: Sequence[Sequence[str]], width: int) -> str:
     )
 
 
-def scores_of(judge: tuple[ScalarModel, Tokenizer], question: Question, said: Sequence[Response]) -> list[float]:
+def scores_of(scorer: tuple[ScalarModel, Tokenizer], question: Question, said: Sequence[Response]) -> list[float]:
     """The reward model's score of each response; it reads the text, because a teacher may have other tokens."""
-    model, tokenizer = judge
+    model, tokenizer = scorer
     prompts, texts = [tokenizer.chat(question.prompt)] * len(said), [tokenizer.response(r.text) for r in said]
     scores = score_responses(model, prompts, texts, micro_tokens=2**14)  # (models,)
     return replace_unfinished(scores, [r.finish for r in said], UNFINISHED_SCORE).tolist()
@@ -92,10 +93,11 @@ def main(cfg: Config) -> None:
     folders = folders_of(run)
     for name in [name for name, folder in folders.items() if not (folder / "config.json").is_file()]:
         print(f"no {name}: there is no model in {folders.pop(name)}")
-    judge = folders.pop("judge", None)
+    reward_folder = folders.pop("reward model", None)
     runtime.require(bool(folders), f"{run}: none of its models is there yet")
     models = {name: load(str(folder)) for name, folder in folders.items()}
-    judge = judge and (load_scalar_model(judge, torch.float32, runtime.default_device()), Tokenizer(judge))
+    device = runtime.default_device()
+    scorer = reward_folder and (load_scalar_model(reward_folder, torch.float32, device), Tokenizer(reward_folder))
     width = shutil.get_terminal_size().columns
     for question in questions_from(load_questions(run / "0_questions" / "test.jsonl")):
         print(f"\n{textwrap.fill(runtime.shown(question.question), width)}\n")
@@ -104,7 +106,7 @@ def main(cfg: Config) -> None:
         except ValueError as error:  # a question that is too long
             print(error)
             continue
-        scores = scores_of(judge, question, said) if judge else [None] * len(said)
+        scores = scores_of(scorer, question, said) if scorer else [None] * len(said)
         print(side_by_side([column_of(*column, question) for column in zip(models, said, scores)], width))
         print(f"right: {question.answer}\n" if question.answer else "")
 

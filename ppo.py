@@ -35,7 +35,7 @@ from runtime.flags import AtOnce, Count, Function, Input, Natural, NotNegative, 
 
 @dataclass(frozen=True)
 class Config:
-    """Reinforcement learning of a student against a reward model, or against the raw vote."""
+    """Reinforcement learning of a student against a reward model, or against the vote itself."""
 
     policy: Input  # the SFT student, or the policy of the round before: where it starts
     questions: Questions  # training questions; their gold answers are not read
@@ -45,7 +45,7 @@ class Config:
     reward: Function = ""  # instead: FILE.py:NAME, your own name(questions, prompts, responses, texts) -> (B,)
     gold: bool = False  # instead of all: +1 for the gold answer. An upper bound, for comparison; never the method
     critic: Input = ""  # another reward model to start the critic from
-    zero_values: bool = False  # the critic gets a new head of zeros: it starts at the mean score, not as the judge
+    zero_values: bool = False  # the critic gets a new head of zeros, so it starts at the mean score
     iterations: Count = 60  # rollouts
     rollout_size: Count = 256  # responses per iteration
     minibatches: Count = 4  # optimiser steps per epoch
@@ -268,22 +268,22 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     runtime.require(cfg.minibatches <= cfg.rollout_size, f"--minibatches {cfg.minibatches}: more than --rollout_size")
     tokenizer, dtype, device = Tokenizer(cfg.policy), runtime.trained_dtype(cfg.lora), runtime.default_device()
     tokenizer.require_same(cfg.reward_model, cfg.critic)
-    # four roles: policy and critic learn; reference and judge stay what these two start as. They are copies of them, or
+    # four roles: policy and critic learn; reference and reward model stay what these two start as. They are copies, or
     # with --lora the same two networks with their adapters off
     policy, adam = learner(cfg, load_model(cfg.policy, dtype, device), "policy")
     reference = lora.as_it_started(policy) or ranks.shard(load_model(cfg.policy, dtype, device).requires_grad_(False))
-    critic, critic_adam, judge = critic_of(cfg, dtype, device)
+    critic, critic_adam, reward_model = critic_of(cfg, dtype, device)
     parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}  # of a saved state
-    score, questions = make_score(cfg, load_questions(cfg.questions), judge)
+    score, questions = make_score(cfg, load_questions(cfg.questions), reward_model)
     valid = load_questions(cfg.valid) if cfg.valid else []
     prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
     runtime.set_threads(policy)
 
     watch = health.Health(cfg.rollout_size, stage.logged(), steps.bf16())
     for iteration in stage.steps(cfg.iterations, **parts):
-        share = runtime.lr_at(iteration, cfg.iterations, cfg.warmup)
-        runtime.set_lr(adam, share * cfg.lr)
-        runtime.set_lr(critic_adam, share * cfg.critic_lr)
+        scale = runtime.lr_at(iteration, cfg.iterations, cfg.warmup)
+        runtime.set_lr(adam, scale * cfg.lr)
+        runtime.set_lr(critic_adam, scale * cfg.critic_lr)
 
         # 1. rollout: sample, score, and let policy and reference read
         asked = [(questions[i], prompts[i]) for i in questions_of(iteration, len(questions), cfg)]
@@ -298,7 +298,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
         metrics = health.of_rollout(r, advantages, cfg.kl_coef)
         metrics |= health.of_values(r, returns)
         r = replace(r, advantages=whiten(advantages, r.mask), returns=returns)
-        steps.require_finite(metrics)  # a broken judge stops here, before a step is taken on NaN
+        steps.require_finite(metrics)  # a broken reward model stops here, before a step is taken on NaN
 
         # now and then, before the update: keep the policy, and let it answer held-out questions greedily
         if iteration % cfg.eval_every == 0 or iteration == cfg.iterations - 1:
@@ -321,7 +321,7 @@ def learner(cfg: Config, network: nn.Module, role: str) -> tuple[nn.Module, Adam
 
 
 def critic_of(cfg: Config, dtype, device) -> tuple:
-    """The critic, its optimiser, and the judge if that is the critic as it started; None: make_score loads a copy."""
+    """The critic, its optimiser, and the reward model if that is the critic as it started; else None."""
     start = cfg.critic or cfg.reward_model  # without one the critic is the policy's trunk with a head of zeros
     new_head = "zero" if cfg.zero_values or not start else None
     critic = load_scalar_model(start or cfg.policy, dtype, device, new_head=new_head)
@@ -338,7 +338,7 @@ def questions_of(iteration: int, n: int, cfg: Config) -> list[int]:
 
 
 def look_closer(cfg, stage, iteration, r, policy, tokenizer, valid, score) -> dict[str, float]:
-    """Keep the policy and some of its answers; how it answers held-out questions, and what the judge thinks of that."""
+    """Keep the policy and some of its answers; how it answers held-out questions, and their scores."""
     stage.keep(policy, tokenizer)
     stage.append("samples.txt", health.show_samples(iteration, r))
     print(health.two_answers(r))
@@ -361,7 +361,7 @@ def conclude(cfg: Config, stage: runtime.Stage, policy: Llama, tokenizer: Tokeni
     last, seen = log[-1], sum(row["tokens"] for row in log)
     results = {"score": last["objective/scores"], "kl": last["objective/kl"]}
     print(f"score {results['score']:+.2f}, KL {results['kl']:.2f} nats per answer, {last['val/eos_share']:.1%} ended")
-    # per token: sampler, readers and judge 2N each; what learns 6N per epoch, 4N where its weights are frozen
+    # per token: sampler, readers and reward model 2N each; what learns 6N per epoch, 4N where its weights are frozen
     flops = parameters * seen * (10 + (8 if cfg.lora else 12) * cfg.epochs)
     stage.save(policy, tokenizer, tokens=sum(row["sampled"] for row in log), flops=flops, **results)
 

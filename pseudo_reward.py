@@ -6,7 +6,8 @@
 Writes rewards.jsonl (every response with its 0/1 reward), sft.jsonl (the teacher's winning answers, for sft.py) and
 pairs.jsonl (chosen and rejected, for reward.py). Plain Python: nothing here is a network. The signal is section 3 of
 arXiv 2502.19557, 'majority voting for verifiable tasks'; ties, shares and pairs are our decisions, stated where they
-are made. The gold answers of the questions are never read.
+are made. The gold answers of the questions are never read. A Sample is one response: `id` of its question, `source`
+('teacher' or 'student'), `response`, `answer` (extracted, or None), `ended` (not cut off), `logprob`, `temperature`.
 """
 
 import math
@@ -69,7 +70,7 @@ def make_pairs(
     """Up to `most` (chosen, rejected) pairs of one question: reward 1 against reward 0, no two pairs alike.
 
     A response that was cut off is in no pair: PPO never shows one to the reward model. Pairs with a response of the
-    student come first: its text is what the reward model will judge in PPO. Which ones are taken is drawn by `rng`
+    student come first: its text is what the reward model will score in PPO. Which ones are taken is drawn by `rng`
     from all combinations, so a text that was sampled often is met often.
     Example: rewards [1, 0, 1], all ended, different texts, most 4 -> (0, 1) and (2, 1), in either order.
     """

@@ -6,7 +6,7 @@
 
 The score of an answer is read at its end token. After training, scores are shifted and scaled so that the student's
 own samples have mean 0 and standard deviation 1: then `kl_coef` and the other numbers of PPO mean the same in every
-run. A share of the *questions* is held out, and the model's quality is measured on their pairs.
+run. Some of the *questions* are held out, and the model's quality is measured on their pairs.
 
 Sources: Bradley-Terry loss as in arXiv 2203.02155, eq. 1; normalisation as in arXiv 1909.08593; the pairs are ours.
 """
@@ -24,7 +24,8 @@ from torch import Tensor
 import lora
 import quality
 import runtime
-from data import Question, Tokenizer, collate, extract_answer, is_correct, load_questions, read_jsonl
+from answers import extract_answer, is_correct
+from data import Question, Tokenizer, collate, load_questions, read_jsonl
 from model import ScalarModel, last_token, load_scalar_model
 from runtime import ranks, steps
 from runtime.flags import AtOnce, Count, Input, Natural, Positive, Questions, Saving, Share
@@ -46,7 +47,7 @@ class Config:
     lr: Positive = 2e-4  # peak, linear warm-up, then linear to 0
     warmup: Natural = 10  # optimiser steps
     max_grad_norm: Positive = 1.0
-    held_out: Share = 0.1  # share of the questions that only measure, at least one question
+    held_out: Share = 0.1  # fraction of the questions that only measure, at least one question
     calibration_samples: Count = 1000  # of the student's responses
     lora: Natural = 0  # rank of the adapters that learn instead of all weights (lora.py); they want ten times the lr
     seed: int = 0  # of the new head, and of the order of the pairs
@@ -76,19 +77,20 @@ class Pair(NamedTuple):
     weight: float
 
 
-def held_out_ids(ids: Iterable[str], share: float) -> set[str]:
-    """The questions that only measure: a share of the different ids, at least one, the same ones in every run.
+def held_out_ids(ids: Iterable[str], fraction: float) -> set[str]:
+    """The questions that only measure: a fraction of the different ids, at least one, the same ones in every run.
 
     Whole questions, so that no prompt is on both sides; chosen by a hash, so that the order of a file does not matter.
     """
     ordered = sorted(set(ids), key=lambda key: hashlib.sha256(key.encode()).hexdigest())
-    return set(ordered[: max(1, round(share * len(ordered)))])
+    return set(ordered[: max(1, round(fraction * len(ordered)))])
 
 
 def load_pairs(cfg: Config, tokenizer: Tokenizer) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on, and pairs of the questions that only measure."""
     rows = list(read_jsonl(cfg.pairs, required=["id", "prompt", "chosen", "rejected"]))
-    measuring, train, held_out = held_out_ids((row["id"] for row in rows), cfg.held_out), [], []
+    measuring = held_out_ids((row["id"] for row in rows), cfg.held_out)
+    train, held_out = [], []
     for row in rows:
         weight = row.get("weight", 1.0)
         good = type(weight) in (int, float) and 0 < weight < math.inf
@@ -129,7 +131,7 @@ def score_responses(
 
     def reader(rows: list[int]) -> Tensor:
         tokens, _, ends = collate([prompts[i] for i in rows], [responses[i] for i in rows], device)  # (b, T), _, (b,)
-        return model(tokens, read=last_token(ends, tokens.shape[1]))[None, :, None]  # (1, b, 1)
+        return model(tokens, keep=last_token(ends, tokens.shape[1]))[None, :, None]  # (1, b, 1)
 
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
     like = torch.zeros(len(lengths), 1)  # (N, 1)
@@ -156,20 +158,22 @@ def calibrate(model: ScalarModel, scores: Tensor) -> float:
     return std.item()
 
 
-def make_score(cfg, questions: list[Question], judge: ScalarModel | Callable | None) -> tuple[Callable, list[Question]]:
-    """What PPO climbs: score(questions, prompts, responses, texts) -> (B,), and the questions that it can judge.
+def make_score(
+    cfg, questions: list[Question], reward_model: ScalarModel | Callable | None
+) -> tuple[Callable, list[Question]]:
+    """The reward that PPO maximises: score(questions, prompts, responses, texts) -> (B,), and the questions it is for.
 
     Another reward is another function of this form: lists of questions, token ids and texts in, a number each out.
-    `judge` is cfg.reward_model where it is loaded already; else it is loaded here.
+    `reward_model` is the network of --reward_model where it is loaded already; else it is loaded here.
     """
     given = [name for name in ("reward_model", "votes", "reward", "gold") if getattr(cfg, name)]
     asked_for = f"give one of --reward_model, --votes, --reward and --gold, not {given or 'none'}"
     runtime.require(len(given) == 1, asked_for)
     if cfg.reward:
-        users = runtime.flags.function(cfg.reward, "--reward")
+        function = runtime.flags.function(cfg.reward, "--reward")
 
         def by_function(questions, prompts, responses, texts) -> Tensor:
-            scores = torch.as_tensor(users(questions, prompts, responses, texts), dtype=torch.float32)
+            scores = torch.as_tensor(function(questions, prompts, responses, texts), dtype=torch.float32)
             one_each = scores.shape == (len(texts),)
             runtime.require(one_each, f"--reward {cfg.reward}: shape {tuple(scores.shape)} for {len(texts)} answers")
             return scores  # (B,)
@@ -177,10 +181,11 @@ def make_score(cfg, questions: list[Question], judge: ScalarModel | Callable | N
         return by_function, questions
     if cfg.reward_model:
         dtype, device = runtime.trained_dtype(cfg.lora), runtime.default_device()
-        judge = judge or ranks.shard(load_scalar_model(cfg.reward_model, dtype, device).requires_grad_(False))
+        if reward_model is None:
+            reward_model = ranks.shard(load_scalar_model(cfg.reward_model, dtype, device).requires_grad_(False))
 
         def by_reward_model(questions, prompts, responses, texts) -> Tensor:
-            return score_responses(judge, prompts, responses, cfg.micro_tokens)  # (B,)
+            return score_responses(reward_model, prompts, responses, cfg.micro_tokens)  # (B,)
 
         return by_reward_model, questions
     truth = {q.id: q.answer for q in questions if q.answer is not None} if cfg.gold else {}
@@ -231,8 +236,8 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
             # chosen and rejected in one forward pass: both see the same padding
             responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
             tokens, _, ends = collate([pair.prompt for pair in pairs] * 2, responses, device)  # (2n, T), _, (2n,)
-            chosen, rejected = model(tokens, read=last_token(ends, tokens.shape[1])).chunk(2)  # (n,), (n,)
-            # the weighted mean of these pairs, by their share in the weight of the step
+            chosen, rejected = model(tokens, keep=last_token(ends, tokens.shape[1])).chunk(2)  # (n,), (n,)
+            # scaled so that the micro-batches of a step add up to its weighted mean
             loss = bradley_terry_loss(chosen, rejected, weight) * (weight.sum() / total)
             return loss, {"loss": loss, "right": (chosen > rejected).sum()}
 
@@ -244,15 +249,14 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     model = ranks.full_model(model)
     scores = score_responses(model, *samples, cfg.micro_tokens)  # (samples,)
     std = calibrate(model, scores)
-    judge = measure(cfg, model, held_out, std) | {
-        "length_correlation": quality.correlation(scores, [len(response) for response in samples[1]])
-    }
+    results = measure(cfg, model, held_out, std)
+    results["length_correlation"] = quality.correlation(scores, [len(response) for response in samples[1]])
     tokens, parameters = sum(row["tokens"] for row in stage.logged()), sum(p.numel() for p in model.parameters())
-    stage.save(model, tokenizer, tokens=tokens, flops=(4 if cfg.lora else 6) * parameters * tokens, **judge)
+    stage.save(model, tokenizer, tokens=tokens, flops=(4 if cfg.lora else 6) * parameters * tokens, **results)
 
 
 def measure(cfg: Config, model: ScalarModel, held_out: list[Pair], std: float) -> dict:
-    """How good a judge the calibrated model is, on pairs of questions that it was not trained on (quality.py)."""
+    """How good the calibrated model is, on pairs of questions that it was not trained on (quality.py)."""
     prompts, chosen, rejected, _ = zip(*held_out)
     margins = score_responses(model, prompts, chosen, cfg.micro_tokens)  # (P,)
     margins -= score_responses(model, prompts, rejected, cfg.micro_tokens)

@@ -45,8 +45,9 @@ class Config:
 def sft_loss(logprobs: Tensor, mask: Tensor, total: int) -> Tensor:
     """Cross-entropy of the response tokens: logprobs, mask (B, T-1) -> scalar, the sum over True cells / total.
 
-    `total` is the number of response tokens in the whole optimiser step, so that micro-batches add up to exactly the
-    loss of the full batch. A masked cell may hold anything, NaN too, and changes neither the loss nor its gradient.
+    `total` is the number of response tokens in the whole optimiser step: its gradient is accumulated over micro-batches
+    (parts that fit into memory), and so their losses add up to exactly that of the full batch. A masked cell may hold
+    anything, NaN too, and changes neither the loss nor its gradient.
     Example: logprobs [-1, -2, -9], mask [T, T, F], total 2 -> 1.5.
     """
     return -torch.where(mask, logprobs, 0.0).sum() / total
@@ -75,7 +76,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     total_steps = cfg.epochs * math.ceil(n / cfg.batch_size)
     print(f"{n} examples ({dropped} too long), {total_steps} steps", flush=True)
 
-    for step in stage.steps(total_steps, "loss {loss:.3f}", model=model, adam=adam):
+    for step in stage.steps(total_steps, "loss {loss:.3f}", model=model, adam=adam):  # resumes
         lr = cfg.lr * runtime.lr_at(step, total_steps, cfg.warmup)
         runtime.set_lr(adam, lr)
         batch = steps.rows_of_step(step, n, cfg.batch_size, cfg.seed, "sft")
@@ -89,7 +90,7 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
             loss = sft_loss(logprobs, mask, total)
             return loss, {"loss": loss}
 
-        metrics = steps.step(model, adam, batch, lengths, cfg, loss_of)
+        metrics = steps.step(model, adam, batch, lengths, cfg, loss_of)  # backward, clip, one step of the optimiser
         stage.log(step, metrics | {"lr": lr, "tokens": sum(lengths[i] for i in batch)})
 
     log = stage.logged()

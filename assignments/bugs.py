@@ -18,7 +18,7 @@ BUGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("the last number, though another is stated", "if stated and not T", "if stated and not lenient and not T"),
         ("not canonical", '                return canonical(stated["answer"], kind)',
          '                return stated["answer"]'),
-        ("an empty string for no answer", "if last else None", 'if last else ""'),
+        ("an empty string for no answer", "if mentioned else None", 'if mentioned else ""'),
         ("what is taken back counts", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)", "True"),
         ("taken back anywhere later", ", stated.end() + 100)", ")"),
         ("all taken back is no answer", "if stated and not MENTIONED[kind].search(text, stated.end())", "if False"),

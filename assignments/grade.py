@@ -131,7 +131,7 @@ def grade_exercise(
             tests = exercises.properties(group)[exercise.id, function]
             failures = [found.get("", found.get(test, "it was not tried")) for test in tests]
             if failures[0]:
-                failures = [failure or "holds, and counts once the formula does" for failure in failures]
+                failures = [failure or "holds, but earns nothing until the formula does" for failure in failures]
             for test, failure in zip(tests, failures):
                 most = points * share / len(tests)
                 results.append(Property(exercise.id, function, group, test, most, 0.0 if failure else most, failure))

@@ -47,7 +47,7 @@ READ = "logprobs, entropy = masked_logprobs(policy, b.tokens, b.mask, cfg.temper
 READ_REFERENCE = "masked_logprobs(reference, b.tokens, b.mask, cfg.temperature)"
 READ_AGAIN = "logprobs, _ = masked_logprobs(policy, b.tokens, b.mask, cfg.temperature)"
 KEPT = "replace(r, logprobs=logprobs"
-VALUES = "values = model(tokens, read=mask)"
+VALUES = "values = model(tokens, keep=mask)"
 MASK = "Rollout(tokens, mask,"
 
 # fmt: off
@@ -63,7 +63,7 @@ BUGS = {
     "score_late": Bug("score one token late", PURPLE, (
         ("ppo.py", "rewards + last * scores", "rewards + last.roll(1, 1) * scores"),)),
     "shift": Bug("log-probs shifted by one", SKY, (
-        ("model.py", "tokens[:, 1:][read]", "tokens[:, :-1][read]"),)),
+        ("model.py", "tokens[:, 1:][keep]", "tokens[:, :-1][keep]"),)),
     "reference_alias": Bug("reference is the policy", GREY, (("ppo.py", REFERENCE, "policy"),)),
     "whitened_returns": Bug("returns from whitened advantages", BROWN, (
         ("ppo.py", "returns=returns", "returns=whiten(advantages, r.mask) + r.values"),)),

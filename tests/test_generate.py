@@ -402,19 +402,17 @@ def test_every_sample_is_of_its_question_and_temperature(model_folder, tmp_path,
     assert done["tokens"] == sum(row["tokens"] for row in rows)
 
 
-def test_asking_one_question_prints_its_answer(model_folder, monkeypatch, capsys):
-    monkeypatch.setattr(generation, "few_shot_prompt", lambda question, shots: f"{shots} {question.question}")  # short
-    tokenizer = Tokenizer(model_folder)
-    for shots, prompt in ((0, tokenizer.chat("3+4?")), (2, tokenizer.text("2 3+4?"))):
-        generation.main(generation.Config(str(model_folder), ask="3+4?", shots=shots, max_new_tokens=6))
-        [response] = generate(load_model(model_folder), [prompt], 6, 0, tokenizer.stop_ids)
-        assert capsys.readouterr().out == tokenizer.decode(response.tokens) + "\n"
-    generation.main(generation.Config(str(model_folder), ask="3+4?", max_new_tokens=10**6))  # what the context holds
-    assert capsys.readouterr().out.endswith("\n")
+def test_one_question_is_answered_greedily_in_the_room_that_there_is(model_folder):
+    model, tokenizer = load_model(model_folder), Tokenizer(model_folder)
+    prompt, room = tokenizer.chat("3+4?"), model.config.max_position_embeddings - len(tokenizer.chat("3+4?"))
+    for most, new in ((6, 6), (10**6, room)):
+        [expected] = generate(model, [prompt], new, 0, tokenizer.stop_ids)
+        said = generation.answer(model, tokenizer, Question("mine", "3+4?"), most)
+        assert said.tokens == expected.tokens and said.text == tokenizer.decode(expected.tokens)
 
 
 @pytest.mark.parametrize("flags", [
-    {"temperatures": "1.0,hot"}, {"temperatures": "-1"}, {"source": "me"}, {"questions": ""}])
+    {"temperatures": "1.0,hot"}, {"temperatures": "-1"}, {"source": "me"}])
 def test_flags_that_make_no_sense_are_named(flags, model_folder, tmp_path):
     with pytest.raises(ValueError, match=f"--{next(iter(flags))}"):
         generation.main(generation.Config(**{"model": str(model_folder), "questions": "arith:test",

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_file
+from hf.folder import read_config
 from model import KVCache, Llama, ModelConfig, ScalarModel, load_model, load_scalar_model, masked_logprobs, save_model
 from runtime import chunked
 from runtime.chunked import ChunkedLogprobs
@@ -257,7 +258,7 @@ def test_right_padding_never_changes_a_real_position(llama, make_config, randomi
     texts = random_tokens(llama.config, 4, 10)
     for padding in (0, 60):
         batch = texts.where(torch.arange(10) < lengths[:, None], padding)
-        logits, last = llama(batch), scalar(batch, read=model_file.last_token(lengths, 10))
+        logits, last = llama(batch), scalar(batch, keep=model_file.last_token(lengths, 10))
         for i, length in enumerate(lengths):
             alone = texts[i : i + 1, :length]
             torch.testing.assert_close(logits[i, :length], llama(alone)[0], rtol=1e-5, atol=1e-5)
@@ -460,7 +461,7 @@ def test_keys_that_change_nothing_are_accepted(llama, tmp_path):
     assert load_model(tmp_path).config == llama.config
     edit_config(model_type="qwen2", sliding_window=32768, max_window_layers=21, rope_parameters=dict(
         rope_type="default", rope_theta=5e6))(tmp_path)
-    config = ModelConfig.from_folder(tmp_path)
+    config = ModelConfig(**read_config(tmp_path))
     assert config.attention_bias and config.rope_theta == 5e6 and config.rope_type == "default"
 
 
@@ -469,7 +470,7 @@ def test_config_defaults_are_those_of_hugging_face(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({
         "model_type": "llama", "vocab_size": 9, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1,
         "num_attention_heads": 3, "eos_token_id": [1, 2]}))
-    config = ModelConfig.from_folder(tmp_path)
+    config = ModelConfig(**read_config(tmp_path))
     assert (config.num_key_value_heads, config.head_dim, config.rope_theta) == (3, 8, 10000.0)
     assert (config.rms_norm_eps, config.max_position_embeddings) == (1e-6, 2048)
     assert config.eos_token_id == (1, 2)
@@ -493,7 +494,7 @@ def test_a_tied_head_that_is_in_the_file_too_changes_nothing_if_it_is_the_same(m
 def test_tokens_that_stop_are_saved_beside_the_models_own(own, make_model, make_config, tmp_path):
     for model in (make_model(eos_token_id=own), ScalarModel(make_config(eos_token_id=own, pad_token_id=7))):
         save_model(model, tmp_path, stop_ids=frozenset([7, 5]))
-        saved = ModelConfig.from_folder(tmp_path)
+        saved = ModelConfig(**read_config(tmp_path))
         assert set(saved.eos_token_id) == {5, 7, 3 if own else 5, 9 if own == (3, 9) else 5}
         assert saved.pad_token_id is None  # or transformers would take the last token of a text for padding
 

@@ -20,7 +20,7 @@ TESTS = [{"question": f"Is it {i}?", "answer": str(i), "instruction": "Say it."}
 
 @pytest.fixture
 def run(tmp_path, model_folder):
-    """A run of two rounds of one tiny model, with a judge that likes every answer alike."""
+    """A run of two rounds of one tiny model, with a reward model that likes every answer alike."""
     folder = tmp_path / "a run"
     data.write_jsonl(folder / "0_questions" / "test.jsonl", TESTS)
     for stage in ("2_sft", "5_reward", "6_ppo", "6_ppo_raw", "6_ppo_r2", "6_ppo_r2.old1"):
@@ -46,7 +46,7 @@ def played(monkeypatch, capsys, run, typed, columns=80):
 
 def test_who_answers(run, model_folder):
     assert play.folders_of(run) == {"teacher": model_folder, "base": model_folder, "SFT": run / "2_sft",
-                                    "PPO": run / "6_ppo_r2", "judge": run / "5_reward"}
+                                    "PPO": run / "6_ppo_r2", "reward model": run / "5_reward"}
 
 
 def test_all_answer_the_next_test_question_and_what_is_typed(run, monkeypatch, capsys):
@@ -69,7 +69,7 @@ def test_what_is_missing_is_named_and_the_others_answer(run, monkeypatch, capsys
         shutil.rmtree(run / stage)
     (run / "1_teacher" / "done.json").unlink()
     out = played(monkeypatch, capsys, run, "\n")
-    for name, stage in (("teacher", "1_teacher"), ("PPO", "6_ppo"), ("judge", "5_reward")):
+    for name, stage in (("teacher", "1_teacher"), ("PPO", "6_ppo"), ("reward model", "5_reward")):
         assert re.search(rf"(?m)^no {name}: .*a run/{stage}$", out)
     assert re.search(r"(?m)^base +SFT$", out) and "wrong" in out
     shutil.rmtree(run / "2_sft")

@@ -243,7 +243,7 @@ def test_scores_that_differ_in_the_third_digit_do_not_tie():
     hidden = torch.eye(8)[:2].bfloat16()[None]  # (1, 2, D)
     hidden[0, 1, 0] = 1
     del model.model
-    model.model = lambda tokens, read: hidden
+    model.model = lambda tokens, keep: hidden
     model.score.weight.data = torch.tensor([[10.0, 0.01] + [0.0] * 6]).bfloat16()
     first, second = model(torch.zeros(1, 2, dtype=torch.long))[0].tolist()
     assert second - first == pytest.approx(0.01, abs=1e-4)
