@@ -123,12 +123,12 @@ def draw(path: Path, teachers: Mapping[str, dict], votes: Sequence[dict]) -> Non
             right_axis.errorbar(x, y, bars, color=COLOURS["default"], label=label, capsize=3, **shown)
     right_axis.set(title="Over the votes, default teacher", xlabel="questions that have a vote", xscale="log")
     ticks = sorted({row["questions"] for row in votes})
-    right_axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    right_axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], rotation=45)  # near ones would overlap
     right_axis.set_xticks([], minor=True)
     right_axis.set_ylabel("test questions right, %")
-    for axis in (left, right_axis):
+    for axis, corner in ((left, "lower right"), (right_axis, "lower left")):
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False, loc="lower right")
+        axis.legend(frameon=False, loc=corner)
     with runtime.replacing(path, "wb") as file:
         figure.savefig(file)
 
