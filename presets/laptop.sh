@@ -1,5 +1,5 @@
 # A real 135M student, the recorded answers of a real 0.5B teacher, one-step word problems: a laptop. Each number is
-# small because a core trains on a hundred tokens a second. Measured in results/mawps-smollm2, where PPO did harm.
+# small because a core trains on a hundred tokens a second. Measured in results/mawps-smollm2, where PPO adds nothing.
 : "${TEACHER:=$here/results/mawps-teacher/shots-train.jsonl.gz}" "${STUDENT:=$models/SmolLM2-135M-Instruct}"
 : "${TEACHER_TEST:=$here/results/mawps-teacher/shots-test.jsonl.gz}" "${hub:=HuggingFaceTB}" "${QUESTIONS:=mawps}"
 : "${needs:=a laptop, 8 GB of memory, 3 to 4 h on one core with PRECISION=bf16 (raw PPO foreseen, not measured)}"
