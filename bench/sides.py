@@ -220,8 +220,8 @@ def ours_loop(job: Job, turn: Turns, main, cfg, result) -> None:
     """Run a script's own training loop, with a turn's end wherever it has logged a step."""
     log = runtime.Stage.log
 
-    def log_and_pause(stage: runtime.Stage, step: int, metrics: dict[str, float]) -> None:
-        log(stage, step, metrics)
+    def log_and_pause(stage: runtime.Stage, step: int, metrics: dict[str, float], line: str = "") -> None:
+        log(stage, step, metrics, line)
         turn(**result(metrics))
 
     runtime.Stage.log = log_and_pause
