@@ -73,6 +73,12 @@ class Config:
 def main(cfg: Config, stage: runtime.Stage) -> None:
     counts = {"train": cfg.train, "valid": cfg.valid, "test": cfg.test}
     splits = disjoint_splits(cfg.questions, counts, cfg.seed)
+    without = sum(q.answer is None for name in ("valid", "test") for q in splits[name])
+    runtime.require(
+        not without,
+        f"{cfg.questions}: accuracy is measured on --valid {len(splits['valid'])} and --test {len(splits['test'])} "
+        f"questions, and {without} of them would have no gold answer: give more answers, or measure on fewer",
+    )
     for name, questions in splits.items():
         asked = [INSTRUCTIONS[q.kind] if cfg.instruction == "auto" else cfg.instruction for q in questions]
         rows = [asdict(q) | {"instruction": q.instruction or text} for q, text in zip(questions, asked)]
@@ -130,8 +136,11 @@ def _cut(name: str, pool: list[Question], counts: dict[str, int], seed: int) -> 
     if sum(counts.values()) > len(unique):
         wanted = " + ".join(f"--{split} {count}" for split, count in counts.items())
         raise ValueError(f"{name} holds {len(unique)} different questions, fewer than {wanted}")
-    stream = iter(unique)
-    return {split: [next(stream) for _ in range(count)] for split, count in counts.items()}
+    splits = {}
+    for split, count in counts.items():  # a question without a gold answer can be trained on, and measures nothing
+        unique.sort(key=lambda question, train=split == "train": (question.answer is None) != train)
+        splits[split], unique = unique[:count], unique[count:]
+    return splits
 
 
 if __name__ == "__main__":

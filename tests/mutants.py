@@ -858,8 +858,11 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         *by("the_script_cuts_a_file_into_disjoint_splits", [
             ("copies of a question are kept", "{question.key: question for question in pool}.values()", "pool"),
             ("train and valid overlap",
-             "stream = iter(unique)\n    return {split: [next(stream) for _ in range(count)]",
-             "return {split: unique[:count]")]),
+             "unique[:count], unique[count:]", "unique[:count], unique")]),
+        *by("questions_without_an_answer_are_trained_on_and_measure_nothing", [
+            ("they are left out", "(question.answer is None) != train", "question.answer is None"),
+            ("they measure", "(question.answer is None) != train", "question.answer is not None"),
+            ("nobody counts them", "q.answer is None for name", "q.answer is False for name")]),
         *by("a_small_file_is_split_in_the_shares_of_the_sizes_asked_for", [
             ("a share of less than one question is none", "max(1, counts[name]", "max(0, counts[name]"),
             ("copies count", "len({question.key for question in pool})", "len(pool)"),

@@ -473,6 +473,20 @@ def test_the_script_cuts_a_file_into_disjoint_splits(tmp_path):
     assert drawn["a"] == drawn["b"] != drawn["c"]
 
 
+def test_questions_without_an_answer_are_trained_on_and_measure_nothing(tmp_path):
+    """Wherever they stand in the file, and however large it is; too few with one is an error before anything runs."""
+    rows = [{"question": f"{i}?"} | ({"answer": str(i)} if i % 5 == 0 else {}) for i in range(100)]  # 20 with one
+    write_jsonl(tmp_path / "q.jsonl", rows)
+    for train in (40, 84):
+        data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / f"{train}"), train, 4, 12))
+        splits = [load_questions(str(tmp_path / f"{train}" / f"{name}.jsonl")) for name in ("train", "valid", "test")]
+        assert [len(split) for split in splits] == [train, 4, 12] and len({q.key for s in splits for q in s}) == train + 16
+        assert [sum(q.answer is not None for q in split) for split in splits] == [max(0, train - 80), 4, 12]
+    with pytest.raises(ValueError, match=r"q\.jsonl.*--valid 8 and --test 13 .* 1 of them"):
+        data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "none"), 40, 8, 13))
+    assert not (tmp_path / "none" / "test.jsonl").exists()
+
+
 def test_a_small_file_is_split_in_the_shares_of_the_sizes_asked_for(tmp_path, capsys):
     """Copies do not count; every split gets a question, and none is left over."""
     assert data.fitting({"train": 20, "valid": 2, "test": 10}, 16) == {"train": 10, "valid": 1, "test": 5}
