@@ -84,7 +84,7 @@ def continue_batch(model, step, prompts, chances, temperature, stop_ids, ended, 
     device = model.lm_head.weight.device
     chances = torch.from_numpy(chances).to(device)  # (B, new)
     tokens, logprobs, finish = [[] for _ in prompts], [[] for _ in prompts], ["length"] * len(prompts)
-    cache, logits = prefill(model, prompts, chances.shape[1])  # _, (B, V)
+    cache, logits = prefill(model, prompts)  # _, (B, V)
     going = list(range(len(prompts)))  # the prompt that each row of the cache continues
     for t in range(chances.shape[1]):
         token, logprob = sample_token(logits, temperature, chances[:, t])  # (b,), (b,)
@@ -112,14 +112,14 @@ def continue_batch(model, step, prompts, chances, temperature, stop_ids, ended, 
     return [Response(*row) for row in zip(tokens, logprobs, finish)]
 
 
-def prefill(model: Llama, prompts: list[list[int]], new: int) -> tuple[KVCache, Tensor]:
-    """A cache that holds the prompts, with room for `new` tokens, and the logits at their ends (B, V).
+def prefill(model: Llama, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
+    """A cache that holds the prompts, and the logits at their ends (B, V).
 
     Equal prompts are read once, and not all at the same time.
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     longest, device, dtype = max(map(len, distinct)), model.lm_head.weight.device, model.lm_head.weight.dtype
-    cache, logits = KVCache(model.config, len(distinct), longest + new, dtype, device), []
+    cache, logits = KVCache(model.config, len(distinct), longest + 1, dtype, device), []
     size = max(1, READ_AT_ONCE[device.type] // longest)  # prompts
     for start in range(0, len(distinct), size):
         texts = distinct[start : start + size]

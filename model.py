@@ -253,31 +253,47 @@ class ScalarModel(nn.Module):
 # ---- cache ---------------------------------------------------------------------------------------------------------
 
 
+GROWS_BY = 32  # positions
+
+
 class KVCache:
-    """Keys and values of every layer for rows of different lengths, allocated once.
+    """Keys and values of every layer for rows of different lengths.
 
     Row b holds `lengths[b]` real positions; what lies beyond is garbage that the mask hides and later tokens
-    overwrite. So prompts are read right-padded and no row ever carries padding *inside* its text.
+    overwrite. So prompts are read right-padded and no row ever carries padding *inside* its text. Every step reads
+    all S positions, since memory is read twice as fast without gaps, and S grows as it has to.
     """
 
-    def __init__(self, config: ModelConfig, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device):
-        shape = (batch_size, config.num_key_value_heads, max_length, config.head_dim)  # (B, K, S, E) in each layer
+    def __init__(self, config: ModelConfig, batch_size: int, length: int, dtype: torch.dtype, device: torch.device):
+        self.config, self.device = config, device
+        shape = (batch_size, config.num_key_value_heads, 0, config.head_dim)  # (B, K, S, E) in each layer
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
-        self.used = 0  # no row is longer than this: how much of S the attention must look at
-        self.places = torch.arange(max_length, device=device)  # (S,)
-        self.rope = rope_table(config, max_length, device)  # (S, E), (S, E)
+        self.used = 0  # no row is longer than this
+        self.grow(length)
+
+    def grow(self, length: int) -> None:
+        """Room for `length` positions in each row, and for a few more, since all is copied."""
+        length = math.ceil(length / GROWS_BY) * GROWS_BY
+        for stored in (self.keys, self.values):
+            for layer, x in enumerate(stored):  # layer by layer: there is never a second cache
+                stored[layer] = F.pad(x, (0, 0, 0, length - x.shape[2]))
+        self.places = torch.arange(length, device=self.device)  # (S,)
+        self.rope = rope_table(self.config, length, self.device)  # (S, E), (S, E)
 
     def extend(self, T: int) -> Tensor:
         """Make room for T more tokens in every row; their positions (B, T)."""
+        first = self.used == 0
+        self.used += T
+        if self.used > len(self.places):
+            self.grow(self.used)
         B, K, S, _ = self.keys[0].shape
         positions = self.lengths[:, None] + self.places[:T]  # (B, T)
+        self.lengths = self.lengths + T
         heads = torch.arange(0, B * K * S, S, device=positions.device).view(B, K, 1)  # where each head begins
         self.slots = (heads + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
-        first = self.used == 0
-        self.used, self.lengths = self.used + T, self.lengths + T
-        hidden = self.places[: self.used] > positions[:, None, :, None]  # (B, 1, T, S)
+        hidden = self.places > positions[:, None, :, None]  # (B, 1, T, S)
         mask = torch.zeros_like(hidden, dtype=self.keys[0].dtype).masked_fill_(hidden, -math.inf)  # (B, 1, T, S)
         self.mask = None if first else mask.expand(-1, K, -1, -1).flatten(0, 1)  # (B*K, T, S), is added to the scores
         return positions
@@ -293,8 +309,8 @@ class KVCache:
         (B, T, H, E), K = q.shape, k.shape[2]
         q = q.view(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B * K, -1, E)  # (B*K, G*T, E)
         mask = self.mask if T == 1 else self.mask.repeat(1, H // K, 1)  # (B*K, 1 or G*T, S)
-        scores = torch.baddbmm(mask, q, keys[:, : self.used].transpose(1, 2), alpha=E**-0.5)  # (B*K, G*T, S)
-        out = torch.bmm(scores.softmax(-1), values[:, : self.used])  # (B*K, G*T, E)
+        scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=E**-0.5)  # (B*K, G*T, S)
+        out = torch.bmm(scores.softmax(-1), values)  # (B*K, G*T, E)
         return out.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
 
     def part(self, rows: slice) -> "KVCache":

@@ -9,6 +9,7 @@ import torch
 from conftest import TEXTS
 
 import generate as generation
+import model as model_file
 from data import Question, Tokenizer, write_jsonl
 from generate import answers_to, generate, prompts_of, sample_token
 from model import KVCache, load_model, token_logprobs
@@ -20,6 +21,11 @@ from tasks.published import few_shot_prompt
 V = 61  # vocabulary of the tiny model
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9], [60, 0, 33, 0, 21], [11, 12], [0, 0, 0, 4]]  # 0 is a real token
 STOPS = {3, 17, 40, 55, 1, 2, 8, 9}
+
+
+@pytest.fixture(autouse=True)
+def the_cache_grows_often(monkeypatch):
+    monkeypatch.setattr(model_file, "GROWS_BY", 4)
 
 
 @torch.no_grad()
@@ -51,7 +57,7 @@ def test_a_cache_is_the_full_forward_pass(kind, make_model):
     by token; then rows leave, change places, come twice and go different ways."""
     model, rng = make_model(**KINDS[kind]), torch.Generator().manual_seed(0)
     texts = torch.randint(V, (4, 24), generator=rng)
-    cache = KVCache(model.config, 4, 24, torch.float32, torch.device("cpu"))
+    cache = KVCache(model.config, 4, 9, torch.float32, torch.device("cpu"))
     for part in (slice(0, 2), slice(2, 4)):
         logits = model(texts[part, :9], cache.part(part))
         torch.testing.assert_close(logits, model(texts[part])[:, :9], rtol=0, atol=2e-5)

@@ -267,13 +267,15 @@ def test_right_padding_never_changes_a_real_position(llama, make_config, randomi
 
 @each_case
 @torch.no_grad()
-def test_cached_steps_equal_the_full_pass(name, make_model):
-    """Right-padded prefill, lengths reset, single steps, a step of two tokens, rows dropped on the way: same logits."""
+def test_cached_steps_equal_the_full_pass(name, make_model, monkeypatch):
+    """Right-padded prefill, lengths reset, single steps, a step of two tokens, rows dropped on the way, and a cache
+    that grows: same logits."""
+    monkeypatch.setattr(model_file, "GROWS_BY", 4)
     model = make_model(**CASES[name])
     lengths, total = [4, 9, 1, 6], 20
     texts = random_tokens(model.config, 4, total)  # what each row will have read in the end
     full = model(texts)  # (4, total, V)
-    cache = KVCache(model.config, 4, total, torch.float32, torch.device("cpu"))
+    cache = KVCache(model.config, 4, 9, torch.float32, torch.device("cpu"))
     prompts = torch.where(torch.arange(9) < torch.tensor(lengths)[:, None], texts[:, :9], 7)
     logits = model(prompts, cache)
     for row, length in enumerate(lengths):

@@ -140,8 +140,8 @@ def test_the_precision_that_is_set_counts(monkeypatch):
 
 
 def test_the_cache_is_as_large_as_it_is_said_to_be():
-    cache = KVCache(SMALL, 7, preflight.PROMPT + 9, torch.bfloat16, torch.device("cpu"))
-    said = preflight.sampling(asdict(SMALL), 7, 9, True, 2)["cache"]
+    cache = KVCache(SMALL, 7, preflight.PROMPT + 64, torch.bfloat16, torch.device("cpu"))
+    said = preflight.sampling(asdict(SMALL), 7, 64, True, 2)["cache"]
     assert said == sum(layer.nbytes for layer in [*cache.keys, *cache.values])
 
 
