@@ -2,7 +2,7 @@
 # The whole method, one command per stage (arXiv 2502.19557).
 #
 #   bash train_all.sh                                two tiny bundled models, a laptop, no network: about 8 minutes
-#   QUICK=1 bash train_all.sh                        every stage at small scale, a minute or two: does it all work here?
+#   QUICK=1 bash train_all.sh                        every stage at small scale, about a minute: does it all work here?
 #   train=500 kl_coef=0.2 bash train_all.sh          any number of presets/tiny.sh, by its name
 #   PRESET=qwen DATA_DIR=folder bash train_all.sh    GSM8K on one GPU; with NPROC=8 on eight
 #

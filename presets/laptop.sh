@@ -2,7 +2,7 @@
 # small because a core trains on a hundred tokens a second. Measured in results/mawps-smollm2, where PPO adds nothing.
 : "${TEACHER:=$here/results/mawps-teacher/shots-train.jsonl.gz}" "${STUDENT:=$models/SmolLM2-135M-Instruct}"
 : "${TEACHER_TEST:=$here/results/mawps-teacher/shots-test.jsonl.gz}" "${hub:=HuggingFaceTB}" "${QUESTIONS:=mawps}"
-: "${needs:=a laptop, 9 GB of memory, 3 to 4 h on one core with PRECISION=bf16 (raw PPO foreseen, not measured)}"
+: "${needs:=a laptop, 9 GB of memory, 3 to 4 h on one core with PRECISION=bf16}"
 : "${train:=600}" "${valid:=40}" "${test:=399}" "${lenient:=0}"
 : "${student_samples:=2}" "${temperature:=0.7}" "${max_new_tokens:=96}" "${best_of:=4}"
 : "${sft_per_question:=1}" "${sft_epochs:=1}" "${sft_lr:=3e-4}" "${train_batch:=16}"

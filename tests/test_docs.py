@@ -77,7 +77,7 @@ ELSEWHERE = {  # command -> why not here
     "python bench/sick.py --run runs/tiny-0 --out docs/healthy": "half an hour; bench/tests/test_sick.py",
     "bash train_all.sh": "as the one of the README",
     "python bench/speed.py": "needs transformers and an hour; bench/tests/test_speed.py",
-    "python bench/growth.py": "half an hour; bench/tests/test_growth.py",
+    "python bench/growth.py": "some minutes; bench/tests/test_growth.py",
     "python bench/tests/soak.py": "kills runs for as long as one lets it; tests/test_resume.py",
     "python -m pytest -q bench/tests": "a suite of its own",
     "python tests/mutants.py": "hours",
