@@ -53,7 +53,7 @@ both() { # both NAME VOTES EPOCHS: a reward model from these votes; PPO on it, a
 }
 
 # other KL penalties, as in bench/ablate.sh: each reward is drawn with the one that suits it, chosen on validation
-for times in 0.25 0.5; do
+for times in 0 0.25 0.5; do
   coefficient=$(awk "BEGIN { print $times * $kl_coef }")
   arm "kl$times" --reward_model "$RUN/5_reward" --kl_coef "$coefficient"
   arm "raw_kl$times" --votes "$RUN/4_pseudo_reward/rewards.jsonl" "$(switch lenient)" --kl_coef "$coefficient"
