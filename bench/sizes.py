@@ -92,7 +92,7 @@ def draw(path: Path, numbers: Mapping) -> None:
         axis.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         axis.set_xlabel("parameters of the student, million")
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, columnspacing=1.2)
     figure.savefig(path)
 
 
