@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole method, one command per stage (arXiv 2502.19557).
 #
-#   bash train_all.sh                                two tiny bundled models, a laptop, no network: about 8 minutes
+#   bash train_all.sh                                two tiny bundled models, a laptop, no network: about 7 minutes
 #   QUICK=1 bash train_all.sh                        every stage at small scale, about a minute: does it all work here?
 #   train=500 kl_coef=0.2 bash train_all.sh          any number of presets/tiny.sh, by its name
 #   PRESET=qwen DATA_DIR=folder bash train_all.sh    GSM8K on one GPU; with NPROC=8 on eight

@@ -1,6 +1,6 @@
-# Two bundled models and built-in word problems: a laptop, about 8 minutes on one core.
+# Two bundled models and built-in word problems: a laptop, about 7 minutes on one core.
 : "${TEACHER:=$here/weights/tiny-teacher}" "${STUDENT:=$here/weights/tiny-student-base}" "${QUESTIONS:=arith}"
-: "${needs:=a laptop and about 8 minutes on one core}"
+: "${needs:=a laptop and about 7 minutes on one core}"
 : "${train:=2000}" "${valid:=200}" "${test:=1000}" "${instruction:=}" "${lenient:=0}"
 : "${teacher_samples:=8}" "${temperatures:=1.0}" # variety for the vote
 : "${student_samples:=4}" "${temperature:=0.7}"  # near its greedy self
