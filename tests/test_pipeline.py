@@ -46,6 +46,7 @@ def quick(tmp_path_factory):
     return folder / "a run", process
 
 
+@pytest.mark.project
 def test_quick_finishes_every_stage_and_reports(quick):
     out, process = quick
     for stage in STAGES:
@@ -67,6 +68,7 @@ def test_quick_finishes_every_stage_and_reports(quick):
     assert [row["step"] for row in rows] == [0, 1, 2] and abs(rows[0]["objective/kl"]) < 1e-4
 
 
+@pytest.mark.project
 def test_a_second_run_skips_what_is_done(quick, capsys):
     """Each stage as train_all.sh has asked for it."""
     scripts = {"1_teacher": generate, "1_vote": pseudo_reward, "2_sft": sft, "5_reward": reward, "6_ppo": ppo}
@@ -77,6 +79,7 @@ def test_a_second_run_skips_what_is_done(quick, capsys):
         assert "skipped" in capsys.readouterr().out and done.stat().st_mtime_ns == before[0]
 
 
+@pytest.mark.project
 def test_bundled_models_have_their_habits(quick):
     """The teacher reads the questions about its careful topics, the student about nearly none, in the same run; where
     they read right they calculate right, and nobody fails to end. Of PPO nothing is asked: three iterations."""

@@ -168,6 +168,8 @@ ARMS = """
 """  # noqa: E501
 
 FEWER = """
+6_ppo+kl0            ppo            policy=2_sft reward_model=5_reward kl_coef=0
+6_ppo+raw_kl0        ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=0
 6_ppo+kl0.25         ppo            policy=2_sft reward_model=5_reward kl_coef=0.065
 6_ppo+raw_kl0.25     ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes kl_coef=0.065
 6_ppo+kl0.5          ppo            policy=2_sft reward_model=5_reward kl_coef=0.13
@@ -182,7 +184,7 @@ FEWER = """
 5_reward+one         reward         model=2_sft pairs=4_pseudo_reward+one/pairs.jsonl
 6_ppo+one            ppo            policy=2_sft reward_model=5_reward+one
 6_ppo+raw_one        ppo            policy=2_sft votes=4_pseudo_reward+one/rewards.jsonl lenient=yes
-7_eval/arms          eval           =ppo+kl0.25=6_ppo+kl0.25 =ppo+raw_kl0.25=6_ppo+raw_kl0.25 =ppo+kl0.5=6_ppo+kl0.5 =ppo+raw_kl0.5=6_ppo+raw_kl0.5 =ppo+votes2=6_ppo+votes2 =ppo+raw_votes2=6_ppo+raw_votes2 =ppo+votes9=6_ppo+votes9 =ppo+raw_votes9=6_ppo+raw_votes9 =ppo+one=6_ppo+one =ppo+raw_one=6_ppo+raw_one
+7_eval/arms          eval           =ppo+kl0=6_ppo+kl0 =ppo+raw_kl0=6_ppo+raw_kl0 =ppo+kl0.25=6_ppo+kl0.25 =ppo+raw_kl0.25=6_ppo+raw_kl0.25 =ppo+kl0.5=6_ppo+kl0.5 =ppo+raw_kl0.5=6_ppo+raw_kl0.5 =ppo+votes2=6_ppo+votes2 =ppo+raw_votes2=6_ppo+raw_votes2 =ppo+votes9=6_ppo+votes9 =ppo+raw_votes9=6_ppo+raw_votes9 =ppo+one=6_ppo+one =ppo+raw_one=6_ppo+raw_one
 """  # noqa: E501
 
 
