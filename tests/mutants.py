@@ -673,7 +673,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("rows leave the keys alone", "stored[layer] = x[rows]",
              "stored[layer] = x[rows] if stored is self.values else x"),
             ("query rows of a group out of order", "3, 1, 4).reshape", "1, 3, 4).reshape"),
-            ("what was stored is lost as the cache grows", "F.pad(x, (0, 0, 0, length", "F.pad(0 * x, (0, 0, 0, length"),
+            ("what was stored is lost as the cache grows", "F.pad(x, (", "F.pad(0 * x, ("),
             ("what was stored moves as the cache grows", "F.pad(x, (0, 0, 0, length - x.shape[2]))",
              "F.pad(x, (0, 0, length - x.shape[2], 0))"),
             ("keys of one head for another", "heads + positions", "heads.flip(1) + positions")]),

@@ -480,7 +480,8 @@ def test_questions_without_an_answer_are_trained_on_and_measure_nothing(tmp_path
     for train in (40, 84):
         data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / f"{train}"), train, 4, 12))
         splits = [load_questions(str(tmp_path / f"{train}" / f"{name}.jsonl")) for name in ("train", "valid", "test")]
-        assert [len(split) for split in splits] == [train, 4, 12] and len({q.key for s in splits for q in s}) == train + 16
+        assert [len(split) for split in splits] == [train, 4, 12]
+        assert len({q.key for split in splits for q in split}) == train + 16
         assert [sum(q.answer is not None for q in split) for split in splits] == [max(0, train - 80), 4, 12]
     with pytest.raises(ValueError, match=r"q\.jsonl.*--valid 8 and --test 13 .* 1 of them"):
         data.main(data.Config(str(tmp_path / "q.jsonl"), str(tmp_path / "none"), 40, 8, 13))
