@@ -261,11 +261,11 @@ class KVCache:
 
     Row b holds `lengths[b]` real positions; what lies beyond is garbage that the mask hides and later tokens
     overwrite. So prompts are read right-padded and no row ever carries padding *inside* its text. Every step reads
-    all S positions, since memory is read twice as fast without gaps, and S grows as it has to.
+    all S positions, since a CPU reads memory twice as fast without gaps, and S grows as it has to.
     """
 
     def __init__(self, config: ModelConfig, batch_size: int, length: int, dtype: torch.dtype, device: torch.device):
-        self.config, self.device = config, device
+        self.config = config
         shape = (batch_size, config.num_key_value_heads, 0, config.head_dim)  # (B, K, S, E) in each layer
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
@@ -279,8 +279,8 @@ class KVCache:
         for stored in (self.keys, self.values):
             for layer, x in enumerate(stored):  # layer by layer: there is never a second cache
                 stored[layer] = F.pad(x, (0, 0, 0, length - x.shape[2]))
-        self.places = torch.arange(length, device=self.device)  # (S,)
-        self.rope = rope_table(self.config, length, self.device)  # (S, E), (S, E)
+        self.places = torch.arange(length, device=self.lengths.device)  # (S,)
+        self.rope = rope_table(self.config, length, self.lengths.device)  # (S, E), (S, E)
 
     def extend(self, T: int) -> Tensor:
         """Make room for T more tokens in every row; their positions (B, T)."""
@@ -314,7 +314,7 @@ class KVCache:
         return out.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
 
     def part(self, rows: slice) -> "KVCache":
-        """The same storage for some neighbouring rows alone."""
+        """The same storage for some neighbouring rows alone, which must have room for what they read."""
         part = copy.copy(self)
         part.keys, part.values = [x[rows] for x in self.keys], [x[rows] for x in self.values]  # views
         part.lengths = self.lengths[rows]
