@@ -5,20 +5,24 @@
 
 Sampling draws from the full softmax at a temperature: no top-k, no top-p, no repetition penalty. The log-probability
 returned with a token is therefore the one that it was drawn with, which PPO depends on.
+
+Shapes are those of model.py, and S cached positions.
 """
 
+import copy
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import runtime
 from answers import extract_answer
 from data import Question, Tokenizer, collate, load_questions
-from model import KVCache, Llama, ModelConfig, load_model
+from model import Llama, ModelConfig, causal_attention, load_model, rope_table
 from runtime import ranks, seed_of
 from runtime.files import lines
 from runtime.flags import AtOnce, Count, Input, Natural, Questions
@@ -112,7 +116,7 @@ def continue_batch(model, step, prompts, chances, temperature, stop_ids, ended, 
     return [Response(*row) for row in zip(tokens, logprobs, finish)]
 
 
-def prefill(model: Llama, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
+def prefill(model: Llama, prompts: list[list[int]]) -> tuple["KVCache", Tensor]:
     """A cache that holds the prompts, and the logits at their ends (B, V).
 
     Equal prompts are read once, and not all at the same time.
@@ -155,6 +159,83 @@ def sample_token(logits: Tensor, temperature: float, chance: Tensor) -> tuple[Te
         token = torch.searchsorted(below, chance[:, None] * below[:, -1:], right=True)  # (B, 1)
         token = token.clamp(max=logits.shape[-1] - 1)  # of NaN
     return token[:, 0], probs.gather(-1, token)[:, 0].log()
+
+
+# ---- the cache -----------------------------------------------------------------------------------------------------
+
+GROWS_BY = 32  # positions
+
+
+class KVCache:
+    """Keys and values of every layer for rows of different lengths.
+
+    Row b holds `lengths[b]` real positions; what lies beyond is garbage that the mask hides and later tokens
+    overwrite. So prompts are read right-padded and no row ever carries padding *inside* its text. Every step reads
+    all S positions, since a CPU reads memory twice as fast without gaps, and S grows as it has to.
+    """
+
+    def __init__(self, config: ModelConfig, batch_size: int, length: int, dtype: torch.dtype, device: torch.device):
+        self.config = config
+        shape = (batch_size, config.num_key_value_heads, 0, config.head_dim)  # (B, K, S, E) in each layer
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
+        self.used = 0  # no row is longer than this
+        self.grow(length)
+
+    def grow(self, length: int) -> None:
+        """Room for `length` positions in each row, and for a few more, since all is copied."""
+        length = math.ceil(length / GROWS_BY) * GROWS_BY
+        for stored in (self.keys, self.values):
+            for layer, x in enumerate(stored):  # layer by layer: there is never a second cache
+                stored[layer] = F.pad(x, (0, 0, 0, length - x.shape[2]))
+        self.places = torch.arange(length, device=self.lengths.device)  # (S,)
+        self.rope = rope_table(self.config, length, self.lengths.device)  # (S, E), (S, E)
+
+    def extend(self, T: int) -> Tensor:
+        """Make room for T more tokens in every row; their positions (B, T)."""
+        first = self.used == 0
+        self.used += T
+        if self.used > len(self.places):
+            self.grow(self.used)
+        B, K, S, _ = self.keys[0].shape
+        positions = self.lengths[:, None] + self.places[:T]  # (B, T)
+        self.lengths = self.lengths + T
+        heads = torch.arange(0, B * K * S, S, device=positions.device).view(B, K, 1)  # where each head begins
+        self.slots = (heads + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
+        hidden = self.places > positions[:, None, :, None]  # (B, 1, T, S)
+        mask = torch.zeros_like(hidden, dtype=self.keys[0].dtype).masked_fill_(hidden, -math.inf)  # (B, 1, T, S)
+        self.mask = None if first else mask.expand(-1, K, -1, -1).flatten(0, 1)  # (B*K, T, S), is added to the scores
+        return positions
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k, v (B, T, K, E) in the room made; what q (B, T, H, E) finds in all that is stored, (B, T, H, E)."""
+        keys, values = self.keys[layer].flatten(0, 1), self.values[layer].flatten(0, 1)  # (B*K, S, E)
+        for stored, new in ((keys, k), (values, v)):
+            stored.flatten(0, 1).index_copy_(0, self.slots, new.transpose(1, 2).flatten(0, 2))
+        if self.mask is None:  # nothing was stored before
+            return causal_attention(q, k, v)
+        # the G query heads of a key head become G rows of one product: its keys are read once and never copied
+        (B, T, H, E), K = q.shape, k.shape[2]
+        q = q.view(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B * K, -1, E)  # (B*K, G*T, E)
+        mask = self.mask if T == 1 else self.mask.repeat(1, H // K, 1)  # (B*K, 1 or G*T, S)
+        scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=E**-0.5)  # (B*K, G*T, S)
+        out = torch.bmm(scores.softmax(-1), values)  # (B*K, G*T, E)
+        return out.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
+
+    def part(self, rows: slice) -> "KVCache":
+        """The same storage for some neighbouring rows alone, which must have room for what they read."""
+        part = copy.copy(self)
+        part.keys, part.values = [x[rows] for x in self.keys], [x[rows] for x in self.values]  # views
+        part.lengths = self.lengths[rows]
+        return part
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows (n,) alone, in this order; a row may come several times."""
+        for stored in (self.keys, self.values):
+            for layer, x in enumerate(stored):  # layer by layer: there is never a second cache
+                stored[layer] = x[rows]
+        self.lengths = self.lengths[rows]
 
 
 # ---- questions in, answers out -------------------------------------------------------------------------------------

@@ -1,16 +1,15 @@
 """Llama 3 by hand, the scalar model built on it, and the loading and saving of Hugging Face folders.
 
-Read from the top: configuration, rotary positions, attention, feed-forward, block, the two heads; then the cache for
-sampling, files, and the few functions of logits that every other script shares. Module names equal the tensor names in
-the files, so a state dict *is* the checkpoint.
+Read from the top: configuration, rotary positions, attention, feed-forward, block, the two heads; then files, and the
+few functions of logits that every other script shares. Module names equal the tensor names in the files, so a state
+dict *is* the checkpoint.
 
-Shapes: B sequences, T tokens, S cached positions, V vocabulary, D hidden size, H query heads, K key/value heads,
-E head size. Batches are right-padded; attention is causal, so padding on the right is never seen by a real token.
+Shapes: B sequences, T tokens, V vocabulary, D hidden size, H query heads, K key/value heads, E head size. Batches are
+right-padded; attention is causal, so padding on the right is never seen by a real token.
 
 Sources: Llama 3 (arXiv 2407.21783), RoPE (arXiv 2104.09864), GQA (arXiv 2305.13245), SwiGLU (arXiv 2002.05202).
 """
 
-import copy
 import functools
 import math
 from collections.abc import Iterable
@@ -173,8 +172,8 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False  # keep a block's input alone, work out the rest again in the backward pass
 
-    def forward(self, tokens: Tensor, cache: "KVCache | None" = None, keep: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> hidden states (B, T, D). With a cache, row b continues at position cache.lengths[b].
+    def forward(self, tokens: Tensor, cache=None, keep: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> hidden states (B, T, D). With a KVCache (generate.py) row b continues at cache.lengths[b].
 
         With a boolean `keep` (B, at most T) only its N True positions come back, (N, D).
         """
@@ -210,7 +209,7 @@ class Llama(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
-        self, tokens: Tensor, cache: "KVCache | None" = None, keep: Tensor | None = None, temperature: float = 1.0
+        self, tokens: Tensor, cache=None, keep: Tensor | None = None, temperature: float = 1.0
     ) -> Tensor | tuple[Tensor, Tensor]:
         """tokens (B, T) -> logits (B, T, V), fp32.
 
@@ -248,84 +247,6 @@ class ScalarModel(nn.Module):
         hidden = self.model(tokens, keep=keep).float()  # (B, T, D) or (N, D)
         with torch.autocast(hidden.device.type, enabled=False):  # bf16 scores would tie
             return (hidden @ self.score.weight[0].float()) - self.score_mean  # (B, T) or (N,)
-
-
-# ---- cache ---------------------------------------------------------------------------------------------------------
-
-
-GROWS_BY = 32  # positions
-
-
-class KVCache:
-    """Keys and values of every layer for rows of different lengths.
-
-    Row b holds `lengths[b]` real positions; what lies beyond is garbage that the mask hides and later tokens
-    overwrite. So prompts are read right-padded and no row ever carries padding *inside* its text. Every step reads
-    all S positions, since a CPU reads memory twice as fast without gaps, and S grows as it has to.
-    """
-
-    def __init__(self, config: ModelConfig, batch_size: int, length: int, dtype: torch.dtype, device: torch.device):
-        self.config = config
-        shape = (batch_size, config.num_key_value_heads, 0, config.head_dim)  # (B, K, S, E) in each layer
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros_like(keys) for keys in self.keys]
-        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)  # (B,)
-        self.used = 0  # no row is longer than this
-        self.grow(length)
-
-    def grow(self, length: int) -> None:
-        """Room for `length` positions in each row, and for a few more, since all is copied."""
-        length = math.ceil(length / GROWS_BY) * GROWS_BY
-        for stored in (self.keys, self.values):
-            for layer, x in enumerate(stored):  # layer by layer: there is never a second cache
-                stored[layer] = F.pad(x, (0, 0, 0, length - x.shape[2]))
-        self.places = torch.arange(length, device=self.lengths.device)  # (S,)
-        self.rope = rope_table(self.config, length, self.lengths.device)  # (S, E), (S, E)
-
-    def extend(self, T: int) -> Tensor:
-        """Make room for T more tokens in every row; their positions (B, T)."""
-        first = self.used == 0
-        self.used += T
-        if self.used > len(self.places):
-            self.grow(self.used)
-        B, K, S, _ = self.keys[0].shape
-        positions = self.lengths[:, None] + self.places[:T]  # (B, T)
-        self.lengths = self.lengths + T
-        heads = torch.arange(0, B * K * S, S, device=positions.device).view(B, K, 1)  # where each head begins
-        self.slots = (heads + positions[:, None]).flatten()  # (B*K*T,) where each layer stores them
-        hidden = self.places > positions[:, None, :, None]  # (B, 1, T, S)
-        mask = torch.zeros_like(hidden, dtype=self.keys[0].dtype).masked_fill_(hidden, -math.inf)  # (B, 1, T, S)
-        self.mask = None if first else mask.expand(-1, K, -1, -1).flatten(0, 1)  # (B*K, T, S), is added to the scores
-        return positions
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store k, v (B, T, K, E) in the room made; what q (B, T, H, E) finds in all that is stored, (B, T, H, E)."""
-        keys, values = self.keys[layer].flatten(0, 1), self.values[layer].flatten(0, 1)  # (B*K, S, E)
-        for stored, new in ((keys, k), (values, v)):
-            stored.flatten(0, 1).index_copy_(0, self.slots, new.transpose(1, 2).flatten(0, 2))
-        if self.mask is None:  # nothing was stored before
-            return causal_attention(q, k, v)
-        # the G query heads of a key head become G rows of one product: its keys are read once and never copied
-        (B, T, H, E), K = q.shape, k.shape[2]
-        q = q.view(B, T, K, -1, E).permute(0, 2, 3, 1, 4).reshape(B * K, -1, E)  # (B*K, G*T, E)
-        mask = self.mask if T == 1 else self.mask.repeat(1, H // K, 1)  # (B*K, 1 or G*T, S)
-        scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=E**-0.5)  # (B*K, G*T, S)
-        out = torch.bmm(scores.softmax(-1), values)  # (B*K, G*T, E)
-        return out.view(B, K, -1, T, E).permute(0, 3, 1, 2, 4).reshape(B, T, H, E)
-
-    def part(self, rows: slice) -> "KVCache":
-        """The same storage for some neighbouring rows alone, which must have room for what they read."""
-        part = copy.copy(self)
-        part.keys, part.values = [x[rows] for x in self.keys], [x[rows] for x in self.values]  # views
-        part.lengths = self.lengths[rows]
-        return part
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these rows (n,) alone, in this order; a row may come several times."""
-        for stored in (self.keys, self.values):
-            for layer, x in enumerate(stored):  # layer by layer: there is never a second cache
-                stored[layer] = x[rows]
-        self.lengths = self.lengths[rows]
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

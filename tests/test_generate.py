@@ -9,10 +9,9 @@ import torch
 from conftest import TEXTS
 
 import generate as generation
-import model as model_file
 from data import Question, Tokenizer, write_jsonl
-from generate import answers_to, generate, prompts_of, sample_token
-from model import KVCache, load_model, token_logprobs
+from generate import KVCache, answers_to, generate, prompts_of, sample_token
+from model import load_model, token_logprobs
 from runtime import checkpoint
 from runtime.checkpoint import Checkpoint
 from runtime.files import read_jsonl
@@ -25,7 +24,7 @@ STOPS = {3, 17, 40, 55, 1, 2, 8, 9}
 
 @pytest.fixture(autouse=True)
 def the_cache_grows_often(monkeypatch):
-    monkeypatch.setattr(model_file, "GROWS_BY", 4)
+    monkeypatch.setattr(generation, "GROWS_BY", 4)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_file
 from hf.folder import read_config
-from model import KVCache, Llama, ModelConfig, ScalarModel, load_model, load_scalar_model, masked_logprobs, save_model
+from model import Llama, ModelConfig, ScalarModel, load_model, load_scalar_model, masked_logprobs, save_model
 from runtime import chunked
 from runtime.chunked import ChunkedLogprobs
 
@@ -263,37 +263,6 @@ def test_right_padding_never_changes_a_real_position(llama, make_config, randomi
             alone = texts[i : i + 1, :length]
             torch.testing.assert_close(logits[i, :length], llama(alone)[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(last[i], scalar(alone)[0, -1], rtol=1e-5, atol=1e-5)
-
-
-@each_case
-@torch.no_grad()
-def test_cached_steps_equal_the_full_pass(name, make_model, monkeypatch):
-    """Right-padded prefill, lengths reset, single steps, a step of two tokens, rows dropped on the way, and a cache
-    that grows: same logits."""
-    monkeypatch.setattr(model_file, "GROWS_BY", 4)
-    model = make_model(**CASES[name])
-    lengths, total = [4, 9, 1, 6], 20
-    texts = random_tokens(model.config, 4, total)  # what each row will have read in the end
-    full = model(texts)  # (4, total, V)
-    cache = KVCache(model.config, 4, 9, torch.float32, torch.device("cpu"))
-    prompts = torch.where(torch.arange(9) < torch.tensor(lengths)[:, None], texts[:, :9], 7)
-    logits = model(prompts, cache)
-    for row, length in enumerate(lengths):
-        torch.testing.assert_close(logits[row, :length], full[row, :length], rtol=1e-5, atol=2e-5)
-    cache.lengths = torch.tensor(lengths)
-    for row, length in enumerate(lengths):  # what lies beyond the prompt is never looked at
-        for stored in (*cache.keys, *cache.values):
-            stored[row, :, length:] = 1e3
-    rows = torch.arange(4)
-    for step, size in enumerate([1, 1, 1, 2, 1, 1, 1]):
-        if step in (2, 4):
-            kept = torch.tensor([0, 2, 3] if step == 2 else [2, 0])
-            rows = rows[kept]
-            cache.select(kept)
-        at = cache.lengths[:, None] + torch.arange(size)  # (B, size)
-        logits = model(texts[rows[:, None], at], cache)
-        torch.testing.assert_close(logits, full[rows[:, None], at], rtol=1e-5, atol=2e-5)
-    assert cache.lengths.tolist() == [lengths[3] + 8, lengths[0] + 8]
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

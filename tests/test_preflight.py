@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import lora
-from model import KVCache, Llama, ModelConfig, ScalarModel
+from generate import KVCache
+from model import Llama, ModelConfig, ScalarModel
 from runtime import preflight
 
 SMALL = ModelConfig(100, 48, 80, 3, 6, 2, 10, tie_word_embeddings=True)
