@@ -33,6 +33,15 @@ LLAMA_TEMPLATE = (
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+LLAMA3_ROPE = dict(rope_type="llama3", rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
+                   rope_original_max_position_embeddings=32)
+CASES = {  # changes to make_config's; test_parity.py holds these and more against transformers
+    "gqa": {},
+    "mqa, tied": dict(num_key_value_heads=1, tie_word_embeddings=True),
+    "llama3 rope": dict(LLAMA3_ROPE, head_dim=16, rope_theta=5000.0),
+    "both biases": dict(attention_bias=True, mlp_bias=True, rms_norm_eps=0.1),
+    "qwen2, tied": dict(model_type="qwen2", attention_bias=True, tie_word_embeddings=True),
+}
 
 
 def real_data(name: str) -> Path:

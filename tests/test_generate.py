@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import TEXTS
+from conftest import CASES, TEXTS
 
 import generate as generation
 from data import Question, Tokenizer, write_jsonl
@@ -45,16 +45,13 @@ def assert_same(responses, expected, abs=1e-5):
 
 # ---- the cache -----------------------------------------------------------------------------------------------------
 
-KINDS = {"one key head": {"num_key_value_heads": 1},
-         "qwen2": {"model_type": "qwen2", "attention_bias": True, "tie_word_embeddings": True}}
 
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CASES)
 @torch.no_grad()
 def test_a_cache_is_the_full_forward_pass(kind, make_model):
     """Rows of different lengths, with garbage beyond their ends, filled in two parts: several tokens at once and token
     by token; then rows leave, change places, come twice and go different ways."""
-    model, rng = make_model(**KINDS[kind]), torch.Generator().manual_seed(0)
+    model, rng = make_model(**CASES[kind]), torch.Generator().manual_seed(0)
     texts = torch.randint(V, (4, 24), generator=rng)
     cache = KVCache(model.config, 4, 9, torch.float32, torch.device("cpu"))
     for part in (slice(0, 2), slice(2, 4)):

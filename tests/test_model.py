@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from conftest import CASES
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,15 +22,6 @@ from model import Llama, ModelConfig, ScalarModel, load_model, load_scalar_model
 from runtime import chunked
 from runtime.chunked import ChunkedLogprobs
 
-LLAMA3_ROPE = dict(rope_type="llama3", rope_factor=8.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
-                   rope_original_max_position_embeddings=32)
-CASES = {  # changes to conftest's config; test_parity.py holds these and more against transformers
-    "gqa": {},
-    "mqa, tied": dict(num_key_value_heads=1, tie_word_embeddings=True),
-    "llama3 rope": dict(LLAMA3_ROPE, head_dim=16, rope_theta=5000.0),
-    "both biases": dict(attention_bias=True, mlp_bias=True, rms_norm_eps=0.1),
-    "qwen2, tied": dict(model_type="qwen2", attention_bias=True, tie_word_embeddings=True),
-}
 each_case = pytest.mark.parametrize("name", CASES)
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import CASES as SHAPES
 from conftest import real_data, real_model
-from test_model import CASES as SHAPES
 from test_model import random_tokens
 
 from generate import generate
