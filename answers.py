@@ -1,16 +1,19 @@
 r"""The final answer in a text, in one spelling: one function for the vote, the reward and the score alike.
 
-`extract_answer` reads it, strictly (an answer that is stated) or leniently (else the last one mentioned). Two kinds:
-'number' (GSM8K) and 'choice' (a letter, MMLU-Pro).
+`extract_answer` reads it, strictly (an answer that is stated) or leniently (else the last one mentioned). Three kinds:
+'number' (GSM8K), 'choice' (a letter, MMLU-Pro) and 'calculation', whose value is the answer (MAWPS).
 
     '... 3+4=7\n#### 7'  stated: 7      '12 of the 20 pens'     lenient: 20
     'The answer is (C)'  stated: C      'The answer is five.'   none
+    '(3 + 4) * 2'        stated: 14     'so 3 + 4 = 8 pens'     lenient: 7
 
 A wrong answer is worse than none: a number or letter that may be part of something else ('5 + x', 'C-14') is passed
 over. The time is linear in the length of the text: a repetition in these patterns is bounded, or what may follow it
 cannot be one more of it. The functions come first, then the patterns that they search for, each with what it matches.
 """
 
+import ast
+import operator
 import re
 from decimal import Decimal
 from fractions import Fraction
@@ -29,6 +32,8 @@ def extract_answer(text: str, kind: str, lenient: bool = False) -> str | None:
     counts if nothing that could be the answer follows it.
     """
     text = "\n" + _plain(without_thoughts(text))
+    if kind == "calculation":
+        return _calculated(text, lenient)
     stated, start = None, 0
     for form, mark in product(STATED[kind], MARKS):
         for found in mark.finditer(text, start):  # the first one counts, for a model may run on to a new question ...
@@ -48,6 +53,31 @@ def _stated(text: str, place: int, kind: str, form: re.Pattern) -> re.Match | No
     while kind == "number" and (left := LEFT.match(text, place)) and not NO_LEFT.search(left[0]):
         place = left.end()
     return form.match(text, place)
+
+
+def _calculated(text: str, lenient: bool) -> str | None:
+    """The value of a calculation: the 7 of '3 + 4' and of '3 + 4 = 8'. Lenient: else of the last one in the text."""
+    text = TIMES.sub("*", text.replace("$", "").replace(",", ""))
+    stated = CALCULATION.fullmatch(text.partition("=")[0].strip().rstrip("."))
+    found = [stated] if stated else [run for run in CALCULATION.finditer(text) if lenient and CALCULATED.search(run[0])]
+    values = [_value(run[0].strip()) for run in found if len(run[0]) <= LONGEST]
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def _value(calculation: str) -> str | None:
+    """'(3 + 4) / 2' -> '3.5', without an error of rounding; None for '3 +' and '3 / 0'."""
+
+    def of(node: ast.expr) -> Fraction:
+        if isinstance(node, ast.Constant):
+            return Fraction(str(node.value))
+        if isinstance(node, ast.UnaryOp):
+            return of(node.operand) * (-1 if isinstance(node.op, ast.USub) else 1)
+        return OPERATORS[type(node.op)](of(node.left), of(node.right))
+
+    try:
+        return canonical(str(of(ast.parse(calculation, mode="eval").body)), "number")
+    except (SyntaxError, AttributeError, KeyError, ZeroDivisionError):  # '3 +', '3(4)', '3 ** 4', '3 / 0'
+        return None
 
 
 def canonical(text: str, kind: str) -> str | None:
@@ -168,6 +198,13 @@ NUMBER = rf"""
 """
 WHOLE_NUMBER = verbose(f"{NUMBER}%?")  # all of a text: $1,234.50, 5%
 LONGEST = 300  # more digits than that are noise
+
+# ---- a calculation ---------------------------------------------------------------------------------------------------
+
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+CALCULATION = re.compile(r"(?:[-+*/()\d ]|\.\d)+")  # (3 + 4) / 2, 7
+CALCULATED = re.compile(r"\d[) ]{0,9}[-+*/]")  # something is, in it
+TIMES = re.compile(r"(?<=[\d) ])x(?=[\d( ])")  # of 3 x 4
 
 # ---- a letter --------------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,7 @@ def collate(
 INSTRUCTIONS = {  # forms that the strict reading knows, asked for in words that instruction-tuned models follow
     "number": "Think step by step. On the last line write #### and the final number.",
     "choice": 'Think step by step and then finish your answer with "the answer is (X)" where X is the correct letter.',
+    "calculation": "Write only the calculation.",
 }
 
 

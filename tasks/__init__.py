@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def load_questions(spec: str, limit: int | None = None) -> list[Question]:
     found = (question for _, question in numbered_questions(path, fillers=name == "mmlu_pro"))
     if SPLITS.get(name) == HASHED:
         found = (question for question in found if split in ("all", hash_split(question, template=name == "mawps")))
+    if name in ("mawps", "svamp") and path != Path(spec):  # asked for as in their papers: the equation is the answer
+        found = (replace(question, kind="calculation") for question in found)
     questions = list(islice(found, limit))
     require(bool(questions), f"'{spec}': {path} holds no question of it")
     return questions

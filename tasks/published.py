@@ -59,7 +59,7 @@ def hash_split(question: Question, template: bool = False) -> str:
 
 # ---- worked examples: the completion prompts of published scores ---------------------------------------------------
 
-STOP_TEXT = {"number": "Q:", "choice": "Question:"}  # here a model begins a question of its own
+STOP_TEXT = {"number": "Q:", "calculation": "Q:", "choice": "Question:"}  # here a model begins a question of its own
 GSM8K_EXAMPLES = Path(__file__).with_name("gsm8k_cot_8shot.txt")
 MMLU_PRO_INTRO = (
     "The following are multiple choice questions (with answers) about {subject}. Think step by step and then finish "
@@ -74,7 +74,7 @@ def few_shot_prompt(question: Question, shots: int) -> str:
     Choices: the first examples of the same subject in MMLU-Pro's validation set, in the format of its authors' script.
     The question's instruction is left out. ValueError: fewer examples. An answer ends before STOP_TEXT[question.kind].
     """
-    if question.kind == "number":
+    if question.kind != "choice":
         blocks = GSM8K_EXAMPLES.read_text(encoding="utf-8").strip().split("\n\n")
         source, intro, ask = GSM8K_EXAMPLES.name, "", f"Q: {question.question}\nA:"
         examples = [block + "\n\n" for block in blocks if block.startswith("Q: ")]

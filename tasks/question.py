@@ -19,7 +19,7 @@ class Question:
     id: str
     question: str
     answer: str | None = None
-    kind: str = "number"  # how its answer is read: 'number' (GSM8K) or 'choice' (a letter, MMLU-Pro)
+    kind: str = "number"  # how its answer is read (answers.py): 'number', 'choice' or 'calculation'
     options: tuple[str, ...] = ()
     instruction: str = ""  # follows the question in the chat prompt
     subject: str = ""  # MMLU-Pro's category: worked examples are of the same subject
@@ -66,6 +66,7 @@ def numbered_questions(path: Path, fillers: bool = False) -> Iterator[tuple[int,
         raise ValueError(f"{path} holds no question")
 
 
+KINDS = ("number", "choice", "calculation")
 READ = "id question_id question answer answerKey kind options choices instruction subject category".split()
 CONTEXT = re.compile("passage|context|article|paragraph|story|premise|documents?|images?|figure|table")
 OPTION = re.compile(  # and GOLD: names of other data sets, by their letters and digits
@@ -86,7 +87,7 @@ def _question(row: dict, default_id: str, fillers: bool) -> Question:
     kind = given("kind", default="choice" if options else "number")
     instruction, subject = given("instruction", default=""), given("subject", "category", default="")
     require(row["question"].strip() != "", "'question' is empty")
-    require(kind in ("number", "choice"), f"kind '{kind}' is neither 'number' nor 'choice'")
+    require(kind in KINDS, f"kind '{kind}' is neither {', '.join(KINDS[:-1])} nor {KINDS[-1]}")
     require(isinstance(instruction, str) and isinstance(subject, str), "'instruction' and 'subject' must be texts")
     for key in [key for key in row if key not in READ and row[key] not in (None, "", [], {})]:
         name = re.sub(r"[\W_]", "", key).casefold()

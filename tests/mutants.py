@@ -1018,7 +1018,11 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the last of several statements", "not TAKEN_BACK.search(text, stated.end(), stated.end() + 100)",
              "False"),
             ("the sign is lost", '-1 if re.search("-|eg|in", number["sign"]) else 1', "1"),
-            ("mixed numbers are only their fraction", 'number["decimal"] or number["mixed"]', 'number["decimal"]')]),
+            ("mixed numbers are only their fraction", 'number["decimal"] or number["mixed"]', 'number["decimal"]'),
+            ("the right side of a calculation", 'text.partition("=")[0]', 'text.rpartition("=")[2]'),
+            ("the first of several calculations", "reversed(values)", "values"),
+            ("no quotient but a whole one", "operator.truediv", "operator.floordiv"),
+            ("a calculation has no negative numbers", "(-1 if isinstance(node.op, ast.USub) else 1)", "1")]),
         *by("answers_of_each_kind[letters]", [
             ("a function is an option", r'r"[(\[', r'r"[\['),
             ("a formula is an option", r"\ ?[=≈≠&|+", r"\ ?[≈≠&|+"),

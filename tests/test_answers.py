@@ -9,6 +9,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 
 import pytest
 from conftest import real_data
@@ -46,6 +47,16 @@ CHOICES = [
     ("The answer is a bit hard to see. The answer is (C).", "C", "C"),  # 'a' is English, not option A
     ("Option B is wrong, so D", None, "D"), ("The answer is K.", None, None), ("The answer is Blue", None, None),
     ("CAB FAD BED", None, None), ("It is a guess", None, None), ("", None, None)]
+CALCULATIONS = [
+    ("8 - 4", "4", "4"), ("(3 + 4) * 2.5", "17.5", "17.5"), ("10 / 3", "10/3", "10/3"), ("7", "7", "7"),
+    ("-3 + 1", "-2", "-2"), ("42 + (18 - 9)\n", "51", "51"), ("2 - 3 * 4 - 5", "-15", "-15"), ("8 / 4 / 2", "1", "1"),
+    (".5 + 0.25.", "0.75", "0.75"), ("9 × 15", "135", "135"), ("9 x 15", "135", "135"), ("8 ÷ 2", "4", "4"),
+    ("1,000 + $2.50", "1002.5", "1002.5"), ("0.1 + 0.2", "0.3", "0.3"), ("<think>3 + 3</think>8 - 4", "4", "4"),
+    ("3 + 4 = 8", "7", "7"), ("8 - 4 = 4 marbles. The answer is 4.", "4", "4"),  # what the model makes of it is nothing
+    ("Tom has 3 + 4 = 8 pens.", None, "7"), ("First 3 + 4 = 7, then 7 * 2 = 15.", None, "14"),
+    ("She has .5 + 4 left.", None, "4.5"), ("7 pens", None, None), ("It takes 8 hours.", None, None),
+    ("3 / 0", None, None), ("3 ** 4", None, None), ("7 // 2", None, None), ("3(4)", None, None), ("3 +", None, None),
+    ("(3 + 4", None, None), ("2.5.5 + 1", None, None), ("x + 3", None, None), ("", None, None), ("=", None, None)]
 NUMBER_STYLES = [  # text, strict
     # GPT-4: prose, LaTeX in \( \) and \[ \], bold
     ("\\[\n\\text{Total} = 9 \\times 2 = 18\n\\]\n\nThe answer is \\( 18 \\).", "18"),
@@ -177,7 +188,8 @@ KINDS = {  # what people's files hold: a text and what it states; None is right 
 
 
 @pytest.mark.parametrize("kind, text, strict, lenient", [
-    *[("number", *row) for row in NUMBERS], *[("choice", *row) for row in CHOICES]])
+    *[("number", *row) for row in NUMBERS], *[("choice", *row) for row in CHOICES],
+    *[("calculation", *row) for row in CALCULATIONS]])
 def test_answers_as_people_write_them(kind, text, strict, lenient):
     assert (extract_answer(text, kind), extract_answer(text, kind, lenient=True)) == (strict, lenient)
 
@@ -242,7 +254,7 @@ def test_canonical_is_one_spelling_or_none(text, kind, expected):
     assert canonical(text, kind) == expected
 
 
-@pytest.mark.parametrize("kind", ["number", "choice"])
+@pytest.mark.parametrize("kind", ["number", "choice", "calculation"])
 def test_any_text_has_one_canonical_answer_or_none(kind):
     """No exception; an answer is its own canonical form, is found again where it is stated; strict implies lenient."""
     hypothesis = pytest.importorskip("hypothesis")
@@ -250,7 +262,7 @@ def test_any_text_has_one_canonical_answer_or_none(kind):
     pieces = st.sampled_from([
         "####", "\\boxed{", "\\frac{", "\\frac12", "}{", "}", "A: ", "\nA:", "Answer: ", "answer is ", "Wait, ",
         "x = ", " + ", " = ", "\\times 10^{", "e9", " million", "1/", "1 1/2", "(C)", "B", "</think>", "12", ",345",
-        ".5", "-", "$", "%", " ", "\n", "½", "１", "٣"])
+        ".5", "-", "(", ")", "*", "$", "%", " ", "\n", "½", "１", "٣"])
 
     @hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
     @hypothesis.given(st.lists(pieces | st.text(max_size=8), max_size=12).map("".join))
@@ -258,9 +270,10 @@ def test_any_text_has_one_canonical_answer_or_none(kind):
         strict, lenient = extract_answer(text, kind), extract_answer(text, kind, lenient=True)
         for answer in (strict, lenient, canonical(text, kind)):
             assert answer is None or (canonical(answer, kind) == answer and answer.isascii())
-            assert answer is None or re.fullmatch(r"-?\d+(\.\d*[1-9]|/\d+)?" if kind == "number" else "[A-J]", answer)
+            assert answer is None or re.fullmatch(r"-?\d+(\.\d*[1-9]|/\d+)?" if kind != "choice" else "[A-J]", answer)
         assert strict is None or lenient == strict
-        assert lenient is None or extract_answer(f"#### {lenient}", kind) == lenient
+        mark = "" if kind == "calculation" else "#### "
+        assert lenient is None or extract_answer(f"{mark}{lenient}", kind) == lenient
 
     check()
 
@@ -289,12 +302,37 @@ def test_fuzzed_numbers_are_read_from_every_spelling():
     check()
 
 
+def test_a_calculation_is_worth_what_it_is_worth():
+    """Random trees of sums, differences, products and quotients, and what they come to step by step."""
+    random = Random(0)
+    operations = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b}
+
+    def tree(depth):
+        if depth == 0 or random.random() < 0.2:
+            number = f"{random.randrange(1, 100)}{random.choice(['', '.5', '.03'])}"
+            return number, Fraction(number)
+        (left, a), (right, b), sign = tree(depth - 1), tree(depth - 1), random.choice("+-*/")
+        return f"({left}{random.choice(['', ' '])}{sign} {right})", operations[sign](a, b) if b or sign != "/" else None
+
+    worths = []
+    for _ in range(300):
+        try:
+            text, worth = tree(3)
+        except TypeError:  # a part of it was divided by zero
+            continue
+        worths.append(worth)
+        found = extract_answer(text, "calculation")
+        assert (worth is None and found is None) or Fraction(found) == worth, text
+        assert worth is None or is_correct(found, str(worth), "calculation")
+    assert len(set(worths)) > 250
+
+
 @pytest.mark.parametrize("unit", [
     "7", "1,", "1,234,", " 111", "111{,}", " ", "\n", "#### ", "answer is ", "answer: ", "answer to ", "\\boxed{",
     "\\frac{1}", "- ", "$", "1/", "1 x ", "answer is 1 + 1 + ", "answer is x = ", "*", "\nA:", "</think>",
     "<think ", "<think>", "answer is 5. Wait, ", "1 * 10^", "1 million ", "#### 1. ", "12:", "answer is not 5 ",
     "answer is (1+", "1 = ", "\nAnswer\n", "<answer>is ", "A, ", "answer is A. ", "½",
-    "1'234", "1 hundred ", "5 pens and "], ids=repr)
+    "1'234", "1 hundred ", "5 pens and ", "(", "1 + ", ". ", "1 x 1 ="], ids=repr)
 def test_the_time_is_linear_in_the_length_of_garbage(unit):
     """Four times the text takes about four times as long (sixteen if a pattern backtracks), and little in any case."""
 
@@ -302,7 +340,7 @@ def test_the_time_is_linear_in_the_length_of_garbage(unit):
         best, text = 9.0, head + unit * (length // len(unit)) + tail
         for _ in range(2):
             start = time.process_time()
-            for kind in ("number", "choice"):
+            for kind in ("number", "choice", "calculation"):
                 extract_answer(text, kind, lenient=True)
                 canonical(text, kind)
             best = min(best, time.process_time() - start)

@@ -203,6 +203,8 @@ def test_mawps_is_split_by_what_is_said_without_names_and_numbers(tmp_path, monk
     asked = {name: load_questions(str(tmp_path / "out" / f"{name}.jsonl")) for name in ("train", "test", "hard")}
     assert [q.question for q in asked["hard"]] == ["1+1?"]  # SVAMP
     assert all({q.id for q in asked[name]} == {q.id for q in splits[name]} for name in ("train", "test"))
+    assert {q.kind for split in asked.values() for q in split} == {"calculation"}  # a file of one's own: number
+    assert {q.kind for q in load_questions(str(tmp_path / "svamp" / "train.jsonl"))} == {"number"}
 
 
 def test_the_sizes_of_mawps_and_svamp():
