@@ -8,6 +8,7 @@ import io
 import json
 import re
 import runpy
+import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -205,6 +206,22 @@ def test_mawps_is_split_by_what_is_said_without_names_and_numbers(tmp_path, monk
     assert all({q.id for q in asked[name]} == {q.id for q in splits[name]} for name in ("train", "test"))
     assert {q.kind for split in asked.values() for q in split} == {"calculation"}  # a file of one's own: number
     assert {q.kind for q in load_questions(str(tmp_path / "svamp" / "train.jsonl"))} == {"number"}
+
+
+def test_the_recorded_calculations_are_those_of_the_recorded_answers(tmp_path):
+    teacher = Path(data.__file__).parent / "results" / "mawps-teacher"
+    script = runpy.run_path(str(teacher / "shorten.py"))
+    for text, calculation in {
+        "Tom starts with 8. So he has 8 - 4 = 5 marbles. The answer is 5.": "8 - 4",  # a slip of his counts for nothing
+        "38 - 4 = 34 are left. So 34 + 15 = 49.": "(38 - 4) + 15", "2 x $5 = $10, 10 / 4 = 2.5": "(2 * 5) / 4",
+        "9 x 15 pieces = 135 and 3 + 4 = 7": "3 + 4", "The answer is 7.": None, "10/6/2024 is today": None,
+    }.items():
+        assert script["calculation_of"](text) == calculation
+    subprocess.run([sys.executable, str(teacher / "shorten.py"), str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 3
+    for file in files:
+        assert gzip.decompress(file.read_bytes()) == gzip.decompress((teacher / file.name).read_bytes())
 
 
 def test_the_sizes_of_mawps_and_svamp():
