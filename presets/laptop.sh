@@ -3,7 +3,7 @@
 # results/mawps-smollm2.
 : "${TEACHER:=$here/results/mawps-teacher/calculations-train.jsonl.gz}" "${STUDENT:=$models/SmolLM2-135M-Instruct}"
 : "${TEACHER_TEST:=$here/results/mawps-teacher/calculations-test.jsonl.gz}" "${hub:=HuggingFaceTB}" "${QUESTIONS:=mawps}"
-: "${needs:=a laptop, 9 GB of memory, 3 h on one core with PRECISION=bf16}"
+: "${needs:=a laptop, 9 GB of memory, about 3.5 h on one core with PRECISION=bf16}"
 : "${train:=1277}" "${valid:=48}" "${test:=399}" "${lenient:=0}"
 : "${student_samples:=4}" "${temperature:=1.0}" "${max_new_tokens:=32}" "${best_of:=4}"
 : "${sft_per_question:=1}" "${sft_epochs:=2}" "${sft_lr:=3e-4}" "${train_batch:=16}"
