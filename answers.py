@@ -69,7 +69,7 @@ def _value(calculation: str) -> str | None:
 
     def of(node: ast.expr) -> Fraction:
         if isinstance(node, ast.Constant):
-            return Fraction(str(node.value))
+            return Fraction(ast.get_source_segment(calculation, node))  # not by way of a float
         if isinstance(node, ast.UnaryOp):
             return of(node.operand) * (-1 if isinstance(node.op, ast.USub) else 1)
         return OPERATORS[type(node.op)](of(node.left), of(node.right))

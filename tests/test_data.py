@@ -200,11 +200,14 @@ def test_mawps_is_split_by_what_is_said_without_names_and_numbers(tmp_path, monk
         numbers = [int(q.id[1:]) for q in split]
         assert [number // 2 for number in numbers[::2]] == [number // 2 for number in numbers[1::2]]
         assert abs(len(split) - 200 * share) < 8 * (100 * share * (1 - share)) ** 0.5
-    data.main(data.Config("mawps", str(tmp_path / "out"), len(splits["train"]), 2, len(splits["test"])))
+    data.main(data.Config("mawps", str(tmp_path / "out"), len(splits["train"]), 2, len(splits["test"]), "auto"))
     asked = {name: load_questions(str(tmp_path / "out" / f"{name}.jsonl")) for name in ("train", "test", "hard")}
     assert [q.question for q in asked["hard"]] == ["1+1?"]  # SVAMP
     assert all({q.id for q in asked[name]} == {q.id for q in splits[name]} for name in ("train", "test"))
     assert {q.kind for split in asked.values() for q in split} == {"calculation"}  # a file of one's own: number
+    assert {q.instruction for q in asked["test"]} == {data.INSTRUCTIONS["calculation"]}
+    shown = [few_shot_prompt(Question("1", "1+1?", kind=kind), 8) for kind in ("number", "calculation")]
+    assert shown[0] == shown[1] and published.STOP_TEXT["number"] == published.STOP_TEXT["calculation"]
     assert {q.kind for q in load_questions(str(tmp_path / "svamp" / "train.jsonl"))} == {"number"}
 
 
