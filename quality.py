@@ -1,7 +1,7 @@
-"""How good is a judge? Pure functions of the scores that it gave and of the labels that say what is right.
+"""How good is a reward model? Pure functions of the scores that it gave and of the labels that say what is right.
 
 A margin is the score of the better answer minus that of the worse one to the same question: chosen and rejected where
-a vote says which is which, right and wrong where the gold answer does. The judge is right where its margin is above 0.
+a vote says which is which, right and wrong where the gold answer does. It is right where its margin is above 0.
 Everything is numpy in double precision and takes whatever numpy can read; nothing of ours is imported.
 
 Sources: AUC as the U statistic of Mann and Whitney (1947); calibration error as in arXiv 1706.04599; length as the
@@ -50,7 +50,7 @@ def right_wrong_pairs(right: ArrayLike) -> tuple[NDArray, NDArray]:
 def pair_accuracy(margin: ArrayLike, tie: float = 0.0) -> float:
     """Share of margins (P,) above 0; a tie counts `tie`. NaN of no pair. Example: [1, -1, 0, 2] -> 2/4.
 
-    A tie is wrong by default: then a judge that says nothing scores 0. 1/2 is a coin, for a judge of few levels.
+    A tie is wrong by default: then a model that says nothing has 0. 1/2 is a coin, for a model of few levels.
     """
     margin = np.asarray(margin, float)
     return float(((margin > 0) + tie * (margin == 0)).mean()) if len(margin) else math.nan
@@ -79,10 +79,10 @@ def expected_calibration_error(margin: ArrayLike, bins: int = 10) -> float:
 
 
 def pair_quality(margin: ArrayLike, better: ArrayLike, worse: ArrayLike, scale: float = 1.0) -> dict:
-    """All that is said about a judge of pairs: margins (P,), lengths of the better and the worse answer (P,), (P,).
+    """How well a reward model orders pairs: margins (P,), lengths of the better and the worse answer (P,), (P,).
 
     `scale` times a margin is the margin that was trained, whose sigmoid is a confidence. None: there is no such pair.
-    'longer_wins' is the rival to beat, a judge who prefers the longer answer and tosses a coin between equal ones.
+    'longer_wins' is the rival to beat, a model that prefers the longer answer and tosses a coin between equal ones.
     Example: margins [1, -1], lengths [20, 9], [10, 9] -> pair_accuracy 1/2, equal_length 0 (the second), longer 3/4.
     """
     margin, better, worse = (np.asarray(values, float) for values in (margin, better, worse))
@@ -124,5 +124,5 @@ def against_gold(scored: list[dict], scale: float) -> dict:
         **{f"{name}_gold": value for name, value in pairs.items()},
         "length_correlation_gold": correlation(flat, lengths),
         "single_sample_accuracy": float(right.mean()),
-        "any_right": float(right.any(1).mean()),  # what a perfect judge would reach
+        "any_right": float(right.any(1).mean()),  # what a perfect reward model would reach
     }

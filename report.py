@@ -180,8 +180,8 @@ def read_run(folder: Path, arms: bool = False) -> Run:
 def build_report(run: Run) -> dict:
     """The numbers of report.json: shares between 0 and 1, null for what is not there. The signals are of round 1."""
     accuracy = {name: row for name in MODELS if (row := run.results(evaluation(name)).get("accuracy"))}
-    best = run.results(evaluation("best_of_n"))  # about its answers, and about their judge
-    judge = {key: best[key] for key in best if key not in ("accuracy", "name", "parameters", "scorer_parameters")}
+    best = run.results(evaluation("best_of_n"))  # about its answers, and about the reward model
+    scorer = {key: best[key] for key in best if key not in ("accuracy", "name", "parameters", "scorer_parameters")}
     labels = label_quality(run.rows("4_pseudo_reward", "rewards.jsonl"), run.questions)
     unknown = {key: None for part, key in SIGNALS if part == "reward_model"}
     wanted = ["6_ppo", "6_ppo_raw", *map(evaluation, ("teacher", "base", "sft", "best_of_n", "ppo_raw", "ppo"))]
@@ -190,7 +190,7 @@ def build_report(run: Run) -> dict:
         "hard": {name: row for name, row in accuracy.items() if name.startswith("hard")},
         **{key: compare(run.transcripts(one), run.transcripts(other)) for key, (one, other) in COMPARISONS.items()},
         "pseudo_reward": {"share_kept": None} | run.results("4_pseudo_reward") | labels,
-        "reward_model": unknown | run.results("5_reward") | judge,
+        "reward_model": unknown | run.results("5_reward") | scorer,
         "cost": {stage: {key: record[key] for key in COSTS} for stage, record in run.stages.items()},
         "missing": [stage for stage in wanted if stage not in run.stages],
     }

@@ -44,7 +44,7 @@ reinforce() { # reinforce STAGE FLAGS...: PPO with the numbers that all its runs
     --minibatches "$minibatches" --eval_every "$eval_every" --lr "$ppo_lr" --critic_lr "$critic_lr" \
     --kl_coef "$kl_coef" "$(switch zero_values)" "${@:2}"
 }
-judge() { # judge STAGE PAIRS [FLAGS]: a reward model; its scores have the scale of the first student's in every round,
+reward_model() { # reward_model STAGE PAIRS [FLAGS]: its scores have the scale of the first student's in every round,
   # because later students answer nearly alike: a tiny deviation made 1 would leave the KL penalty without weight
   run "$1" reward.py --model "$RUN/2_sft" --pairs "$2" --calibrate "$RUN/3_student/samples.jsonl" \
     --questions "$questions" --epochs "$reward_epochs" --lr "$reward_lr" --held_out "$held_out" "${@:3}"
@@ -61,7 +61,7 @@ for ((round = 1; round <= ROUNDS; round++)); do
     --samples "$student_samples" --temperatures "$temperature" --max_new_tokens "$max_new_tokens" "$(switch lenient)"
   run "4_pseudo_reward$again" pseudo_reward.py --questions "$questions" --teacher "$answers" \
     --student "$RUN/3_student$again/samples.jsonl" --voters "$voters" --min_share "$min_share" "$(switch lenient)"
-  judge "5_reward$again" "$RUN/4_pseudo_reward$again/pairs.jsonl"
+  reward_model "5_reward$again" "$RUN/4_pseudo_reward$again/pairs.jsonl"
   # PPO: answers that the reward model likes become likelier, near the policy that it started from
   reinforce "6_ppo$again" --policy "$policy" --reward_model "$RUN/5_reward$again"
   policy=$RUN/6_ppo$again

@@ -26,7 +26,7 @@ if [ "${1:-}" != arms ]; then # every seed is a run of its own
   exec "$PYTHON" "$here/bench/ablation.py" --out "${RESULTS:-$runs}" "${folders[@]}"
 fi
 
-source "$here/train_all.sh" # the run itself; leaves `run`, `judge`, `reinforce` and `evaluate` behind
+source "$here/train_all.sh" # the run itself; leaves `run`, `reward_model`, `reinforce` and `evaluate` behind
 
 arms=()
 supervise() { # supervise NAME MODEL DATA EPOCHS: another SFT
@@ -82,10 +82,10 @@ done
 
 # another reward model: the student votes too; or it starts from the teacher, and the critic stays as it was
 pairs both 3_student both
-judge 5_reward+both "$RUN/4_pseudo_reward+both/pairs.jsonl"
+reward_model 5_reward+both "$RUN/4_pseudo_reward+both/pairs.jsonl"
 arm both --policy "$RUN/2_sft" --reward_model "$RUN/5_reward+both"
 if [ -d "$TEACHER" ]; then
-  judge 5_reward+teacher "$RUN/4_pseudo_reward/pairs.jsonl" --model "$TEACHER"
+  reward_model 5_reward+teacher "$RUN/4_pseudo_reward/pairs.jsonl" --model "$TEACHER"
   arm teacher --policy "$RUN/2_sft" --reward_model "$RUN/5_reward+teacher" --critic "$RUN/5_reward"
 fi
 
@@ -96,7 +96,7 @@ run 3_student+r2 generate.py --model "$RUN/6_ppo" --questions "$questions" --sou
 for round in "r2 both" "r2teacher teacher"; do
   read -r name voters <<<"$round"
   pairs "$name" 3_student+r2 "$voters"
-  judge "5_reward+$name" "$RUN/4_pseudo_reward+$name/pairs.jsonl"
+  reward_model "5_reward+$name" "$RUN/4_pseudo_reward+$name/pairs.jsonl"
   arm "$name" --policy "$RUN/6_ppo" --reward_model "$RUN/5_reward+$name"
 done
 

@@ -39,7 +39,7 @@ if [ "${1:-}" != arms ]; then # every seed of every teacher is a run of its own;
 fi
 
 VOTES=${VOTES-20 50 100 400}
-source "$here/train_all.sh" # the run itself; leaves `run`, `judge`, `reinforce` and `evaluate` behind
+source "$here/train_all.sh" # the run itself; leaves `run`, `reward_model`, `reinforce` and `evaluate` behind
 
 arms=()
 arm() { # arm NAME FLAGS...: another PPO
@@ -47,7 +47,7 @@ arm() { # arm NAME FLAGS...: another PPO
   arms+=("ppo+$1=$RUN/6_ppo+$1")
 }
 both() { # both NAME VOTES EPOCHS: a reward model from these votes; PPO on it, and on the votes themselves
-  judge "5_reward+$1" "$2/pairs.jsonl" --epochs "$3"
+  reward_model "5_reward+$1" "$2/pairs.jsonl" --epochs "$3"
   arm "$1" --reward_model "$RUN/5_reward+$1"
   arm "raw_$1" --votes "$2/rewards.jsonl" "$(switch lenient)"
 }
@@ -59,7 +59,7 @@ for times in 0 0.25 0.5; do
   arm "raw_kl$times" --votes "$RUN/4_pseudo_reward/rewards.jsonl" "$(switch lenient)" --kl_coef "$coefficient"
 done
 
-# votes of some questions alone. Few pairs are read more often, for otherwise a judge of them would take no steps
+# votes of some questions alone. Few pairs are read more often, for otherwise a reward model of them would take no steps
 all=$(wc -l <"$RUN/4_pseudo_reward/rewards.jsonl")
 for n in $VOTES; do
   if [ "$n" -ge "$all" ]; then echo "only $all questions have a vote: no arm for $n"; continue; fi

@@ -88,7 +88,7 @@ heading() { # heading STAGE: which of how many, what it does, and the time since
     6_ppo*raw*) what="PPO again, rewarded by the vote itself" ;;
     6_ppo*) what="PPO makes answers of a high score likelier" ;;
     7_eval/test) what="all answer questions that none has seen" ;;
-    7_eval/best_of_n) what="the judge picks one of several answers" ;;
+    7_eval/best_of_n) what="the reward model picks one of several answers" ;;
     7_eval/hard) what="harder questions than those to learn from" ;;
     *) what="" ;;
   esac
