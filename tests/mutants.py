@@ -328,7 +328,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("each different answer counts as one", "answers[id] += times", "answers[id] += 1"),
             ("cut answers count", 'in asked and row["finish"] == "stop"', "in asked"),
             ("the baseline of no answer is that of all", "in answers else 0.0", "in answers else 1.0"),
-            ("the baseline's answers lack the end token", "[tokenizer.response(text) for text in texts]\n    scores = score(",
+            ("without the end token", "[tokenizer.response(text) for text in texts]\n    scores = score(",
              "[tokenizer.encode(text) for text in texts]\n    scores = score("),
             ("no finished answer goes on", "runtime.require(bool(count)", "runtime.require(True")]),
         *by("test_eval::best_of_n_never_chooses_what_was_cut_off_for_its_score", [
