@@ -28,7 +28,7 @@ from data import Question, Tokenizer, collate, load_questions
 from eval import accuracy
 from generate import answers_to, prompts_of
 from model import Llama, ScalarModel, load_model, load_scalar_model, masked_logprobs, masked_mean, masked_values
-from reward import UNFINISHED_SCORE, make_score, minus_baseline, replace_unfinished
+from reward import UNFINISHED_SCORE, make_score, replace_unfinished
 from runtime import ranks, steps
 from runtime.flags import AtOnce, Count, Function, Input, Natural, NotNegative, Positive, Questions, Saving, Share
 
@@ -44,7 +44,6 @@ class Config:
     votes: Input = ""  # instead of a reward model: rewards.jsonl, +1 for an answer that equals the vote, -1 otherwise
     reward: Function = ""  # instead: FILE.py:NAME, your own name(questions, prompts, responses, texts) -> (B,)
     gold: bool = False  # instead of all: +1 for the gold answer. An upper bound, for comparison; never the method
-    baseline: Input = ""  # samples.jsonl: from a score goes the mean score of the answers there to the same question
     critic: Input = ""  # another reward model to start the critic from
     zero_values: bool = False  # the critic gets a new head of zeros, so it starts at the mean score
     iterations: Count = 60  # rollouts
@@ -276,8 +275,6 @@ def main(cfg: Config, stage: runtime.Stage) -> None:
     critic, critic_adam, reward_model = critic_of(cfg, dtype, device)
     parts = {"policy": policy, "critic": critic, "adam": adam, "critic_adam": critic_adam}  # of a saved state
     score, questions = make_score(cfg, load_questions(cfg.questions), reward_model)
-    if cfg.baseline:
-        score = minus_baseline(score, cfg, questions, tokenizer)
     valid = load_questions(cfg.valid) if cfg.valid else []
     prompts = prompts_of(policy.config, tokenizer, [*questions, *valid], cfg.max_new_tokens)  # all of them must fit
     runtime.set_threads(policy)

@@ -13,7 +13,6 @@ Sources: Bradley-Terry loss as in arXiv 2203.02155, eq. 1; normalisation as in a
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -202,36 +201,6 @@ def make_score(
         return torch.tensor(right) * 2.0 - 1.0  # (B,)
 
     return by_answer, questions
-
-
-def minus_baseline(score: Callable, cfg, questions: list[Question], tokenizer: Tokenizer) -> Callable:
-    """`score`, less its mean over the finished answers of cfg.baseline to the same question (arXiv 2403.07708).
-
-    What is left is how much better an answer is than the usual one: how easy its question is, which is most of a
-    score's variance and tells nothing about what to say, is gone. A question without such answers keeps its score.
-    Example: an answer that scores 3, where the others score 1, 1 and 4 -> 3 - 2.
-    """
-    asked = {question.id: question for question in questions}
-    count = Counter(
-        (row["id"], row["response"])
-        for row in read_jsonl(cfg.baseline, required=["id", "response", "finish"])
-        if row["id"] in asked and row["finish"] == "stop"
-    )
-    runtime.require(bool(count), f"--baseline {cfg.baseline}: no finished answer to a question of {cfg.questions}")
-    print(f"scoring {len(count)} different answers for the baseline", flush=True)  # each once: they repeat
-    ids, texts = zip(*count)
-    prompts, responses = [tokenizer.chat(asked[id].prompt) for id in ids], [tokenizer.response(text) for text in texts]
-    scores = score([asked[id] for id in ids], prompts, responses, texts)  # (different answers,)
-    total, answers = Counter(), Counter()
-    for id, value, times in zip(ids, scores.tolist(), count.values()):
-        total[id] += value * times
-        answers[id] += times
-
-    def by_difference(questions, prompts, responses, texts) -> Tensor:
-        usual = [total[q.id] / answers[q.id] if q.id in answers else 0.0 for q in questions]
-        return score(questions, prompts, responses, texts) - torch.tensor(usual)  # (B,)
-
-    return by_difference
 
 
 # ---- the script ----------------------------------------------------------------------------------------------------

@@ -42,8 +42,7 @@ reinforce() { # reinforce STAGE FLAGS...: PPO with the numbers that all its runs
   run "$1" ppo.py --questions "$questions" --valid "$RUN/0_questions/valid.jsonl" --max_new_tokens "$max_new_tokens" \
     --temperature "$temperature" --iterations "$iterations" --rollout_size "$rollout_size" \
     --minibatches "$minibatches" --eval_every "$eval_every" --lr "$ppo_lr" --critic_lr "$critic_lr" \
-    --kl_coef "$kl_coef" "$(switch zero_values)" \
-    --baseline "$([ "$baseline" = 0 ] || echo "$RUN/3_student$again/samples.jsonl")" "${@:2}"
+    --kl_coef "$kl_coef" "$(switch zero_values)" "${@:2}"
 }
 reward_model() { # reward_model STAGE PAIRS [FLAGS]: its scores have the scale of the first student's in every round,
   # because later students answer nearly alike: a tiny deviation made 1 would leave the KL penalty without weight
@@ -67,8 +66,8 @@ for ((round = 1; round <= ROUNDS; round++)); do
   reinforce "6_ppo$again" --policy "$policy" --reward_model "$RUN/5_reward$again"
   policy=$RUN/6_ppo$again
 done
-seed=$SEED again=""
-# for comparison, without a reward model: the vote itself is the reward
+seed=$SEED
+# the baseline without a reward model: the vote itself is the reward
 reinforce 6_ppo_raw --policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" "$(switch lenient)"
 
 # everyone answers the same held-out questions, greedily; the student after SFT also several times, for best-of-n

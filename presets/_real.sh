@@ -9,7 +9,6 @@ fi
 : "${min_share:=0}" "${pairs_per_question:=4}" "${held_out:=0.05}" "${reward_epochs:=1}" "${reward_lr:=1e-5}"
 : "${iterations:=150}" "${rollout_size:=256}" "${minibatches:=4}" "${eval_every:=15}"
 : "${ppo_lr:=1e-6}" "${critic_lr:=5e-6}" "${kl_coef:=0.05}"
-: "${baseline:=0}"
 : "${zero_values:=1}" # a reward model is trained at the end token; what it says before is no value
 : "${gradient_checkpointing:=0}"
 case $QUESTIONS in *mmlu_pro*) : "${lenient:=0}" ;; esac # a lone letter is too often the pronoun I

@@ -9,5 +9,5 @@
 : "${min_share:=0.3}" "${pairs_per_question:=4}" "${held_out:=0.1}" "${reward_epochs:=2}" "${reward_lr:=1e-3}"
 : "${iterations:=20}" "${rollout_size:=128}" "${minibatches:=4}" "${eval_every:=4}"
 if [ "${lora:=0}" != 0 ]; then : "${ppo_lr:=8e-4}" "${critic_lr:=2e-3}"; fi # adapters learn, and move less at a rate
-: "${ppo_lr:=2e-4}" "${critic_lr:=5e-4}" "${kl_coef:=0.1}" "${zero_values:=0}" "${baseline:=0}"
+: "${ppo_lr:=2e-4}" "${critic_lr:=5e-4}" "${kl_coef:=0.1}" "${zero_values:=0}"
 : "${batch_size:=512}" "${micro_tokens:=4096}" "${gradient_checkpointing:=0}" # memory alone

@@ -34,7 +34,7 @@ must lora '^[0-9]+$' "a rank, a whole number; 0: all weights learn"
 for name in temperature sft_lr reward_lr ppo_lr critic_lr kl_coef min_share held_out; do
   must "$name" '^[0-9]*\.?[0-9]+(e-?[0-9]+)?$' "a number, 0 or greater"
 done
-for name in lenient keep_duplicates zero_values baseline gradient_checkpointing; do must "$name" '^[01]$' "1 or 0"; done
+for name in lenient keep_duplicates zero_values gradient_checkpointing; do must "$name" '^[01]$' "1 or 0"; done
 
 # ---- signals: a stage hears of one once, from here, and saves its state before this ends ----------------------------
 export CONTINUE="${CONTINUE:-$asked$changed${OUT:+OUT=$(printf %q "$OUT") }bash $(printf %q "$0")}" # what goes on after that

@@ -478,16 +478,6 @@ def test_the_critic_may_start_at_zero_and_the_judge_stays(tiny, scorer, tmp_path
     assert zero[1]["val/values_mean"] != 0  # it learns
 
 
-def test_with_a_baseline_answers_as_good_as_the_usual_one_score_zero(tiny, scorer, tmp_path):
-    """A reward that is the number of the question, whatever the answer."""
-    (tmp_path / "mine.py").write_text("def number(questions, *_): return [float(q.id[1:]) for q in questions]\n")
-    write_jsonl(tmp_path / "samples.jsonl", [{"id": f"q{i}", "response": "?", "finish": "stop"} for i in range(6)])
-    flags = dict(reward_model="", reward=f"{tmp_path}/mine.py:number", iterations=1, unfinished_score=0.0)
-    plain = run(tmp_path / "a", tiny, scorer, **flags)
-    less = run(tmp_path / "b", tiny, scorer, **flags, baseline=str(tmp_path / "samples.jsonl"))
-    assert plain[0]["objective/scores"] > 0 == less[0]["objective/scores"]
-
-
 def test_now_and_then_held_out_questions_are_asked_and_samples_shown(tiny, scorer, tmp_path, monkeypatch):
     """At the first, every second and the last iteration, before the update: accuracy, and what the judge thinks."""
     looks = []

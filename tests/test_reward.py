@@ -12,7 +12,7 @@ import reward
 from data import Question, Tokenizer, read_jsonl, write_jsonl
 from model import ModelConfig, ScalarModel, load_scalar_model
 from quality import expected_calibration_error
-from reward import bradley_terry_loss, held_out_ids, make_score, minus_baseline, score_responses
+from reward import bradley_terry_loss, held_out_ids, make_score, score_responses
 from runtime import flags, seed_of, steps
 
 
@@ -282,28 +282,3 @@ def test_a_reward_may_be_the_users_own_function(tmp_path):
     score, _ = make_score(ppo.Config("p", "q", "o", reward=f"{tmp_path}/mine.py:one"), questions, None)
     with pytest.raises(ValueError, match=r"mine\.py:one.*2 answers"):
         score(*asked)
-
-
-def test_a_baseline_takes_from_a_score_what_other_answers_to_the_question_score(tiny, tmp_path):
-    """Scores by hand: question and answer have a number each. Every finished answer counts, repeated ones too."""
-    worth = {"a": 1.0, "b": 2.0, "c": 6.0, "d": -40.0}
-
-    def score(questions, prompts, responses, texts):
-        asked = [tokenizer.chat(q.prompt) for q in questions]
-        assert prompts == asked and responses == [tokenizer.response(text) for text in texts]
-        return torch.tensor([worth[text] + 100 * int(q.id) for q, text in zip(questions, texts)])
-
-    tokenizer, questions = Tokenizer(tiny), [Question(str(i), f"{i}?") for i in range(3)]
-    said = [("0", "a", "stop"), ("1", "c", "stop"), ("0", "c", "stop"), ("0", "a", "stop"), ("0", "d", "length"),
-            ("1", "d", "length"), ("2", "c", "length"), ("unknown", "a", "stop")]
-    write_jsonl(tmp_path / "s.jsonl", [dict(zip(("id", "response", "finish"), row)) for row in said])
-    cfg = ppo.Config("p", "q", "o", baseline=f"{tmp_path}/s.jsonl")
-    above = minus_baseline(score, cfg, questions, tokenizer)
-    asked = [questions[i] for i in (0, 1, 1, 2)] + [Question("7", "7?")]  # the last two nobody has finished
-    texts = ["b", "c", "a", "a", "b"]
-    prompts, responses = [tokenizer.chat(q.prompt) for q in asked], [tokenizer.response(text) for text in texts]
-    # (1 + 6 + 1) / 3 for question 0, 6 for question 1
-    assert above(asked, prompts, responses, texts).tolist() == pytest.approx([2 - 8 / 3, 0, -5, 201, 702])
-    write_jsonl(tmp_path / "s.jsonl", [{"id": "0", "response": "a", "finish": "length"}])
-    with pytest.raises(ValueError, match=r"--baseline .*s\.jsonl"):
-        minus_baseline(score, cfg, questions, tokenizer)

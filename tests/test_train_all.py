@@ -94,7 +94,7 @@ NUMBERS = dict(  # each another one, so that none can take the place of another
     sft_per_question="29", pairs_per_question="31", train_batch="32",
     sft_lr="1e-1", min_share="0.21", held_out="0.22", reward_epochs="19", reward_lr="1e-2", iterations="20",
     rollout_size="23", minibatches="24", eval_every="25", ppo_lr="1e-3", critic_lr="1e-4", kl_coef="0.26",
-    zero_values="1", baseline="1", batch_size="27", micro_tokens="28", gradient_checkpointing="1", lora="30")
+    zero_values="1", batch_size="27", micro_tokens="28", gradient_checkpointing="1", lora="30")
 TRAINS = {"seed": "7", "lora": "30", "micro_tokens": "28", "gradient_checkpointing": True}
 ALWAYS = {  # flags that every command of a script gets
     "data": {"questions": "mine.jsonl", "train": "11", "valid": "12", "test": "13", "instruction": "say so"},
@@ -108,7 +108,6 @@ ALWAYS = {  # flags that every command of a script gets
     "ppo": TRAINS | {"lr": "1e-3", "critic_lr": "1e-4", "kl_coef": "0.26", "iterations": "20", "rollout_size": "23",
                      "minibatches": "24", "eval_every": "25", "temperature": "0.6", "max_new_tokens": "16",
                      "batch_size": "27", "zero_values": True, "questions": "0_questions/train.jsonl",
-                     "baseline": "3_student/samples.jsonl",
                      "valid": "0_questions/valid.jsonl"},
     "eval": {"max_new_tokens": "16", "batch_size": "27", "questions": "0_questions/test.jsonl"},
 }
@@ -124,7 +123,7 @@ WIRES = """\
 3_student_r2        generate       model=6_ppo source=student samples=15 temperatures=0.6 seed=4294967303
 4_pseudo_reward_r2  pseudo_reward  student=3_student_r2/samples.jsonl voters=both min_share=0.21 seed=4294967303
 5_reward_r2         reward         model=2_sft pairs=4_pseudo_reward_r2/pairs.jsonl seed=4294967303
-6_ppo_r2            ppo            policy=6_ppo reward_model=5_reward_r2 baseline=3_student_r2/samples.jsonl seed=4294967303
+6_ppo_r2            ppo            policy=6_ppo reward_model=5_reward_r2 seed=4294967303
 6_ppo_raw           ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes
 7_eval/test         eval           =teacher=teacher =base=student =sft=2_sft =ppo=6_ppo_r2 =ppo_raw=6_ppo_raw =ppo_r1=6_ppo
 7_eval/best_of_n    eval           =sft=2_sft reward_model=5_reward samples=17 temperature=0.6 seed=7
