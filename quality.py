@@ -1,7 +1,7 @@
 """How good is a reward model? Pure functions of the scores that it gave and of the labels that say what is right.
 
 A margin is the score of the better answer minus that of the worse one to the same question: chosen and rejected where
-a vote says which is which, right and wrong where the gold answer does. It is right where its margin is above 0.
+a vote says which is which, right and wrong where the gold answer does. A margin above 0 is right.
 Everything is numpy in double precision and takes whatever numpy can read; nothing of ours is imported.
 
 Sources: AUC as the U statistic of Mann and Whitney (1947); calibration error as in arXiv 1706.04599; length as the
