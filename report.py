@@ -56,6 +56,7 @@ SIGNALS = {  # part and key of report.json -> what the number is; those with % a
     ("reward_model", "ece"): "calibration error on held-out pairs (perfect 0)",
     ("reward_model", "length_correlation"): "correlation of its score with the length of the answer",
 }
+SINGLE = "single_sample_accuracy"  # share right of the sampled answers
 FEW = 0.05  # share of the training questions with a right vote: below, there is nothing to learn
 NOTHING = (
     "there is nothing to distil. Take a teacher that can answer them: TEACHER=folder, or PRESET=smollm2 "
@@ -191,6 +192,7 @@ def build_report(run: Run) -> dict:
         **{key: compare(run.transcripts(one), run.transcripts(other)) for key, (one, other) in COMPARISONS.items()},
         "pseudo_reward": {"share_kept": None} | run.results("4_pseudo_reward") | labels,
         "reward_model": unknown | run.results("5_reward") | scorer,
+        "sampled": {name: run.results(f"7_eval/best_of_n/{name}").get(SINGLE) for name in ("sft", "ppo")},
         "cost": {stage: {key: record[key] for key in COSTS} for stage, record in run.stages.items()},
         "missing": [stage for stage in wanted if stage not in run.stages],
     }
@@ -240,6 +242,14 @@ def how_answered(accuracy: Mapping[str, Mapping], names: Mapping[str, str]) -> s
     """Who was not asked for greedy answers; recorded ones are told by their unknown number of tokens."""
     recorded = [f"{names[name]} (recorded)" for name, row in accuracy.items() if row["mean_tokens"] is None]
     return f"Greedy, but for {' and '.join(['those of n samples', *recorded])}."
+
+
+def how_sampled(sampled: Mapping[str, float | None]) -> str:
+    """What PPO has done to sampled answers, which it learns from; the greedy ones can be as good as before."""
+    if None in sampled.values():
+        return ""
+    shares = f"{number(sampled['sft'])} % after SFT, {number(sampled['ppo'])} % after PPO"
+    return f"Single answers, sampled as in PPO: {shares} are right."
 
 
 def accuracy_rows(report: Mapping) -> Iterator[list[object]]:
@@ -304,7 +314,8 @@ def page_of(run: Run, report: Mapping, title: str) -> str:
         "## Accuracy on the test questions",
         table(["%", "right", "95 %", "lenient", "none", "cut", "tokens", "n"], accuracy_rows(report)),
         how_answered(report["accuracy"], MODELS)
-        + " Right: states gold (95 %: Wilson); lenient: or ends in it; cut: had not ended.",
+        + " Right: states gold (95 %: Wilson); lenient: or ends in it; cut: had not ended. "
+        + how_sampled(report["sampled"]),
         table(["PPO against", "better", "points", "won : lost", "p", "n"], compared),
         "Exact McNemar tests on the same questions, two-sided, uncorrected; within noise: a p of 0.05 or more. A p "
         "is about other questions; one seed gives none about other seeds (bench/ablation.py compares several).",

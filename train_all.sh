@@ -70,14 +70,15 @@ seed=$SEED
 # the baseline without a reward model: the vote itself is the reward
 reinforce 6_ppo_raw --policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" "$(switch lenient)"
 
-# everyone answers the same held-out questions, greedily; the student after SFT also several times, for best-of-n
+# everyone answers the same held-out questions, greedily; SFT and PPO also several times, as PPO samples: for best-of-n,
+# and because sampled answers are what PPO betters
 evaluate() { # evaluate SET QUESTIONS FLAGS... NAME=MODEL...
   run "7_eval/$1" eval.py --questions "$RUN/0_questions/$2.jsonl" --max_new_tokens "$max_new_tokens" "${@:3}"
 }
 students=("base=$STUDENT" "sft=$RUN/2_sft" "ppo=$policy" "ppo_raw=$RUN/6_ppo_raw" ${rounds[@]+"${rounds[@]}"})
 evaluate test test ${TEACHER_TEST:+"teacher=$TEACHER_TEST"} "${students[@]}"
 evaluate best_of_n test --reward_model "$RUN/5_reward" --samples "$best_of" --temperature "$temperature" \
-  --seed "$SEED" "sft=$RUN/2_sft"
+  --seed "$SEED" "sft=$RUN/2_sft" "ppo=$policy"
 if [ -f "$RUN/0_questions/hard.jsonl" ]; then # a difficulty that nobody was trained on
   hard=("sft=$RUN/2_sft" "ppo=$policy")
   if [ -d "$TEACHER" ]; then hard=("teacher=$TEACHER" "${hard[@]}"); fi

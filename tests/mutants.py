@@ -477,6 +477,9 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
          "the_numbers_of_a_run the_page_of_a_run"),
         ("arms count in a run's cost", ' and (arms or "+" not in stage)', "",
          "what_is_missing_is_said_and_nothing_else_changes"),
+        *by("sampled_answers_are_told_where_both_were_asked", [
+            ("sampled answers of PPO are told as SFT's", "{number(sampled['sft'])}", "{number(sampled['ppo'])}"),
+            ("of one model alone", "    if None in sampled.values():\n", "    if not sampled:\n")]),
         ("the raw vote's curve in the learned one's", '= r"6_ppo(_r\\d)?",', '= r"6_ppo(_r.*)?",',
          "unknown_numbers_and_a_second_round"),
         ("recorded answers are greedy ones", 'row["mean_tokens"] is None]', "False]",

@@ -27,7 +27,8 @@ TEACHER, STUDENT = ROOT / "weights" / "tiny-teacher", ROOT / "weights" / "tiny-s
 SMALL = {"train": "60", "valid": "4", "test": "60", "iterations": "3", "rollout_size": "16"}
 STAGES = ["0_questions", "1_teacher", "1_vote", "2_sft", "3_student", "4_pseudo_reward", "5_reward", "6_ppo",
           "6_ppo_raw", *(f"7_eval/test/{name}" for name in ("teacher", "base", "sft", "ppo", "ppo_raw")),
-          "7_eval/best_of_n/sft", *(f"7_eval/hard/{name}" for name in ("teacher", "sft", "ppo"))]
+          *(f"7_eval/best_of_n/{name}" for name in ("sft", "ppo")),
+          *(f"7_eval/hard/{name}" for name in ("teacher", "sft", "ppo"))]
 
 
 def train_all(out, project=ROOT, **environment):

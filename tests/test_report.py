@@ -246,6 +246,17 @@ def test_unknown_numbers_and_a_second_round(tmp_path):
     assert scores(report.LEARNED) == [0, 1, 2, 3, 4, 10, 11, 12] and scores(report.RAW) == [0, 1, 2, 3, 4]
 
 
+def test_sampled_answers_are_told_where_both_were_asked(tmp_path):
+    run = make_run(tmp_path)
+    write_evaluation(run, "best_of_n", ANSWERS["best_of_n"], single_sample_accuracy=0.375)
+    said = lambda: (report_of(run)["sampled"], *map((run / "report.md").read_text().__contains__, ("37.5 %", "62.5 %")))
+    assert said() == ({"sft": 0.375, "ppo": None}, False, False)
+    write_done(run / "7_eval" / "best_of_n" / "ppo", single_sample_accuracy=0.625)
+    assert said() == ({"sft": 0.375, "ppo": 0.625}, True, True)
+    page = (run / "report.md").read_text()
+    assert page.index("37.5 %") < page.index("62.5 %")  # SFT before PPO
+
+
 def test_the_picture_of_the_result_by_hand(tmp_path, figures):
     """A bar for each student, its interval, the teacher as a line; nothing behind it, for a page of any colour."""
     rows = {"SFT": {"share": 0.5, "ci95": [0.25, 0.75]}, "PPO": {"share": 0.875, "ci95": [0.75, 1.0]}}

@@ -126,7 +126,7 @@ WIRES = """\
 6_ppo_r2            ppo            policy=6_ppo reward_model=5_reward_r2 seed=4294967303
 6_ppo_raw           ppo            policy=2_sft votes=4_pseudo_reward/rewards.jsonl lenient=yes
 7_eval/test         eval           =teacher=teacher =base=student =sft=2_sft =ppo=6_ppo_r2 =ppo_raw=6_ppo_raw =ppo_r1=6_ppo
-7_eval/best_of_n    eval           =sft=2_sft reward_model=5_reward samples=17 temperature=0.6 seed=7
+7_eval/best_of_n    eval           =sft=2_sft =ppo=6_ppo_r2 reward_model=5_reward samples=17 temperature=0.6 seed=7
 7_eval/hard         eval           =teacher=teacher =sft=2_sft =ppo=6_ppo_r2 questions=0_questions/hard.jsonl
 """  # noqa: E501
 ARMS = """
