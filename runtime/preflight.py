@@ -109,6 +109,8 @@ def check_room(cfg: Config) -> None:
         moments.append(sampling(read_config(cfg.teacher), cfg.batch_size, cfg.max_new_tokens, bool(gpus), width))
     needed = max(moments, key=lambda parts: sum(parts.values()))
     needed["process"] = 0.6e9 if gpus else 0.27e9  # what CUDA keeps for itself; Python with its libraries
+    if bf16(False) and not gpus:  # oneDNN, which multiplies in bf16, keeps something of every shape that it has met
+        needed["process"] += min(2e9, 16 * parameters(student))
     told = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in needed.items() if size >= 5e6)
     ranks = f" (on one device: {cfg.nproc} ranks share the weights)" if cfg.nproc > 1 else ""
     total = sum(needed.values())

@@ -1335,6 +1335,10 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
             ("the smallest moment", "needed = max", "needed = min"),
             ("a pass is never longer than micro_tokens", "max(cfg.micro_tokens, PROMPT + cfg.max_new_tokens)",
              "cfg.micro_tokens")]),
+        *by("bf16_on_a_cpu_keeps_something_of_every_shape", [
+            ("fp32 keeps shapes too", "if bf16(False) and not gpus:", "if not gpus:"),
+            ("a large model keeps without end", "min(2e9, 16 *", "min(2e19, 16 *"),
+            ("a small model keeps as much as a large one", "16 * parameters(student))", "2e9)")]),
         ("the teacher is forgotten", "Path(cfg.teacher).is_dir()", "False", "a_teacher_that_is_larger_counts"),
         ("an adapter is a folder without a file", '"an adapter: merge it into its model first" if adapter else ', "",
          "an_adapter_is_called_one"),

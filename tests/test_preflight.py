@@ -182,6 +182,19 @@ def test_the_largest_moment_is_said_with_its_parts(plan, capsys):
     assert usual > 40 * PARAMETERS / 1e9  # policy and critic with moments, two frozen models, gradients of one
 
 
+def test_bf16_on_a_cpu_keeps_something_of_every_shape(plan, tmp_path, capsys, monkeypatch):
+    """16 bytes of a parameter, but at most 2 GB."""
+    small = model_at(tmp_path / "small", num_hidden_layers=1)
+    kept = []
+    for student in (small, plan.student):
+        for precision in ("fp32", "bf16"):
+            monkeypatch.setenv("PRECISION", precision)
+            preflight.main(replace(plan, student=student))
+            kept.append(parts_of(capsys.readouterr().out)[0]["process"])
+    of_small = 16 * (PARAMETERS - 9 * (2 * 1024 * (1024 + 256) + 3 * 1024 * 4096 + 2 * 1024)) / 1e9
+    assert kept == pytest.approx([0.27, 0.27 + of_small, 0.27, 2.27], abs=0.006)
+
+
 def test_a_teacher_that_is_larger_counts(plan, tmp_path, capsys):
     """At rest, in fp32 on a CPU."""
     preflight.main(replace(plan, teacher=model_at(tmp_path / "teacher", num_hidden_layers=250)))
