@@ -41,6 +41,7 @@ class Config:
     needs: str = ""  # what the preset takes, in words
     hub: str = ""  # where the preset's default models are published: an organisation on huggingface.co
     nproc: Count = 1  # ranks, one per GPU where there are any
+    rounds: Count = 1  # of sampling, vote, reward model and PPO
 
 
 def main(cfg: Config) -> None:
@@ -116,10 +117,10 @@ def check_room(cfg: Config) -> None:
     total = sum(needed.values())
     print(f"needs about {total / 1e9:.1f} of {free / 1e9:.1f} GB {device} ({told}){ranks}")
 
-    # the weights of SFT, the reward model and two PPO runs; while PPO runs its policy is kept, twice for a moment, and
-    # two states of what learns in policy and critic, with its moments
+    # the weights of SFT and of PPO on the raw vote, and of each round's reward model and PPO; while PPO runs its policy is
+    # kept, twice for a moment, and two states of what learns in policy and critic, with its moments
     policy = learner(student, bool(gpus), False, cfg.lora)
-    disk = (4 + 2) * policy["weights"] + 2 * 2 * 1.5 * policy["moments"] + 50e6
+    disk = (2 + 2 * cfg.rounds + 2) * policy["weights"] + 2 * 2 * 1.5 * policy["moments"] + 50e6
     run = Path(cfg.run).resolve()
     place = next(folder for folder in [run, *run.parents] if folder.exists())
     free_disk = shutil.disk_usage(place).free

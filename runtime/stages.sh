@@ -60,8 +60,9 @@ run_folder() { # run_folder DEFAULT: sets RUN, checked, and locked until this sc
   RUN=${OUT:-$here/$1$([ "$QUICK" != 1 ] || echo -quick)}
   PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -m runtime.preflight --run "$RUN" --preset "$PRESET" \
     --seed "$SEED" --changed "$changed" --needs "$needs" --hub "$hub" --nproc "$NPROC" --questions "$QUESTIONS" \
-    --teacher "$TEACHER" --teacher_test "${TEACHER_TEST:-}" --student "$STUDENT" --max_new_tokens "$max_new_tokens" \
-    --batch_size "$batch_size" --micro_tokens "$micro_tokens" --lora "$lora" "$(switch gradient_checkpointing)"
+    --rounds "$ROUNDS" --teacher "$TEACHER" --teacher_test "${TEACHER_TEST:-}" --student "$STUDENT" \
+    --max_new_tokens "$max_new_tokens" --batch_size "$batch_size" --micro_tokens "$micro_tokens" --lora "$lora" \
+    "$(switch gradient_checkpointing)"
   [ -z "$FROM" ] || [ -e "$RUN/$FROM" ] || refuse "FROM=$FROM: $RUN has no such stage"
   mkdir -p "$RUN" && exec 9<"$RUN"
   if command -v flock >/dev/null && ! flock -n 9; then

@@ -1345,6 +1345,7 @@ MUTANTS = [Mutant(file, *entry) for file, entries in {
         ("more ranks than GPUs", "nproc <= gpus,", "nproc <= 8 * gpus,", "there_are_no_more_ranks_than_gpus"),
         *by("disk_for_weights_and_states", [
             ("one state on the disk", "2 * 2 * 1.5", "2 * 1.5"),
+            ("all rounds in the room of one", "2 * cfg.rounds", "2"),
             ("a full disk will do", "disk < free_disk,", "True,")]),
     ],
     "assignments/handed_in.py": [

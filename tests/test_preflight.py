@@ -89,6 +89,10 @@ def test_disk_for_weights_and_states(plan, capsys, monkeypatch):
     with pytest.raises(ValueError, match="GB are needed there"):
         preflight.main(plan)
     preflight.main(replace(plan, lora=8))  # whose states are adapters
+    free[0] += 2 + 2 * 4 * PARAMETERS  # a second round's reward model and policy
+    preflight.main(replace(plan, rounds=2))
+    with pytest.raises(ValueError, match="GB are needed there"):
+        preflight.main(replace(plan, rounds=3))
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------
