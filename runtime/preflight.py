@@ -117,8 +117,8 @@ def check_room(cfg: Config) -> None:
     total = sum(needed.values())
     print(f"needs about {total / 1e9:.1f} of {free / 1e9:.1f} GB {device} ({told}){ranks}")
 
-    # the weights of SFT and of PPO on the raw vote, and of each round's reward model and PPO; while PPO runs its policy is
-    # kept, twice for a moment, and two states of what learns in policy and critic, with its moments
+    # the weights of SFT and of PPO on the raw vote, and of each round's reward model and PPO; while PPO runs its policy
+    # is kept, twice for a moment, and two states of what learns in policy and critic, with its moments
     policy = learner(student, bool(gpus), False, cfg.lora)
     disk = (2 + 2 * cfg.rounds + 2) * policy["weights"] + 2 * 2 * 1.5 * policy["moments"] + 50e6
     run = Path(cfg.run).resolve()
