@@ -70,8 +70,7 @@ seed=$SEED
 # the baseline without a reward model: the vote itself is the reward
 reinforce 6_ppo_raw --policy "$RUN/2_sft" --votes "$RUN/4_pseudo_reward/rewards.jsonl" "$(switch lenient)"
 
-# everyone answers the same held-out questions, greedily; SFT and PPO also several times, sampled as in PPO, which learns
-# from such answers: what it gains shows there first, and best-of-n is picked from them
+# everyone answers the same held-out questions, greedily; SFT and PPO also several times, sampled as in PPO: best-of-n
 evaluate() { # evaluate SET QUESTIONS FLAGS... NAME=MODEL...
   run "7_eval/$1" eval.py --questions "$RUN/0_questions/$2.jsonl" --max_new_tokens "$max_new_tokens" "${@:3}"
 }
