@@ -56,7 +56,6 @@ SIGNALS = {  # part and key of report.json -> what the number is; those with % a
     ("reward_model", "ece"): "calibration error on held-out pairs (perfect 0)",
     ("reward_model", "length_correlation"): "correlation of its score with the length of the answer",
 }
-SINGLE = "single_sample_accuracy"  # share right of the sampled answers
 FEW = 0.05  # share of the training questions with a right vote: below, there is nothing to learn
 NOTHING = (
     "there is nothing to distil. Take a teacher that can answer them: TEACHER=folder, or PRESET=smollm2 "
@@ -192,7 +191,9 @@ def build_report(run: Run) -> dict:
         **{key: compare(run.transcripts(one), run.transcripts(other)) for key, (one, other) in COMPARISONS.items()},
         "pseudo_reward": {"share_kept": None} | run.results("4_pseudo_reward") | labels,
         "reward_model": unknown | run.results("5_reward") | scorer,
-        "sampled": {name: run.results(f"7_eval/best_of_n/{name}").get(SINGLE) for name in ("sft", "ppo")},
+        "sampled": {
+            name: run.results(f"7_eval/best_of_n/{name}").get("single_sample_accuracy") for name in ("sft", "ppo")
+        },
         "cost": {stage: {key: record[key] for key in COSTS} for stage, record in run.stages.items()},
         "missing": [stage for stage in wanted if stage not in run.stages],
     }
@@ -248,8 +249,8 @@ def how_sampled(sampled: Mapping[str, float | None]) -> str:
     """What PPO has done to sampled answers, which it learns from; the greedy ones can be as good as before."""
     if None in sampled.values():
         return ""
-    shares = f"{number(sampled['sft'])} % after SFT, {number(sampled['ppo'])} % after PPO"
-    return f"Single answers, sampled as in PPO: {shares} are right."
+    after = f"{number(sampled['sft'])} % are right after SFT and {number(sampled['ppo'])} % after PPO"
+    return f"Of single answers, sampled as in PPO, {after}."
 
 
 def accuracy_rows(report: Mapping) -> Iterator[list[object]]:
